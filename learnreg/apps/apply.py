@@ -1,0 +1,24 @@
+"""``learnreg apply``: resample an image or a segmentation through a saved transform."""
+
+from __future__ import annotations
+
+import argparse
+
+from learnreg.io import read_image, write_image
+from learnreg.transforms.itk import read_transform
+from learnreg.warping import warp, warp_labels
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read, resample, write."""
+    transform = read_transform(options.transform)
+    reference, moving = read_image(options.reference), read_image(options.moving)
+    if reference.ndim != moving.ndim:
+        raise ValueError(f"The reference is {reference.ndim}-D and the image {moving.ndim}-D; give images of one dimension.")
+    if options.labels:
+        points = transform.map_grid(reference.grid)
+        values = warp_labels(moving.data.round().int(), moving.grid, points)
+    else:
+        values = warp(moving, transform, reference.grid).data
+    write_image(values[0], reference.grid, options.output)
+    print(f"Wrote {options.output}")

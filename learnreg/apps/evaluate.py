@@ -1,0 +1,110 @@
+"""``learnreg evaluate``: methods compared on a data set of labeled pairs."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from learnreg import __version__
+from learnreg.apps.errors import UserError
+from learnreg.apps.register import set_device
+from learnreg.data.datasets import reversed_pairs
+from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
+from learnreg.data.preprocessing import ModelSpace
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.io import write_atomically
+from learnreg.methods.api import choose_method
+from learnreg.methods.base import Method
+from learnreg.methods.evaluation import METRICS, Case, Row, evaluate, summarize, table
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate, print the table, write it."""
+    set_device(options)
+    pairs = read_pairs(options.data)
+    if pairs is None:
+        subjects = read_subjects(options.data)
+        pairs = reversed_pairs(_within(subjects, options.block, options.data))
+    else:
+        pairs = _within(pairs, options.block, options.data)
+    missing = [s.image for pair in pairs for s in pair if s.labels is None]
+    if missing:
+        raise UserError(f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels).")
+    methods = choose_methods(options)
+    rows: list[Row] = []
+    names = f"{len(pairs)} pairs, {', '.join(methods)}"
+    for case in tqdm(_cases(pairs, options), total=len(pairs), desc=names, disable=options.quiet or not sys.stderr.isatty()):
+        rows += evaluate([case], methods)
+    print(table(rows))
+    if options.output:
+        write(rows, Path(options.output), options)
+        print(f"Wrote {options.output}: table.md, cases.csv, metrics.json")
+
+
+def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
+    """What to compare, by the name for the table."""
+    methods = {Path(name).stem: choose_method(name) for name in options.method}
+    if options.checkpoint is not None:
+        methods["one-shot"] = choose_method(checkpoint=options.checkpoint, device=options.device)
+        if options.refine:
+            methods[f"one-shot + refine {options.refine}"] = choose_method(
+                checkpoint=options.checkpoint, refine=options.refine, device=options.device
+            )
+    elif options.refine:
+        raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
+    return methods or {"deformable": choose_method("deformable")}
+
+
+def _within(items: Sequence, block: tuple[int, int] | None, data: str) -> list:  # type: ignore[type-arg]
+    if block is None:
+        return list(items)
+    if block[1] > len(items):
+        raise UserError(f"--block {block[0]}:{block[1]} goes beyond the {len(items)} entries of {data}.")
+    return list(items[block[0] : block[1]])
+
+
+def _cases(pairs: Sequence[Pair], options: argparse.Namespace) -> Iterator[Case]:
+    for fixed, moving in pairs:
+        yield Case(f"{fixed.name} < {moving.name}", _read(fixed, options), _read(moving, options))
+
+
+def _read(subject: Subject, options: argparse.Namespace) -> Image:
+    image = subject.read()
+    if options.shape:
+        placed = ModelSpace(options.spacing, options.shape).place(image)
+        grid = Grid.regular(placed.grid.shape, options.spacing)
+        image = Image(placed.data, grid, placed.mask, placed.labels)
+    return image
+
+
+def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> None:
+    """The table, every case, and both as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = ["case", "method", *(key for key, _, _ in METRICS if any(key in row for row in rows))]
+
+    def cases(part: str) -> None:
+        with Path(part).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    settings = {key: value for key, value in vars(options).items() if key not in ("debug", "quiet", "command", "output")}
+    content = {
+        "settings": settings,
+        "threads": torch.get_num_threads(),
+        "learnreg": __version__,
+        "summary": summarize(rows),
+        "cases": list(rows),
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(folder / "table.md", lambda part: Path(part).write_text(table(rows) + "\n", encoding="utf-8"))
+    write_atomically(folder / "cases.csv", cases)
+    write_atomically(folder / "metrics.json", lambda part: Path(part).write_text(text, encoding="utf-8"))

@@ -1,0 +1,107 @@
+"""The command ``learnreg``: arguments here, heavy imports only when a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from learnreg import __version__
+from learnreg.apps.errors import reporting_errors
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:  # the rest is Hydra's
+        from learnreg.apps.train import main as train
+
+        sys.argv = ["learnreg train", *given[1:]]
+        train()
+        return
+    options = parser().parse_args(given)
+    with reporting_errors(debug=options.debug):
+        _run(options)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "register":
+        from learnreg.apps.register import run
+    elif options.command == "evaluate":
+        from learnreg.apps.evaluate import run
+    elif options.command == "apply":
+        from learnreg.apps.apply import run
+    else:
+        from learnreg.apps.methods import run
+    run(options)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    computing = argparse.ArgumentParser(add_help=False)
+    computing.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
+    computing.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
+    computing.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
+    solving = argparse.ArgumentParser(add_help=False)
+    solving.add_argument("--refine", type=_count, default=0, metavar="N", help="classical steps from the network's answer")
+
+    top = argparse.ArgumentParser(prog="learnreg", description="Classical and learned medical image registration.")
+    top.add_argument("--version", action="version", version=f"learnreg {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    register = commands.add_parser("register", parents=[common, computing, solving], help="align one image to another")
+    register.add_argument("fixed", help="the reference: an image file or a DICOM folder")
+    register.add_argument("moving", help="the image to align")
+    register.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    register.add_argument("--method", help="a preset (see `learnreg methods`) or a YAML file (default: deformable)")
+    register.add_argument("--checkpoint", metavar="FILE", help="a trained network, instead of --method")
+    register.add_argument("--initial", metavar="FILE", help="an ITK transform to begin with, fixed to moving")
+    for which in ("fixed", "moving"):
+        register.add_argument(f"--{which}-labels", metavar="FILE", help=f"segmentation of the {which} image, to measure overlap")
+        register.add_argument(f"--{which}-mask", metavar="FILE", help=f"where the {which} image counts")
+    register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
+
+    evaluate = commands.add_parser("evaluate", parents=[common, computing, solving], help="compare methods on labeled pairs")
+    evaluate.add_argument("data", help="a folder (images/, labels/), a CSV or a Learn2Reg dataset.json")
+    evaluate.add_argument("-o", "--output", metavar="OUT", help="folder for table.md, cases.csv and metrics.json")
+    evaluate.add_argument("--method", action="append", default=[], help="a preset or YAML file; may be given several times")
+    evaluate.add_argument("--checkpoint", metavar="FILE", help="a trained network: one-shot, and refined with --refine")
+    evaluate.add_argument("--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order (default: all)")
+    evaluate.add_argument("--shape", type=_count, nargs="+", metavar="N", help="bring images to this shape (z y x), centered")
+    evaluate.add_argument("--spacing", type=float, default=1.0, help="mm, with --shape (default: 1)")
+
+    apply = commands.add_parser("apply", parents=[common], help="resample an image through a saved transform")
+    apply.add_argument("transform", help="an ITK transform (.h5, .tfm) or displacement field in mm (.nii.gz)")
+    apply.add_argument("moving", help="the image to resample")
+    apply.add_argument("-r", "--reference", required=True, metavar="FIXED", help="the image whose grid the result has")
+    apply.add_argument("-o", "--output", required=True, metavar="FILE", help="the resampled image")
+    apply.add_argument("--labels", action="store_true", help="nearest neighbor, integers: for segmentations")
+
+    commands.add_parser("methods", parents=[common], help="list the classical presets")
+    commands.add_parser("train", help="train a network: learnreg train experiment=... (Hydra; also: python train.py)")
+    return top
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _block(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"expected A:B with A < B, such as 160:200, got {text!r}")
+    return int(first), int(last)
+
+
+if __name__ == "__main__":
+    main()

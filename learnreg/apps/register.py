@@ -1,0 +1,135 @@
+"""``learnreg register``: one pair from files to files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learnreg import __version__
+from learnreg.apps.errors import UserError
+from learnreg.image import Image
+from learnreg.io import read_image, write_atomically, write_image
+from learnreg.methods import Registration, register
+from learnreg.methods.evaluation import Case, score
+from learnreg.metrics import folding_fraction, label_values, sd_log_jacobian
+from learnreg.reporting.figures import registration_figure, save_figure
+from learnreg.similarity import ncc_loss
+from learnreg.transforms import Affine, Transform
+from learnreg.transforms.itk import read_transform
+from learnreg.warping import warp
+
+FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Register, and write warped image, transform, figure and metrics."""
+    output = Path(options.output)
+    _check(options, output)
+    set_device(options)
+    fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
+    moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
+    initial = None if options.initial is None else read_transform(options.initial)
+    result = register(
+        fixed,
+        moving,
+        options.method or "deformable",
+        checkpoint=options.checkpoint,
+        refine=options.refine,
+        initial=initial,
+        device=options.device,
+        progress=False if options.quiet else None,
+    )
+    metrics = {"fixed": str(options.fixed), "moving": str(options.moving), **measure(result)}
+    metrics |= {"method": options.method or "deformable"} if options.checkpoint is None else {
+        "checkpoint": str(options.checkpoint),
+        "refine": options.refine,
+    }
+    metrics |= {"device": options.device, "threads": torch.get_num_threads(), "learnreg": __version__}
+    save(result, metrics, output)
+    if not options.quiet:
+        print(summary(metrics))
+        print(f"Wrote {output}: {', '.join(FILES)}")
+
+
+def _check(options: argparse.Namespace, output: Path) -> None:
+    """What can be told before anything is computed."""
+    if options.checkpoint is not None and options.method is not None:
+        raise UserError("Give --method or --checkpoint, not both.")
+    if options.refine and options.checkpoint is None:
+        raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
+    if bool(options.fixed_labels) != bool(options.moving_labels):
+        raise UserError("Give --fixed-labels and --moving-labels together, or neither.")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"-o {output} is a file; give a folder.")
+    existing = [name for name in FILES if (output / name).exists()]
+    if existing and not options.overwrite:
+        raise UserError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+
+
+def set_device(options: argparse.Namespace) -> None:
+    """Number of threads, and whether the device is there."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if str(options.device).startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {options.device}: PyTorch sees no CUDA device here; use --device cpu.")
+    try:
+        torch.device(options.device)
+    except RuntimeError as error:
+        raise UserError(f"--device {options.device} is unknown; use cpu, cuda or cuda:1.") from error
+
+
+def measure(result: Registration) -> dict[str, Any]:
+    """Agreement before and after, regularity, and time."""
+    identity = Affine.identity(result.fixed.ndim)
+    displacement = result.transform.displacement(result.fixed.grid)
+    metrics: dict[str, Any] = {
+        "seconds": round(result.seconds, 3),
+        "before": _agreement(result, identity),
+        "after": _agreement(result, result.transform),
+        "folding_percent": 100 * float(folding_fraction(displacement, result.fixed.grid)),
+        "sd_log_jacobian": float(sd_log_jacobian(displacement, result.fixed.grid)),
+        "mean_displacement_mm": float(displacement.norm(dim=1).mean()),
+        "largest_displacement_mm": float(displacement.norm(dim=1).max()),
+        "iterations": sum(len(level.losses) for level in result.history),
+    }
+    return metrics
+
+
+def _agreement(result: Registration, transform: Transform) -> dict[str, Any]:
+    """Correlation of intensities, and of labels where both images have them."""
+    fixed, moving = result.fixed, result.moving
+    warped = warp(Image(moving.data, moving.grid), transform, fixed.grid)
+    values: dict[str, Any] = {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, fixed.mask))}
+    if fixed.labels is not None and moving.labels is not None and label_values(fixed.labels, moving.labels):
+        row = score(Case("pair", fixed, moving), transform)
+        values |= {key: row[key] for key in ("dice", "dice_by_label", "hd95_mm")}
+    return values
+
+
+def save(result: Registration, metrics: dict[str, Any], output: Path) -> None:
+    """Write all files; everything is computed before the first is written."""
+    figure = registration_figure(result.fixed, result.moving, result.transform, title=summary(metrics))
+    warped = result.warped.data
+    output.mkdir(parents=True, exist_ok=True)
+    write_image(warped[0], result.fixed.grid, output / FILES[0])
+    result.save_transform(output / FILES[1])
+    save_figure(figure, output / FILES[2])
+    text = json.dumps(metrics, indent=2) + "\n"
+    write_atomically(output / FILES[3], lambda part: Path(part).write_text(text, encoding="utf-8"))
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The figures that tell whether it worked, on one line."""
+    before, after = metrics["before"], metrics["after"]
+    parts = [f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}"]
+    if "dice" in after:
+        parts.append(f"Dice {before['dice']:.3f} -> {after['dice']:.3f}")
+    parts.append(f"folding {metrics['folding_percent']:.3f} %")
+    parts.append(f"{metrics['seconds']:.2f} s")
+    return ", ".join(parts)
+
+

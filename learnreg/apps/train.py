@@ -1,0 +1,124 @@
+"""``python train.py experiment=...``: training, wiring only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from learnreg.apps.errors import UserError, reporting_errors
+from learnreg.configs import check_targets, config_dir, register_schema, unknown_key
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def main() -> None:
+    """Entry point of ``train.py`` and ``learnreg train``."""
+    with reporting_errors():
+        register_schema()
+        _check_command_line(sys.argv[1:])
+        import hydra
+
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+
+
+def _task(config: DictConfig) -> float | None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with reporting_errors():
+        try:
+            plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+        except OmegaConfBaseException as error:
+            raise UserError(_explain(error)) from error
+        check_targets({k: v for k, v in plain.items() if k != "method"})
+        return run(plain)
+
+
+def _explain(error: Exception) -> str:
+    message = str(error).splitlines()[0]
+    if "LEARNREG_DATA" in message:
+        return "This experiment needs the folder with the images: set LEARNREG_DATA=/path/to/data."
+    return f"Config: {message}"
+
+
+def _check_command_line(arguments: list[str]) -> None:
+    """Compose once, so that a typing error is one line, and is told before torch is imported."""
+    if any(argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c", "-m", "--multirun") for argument in arguments):
+        return
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
+    for flag, value in zip(arguments, arguments[1:], strict=False):
+        if flag in ("--config-dir", "-cd"):
+            overrides.append(f"hydra.searchpath=[file://{os.path.abspath(value)}]")
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            compose("train", overrides=overrides, return_hydra_config=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error, arguments)) from error
+
+
+def _one_line(error: Exception, arguments: list[str]) -> str:
+    """Hydra's message on one line, with the choices or the likely key."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in f"{error}\n{cause}".splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith(("Key '", "Could not override")) and "'" in line:
+            key = line.split("'")[1].split(".")[-1]
+            return unknown_key(key, key, _known_keys())
+    return " ".join(dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider="))))
+
+
+def _known_keys() -> list[str]:
+    """Every key of the default configuration."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    def walk(node: Any) -> list[str]:
+        return [k for key, value in node.items() for k in (str(key), *walk(value))] if isinstance(node, dict) else []
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return sorted(set(walk(OmegaConf.to_container(compose("train"), resolve=False))))
+
+
+def run(config: dict[str, Any]) -> float | None:
+    """Build everything, train, and report; returns the best monitored value."""
+    import pytorch_lightning as pl
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
+
+    from learnreg.apps.train_report import report
+    from learnreg.apps.wiring import build_module, check_launch
+    from learnreg.networks.checkpoint import load_checkpoint
+
+    check_launch(config)
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    data = instantiate(config["data"], _convert_="all")
+    data.setup()
+    module = build_module(config, data)
+    trainer = instantiate(
+        config["trainer"],
+        callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],
+        logger=[instantiate(entry, _convert_="all") for entry in config["logger"].values() if entry],
+        _convert_="all",
+    )
+    if config["resume"]:
+        load_checkpoint(config["resume"])
+    trainer.fit(module, datamodule=data, ckpt_path=config["resume"], weights_only=True if config["resume"] else None)
+    folder = HydraConfig.get().runtime.output_dir
+    if trainer.is_global_zero:
+        if config["report_pairs"]:
+            report(config, data, folder)
+        print(f"Run folder: {folder} (checkpoints/best.ckpt, checkpoints/last.ckpt, metrics.csv, figures/)")
+    best = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
+    return None if best is None else float(best)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""From plain configuration to objects, with what has to agree between them checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+
+from learnreg.apps.errors import UserError
+from learnreg.networks.checkpoint import recipe
+from learnreg.training.module import RegistrationModule
+
+
+def check_launch(config: dict[str, Any]) -> None:
+    """Refuse what would go wrong in silence: a sweep whose ranks draw different hyperparameters."""
+    strategy = str(config["trainer"].get("strategy") or "")
+    if HydraConfig.get().mode == RunMode.MULTIRUN and strategy.startswith("ddp"):
+        launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
+        if launcher != "submitit_slurm":
+            raise UserError("A sweep (-m) with trainer.strategy=ddp gives each rank other values; use devices=1, or the submitit_slurm launcher.")
+
+
+def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
+    """The Lightning module with what its checkpoints will hold."""
+    space = data.space
+    shape = None if space.shape is None else [int(n) for n in space.shape]
+    spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
+    stored = recipe(config["network"], config["objective"], {"spacing": spacing, "shape": shape, "multiple": space.multiple})
+    return RegistrationModule(
+        instantiate(config["network"], _convert_="all"),
+        instantiate(config["objective"], _convert_="all"),
+        instantiate(config["optimizer"], _convert_="all"),
+        symmetric=config["symmetric"],
+        warmup=config["warmup"],
+        recipe=stored,
+    )

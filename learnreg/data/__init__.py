@@ -1,0 +1,1 @@
+"""Data: formats on disk, preprocessing, pairs, augmentation, synthesis."""

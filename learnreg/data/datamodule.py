@@ -1,0 +1,105 @@
+"""The Lightning data module: training pairs at random, validation pairs fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from learnreg.data.datasets import Augmentation, ImageCache, ImagePair, OrderedPairs, PairDataset, collate, reversed_pairs
+from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
+from learnreg.data.preprocessing import ModelSpace
+from learnreg.typing import Path
+
+
+class RegistrationData(pl.LightningDataModule):
+    """Pairs from a folder, a CSV or a Learn2Reg ``dataset.json``.
+
+    Unpaired images train as all ordered pairs, shuffled (``trainer.limit_train_batches`` is an epoch); validation pairs each image of
+    its block with the block in reversed order. Where the data prescribe pairs (a CSV with
+    ``fixed,moving``), the blocks are taken from those.
+
+    Args:
+        path: See :func:`learnreg.data.formats.read_subjects` and ``read_pairs``.
+        space: The grid that all images are brought to.
+        train: ``[first, last)`` positions in the data set's order.
+        validation: ``[first, last)``; a block apart from ``train``.
+        batch_size: Pairs a step and device.
+        validation_pairs: At most so many.
+        augmentation: ``image -> image``, for training.
+        num_workers: Processes that load; 0 loads in the main one, which keeps the cache.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        space: ModelSpace,
+        *,
+        train: Sequence[int],
+        validation: Sequence[int],
+        batch_size: int = 1,
+        validation_pairs: int | None = None,
+        augmentation: Augmentation | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.path, self.space = path, space
+        self.blocks = {"train": _block("train", train), "validation": _block("validation", validation)}
+        self.batch_size = batch_size
+        self.validation_pairs, self.augmentation = validation_pairs, augmentation
+        self.num_workers = num_workers
+        self.load = ImageCache(space)
+        self._pairs: list[Pair] | None = None
+        self._subjects: list[Subject] = []
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what the data set consists of; images are read when they are needed.
+
+        Raises:
+            ValueError: A block is empty or beyond the data.
+        """
+        if self._subjects or self._pairs:
+            return
+        self._pairs = read_pairs(self.path)
+        self._subjects = [] if self._pairs else read_subjects(self.path)
+        count = len(self._pairs or self._subjects)
+        for name, (first, last) in self.blocks.items():
+            if not 0 <= first < last <= count:
+                kind = "pairs" if self._pairs else "images"
+                raise ValueError(f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}.")
+
+    def pairs(self, name: str = "validation") -> list[Pair]:
+        """Files of the fixed pairs of a block."""
+        self.setup()
+        first, last = self.blocks[name]
+        return self._pairs[first:last] if self._pairs else reversed_pairs(self._subjects[first:last])
+
+    def train_dataloader(self) -> DataLoader[ImagePair]:
+        self.setup()
+        first, last = self.blocks["train"]
+        if self._pairs:
+            return self._loader(PairDataset(self._pairs[first:last], self.load), shuffle=True)
+        dataset = OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
+        return self._loader(dataset, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[ImagePair]:
+        return self._loader(PairDataset(self.pairs()[: self.validation_pairs], self.load), shuffle=False, batch_size=1)
+
+    def _loader(
+        self, dataset: OrderedPairs | PairDataset, *, shuffle: bool, batch_size: int | None = None
+    ) -> DataLoader[ImagePair]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size or self.batch_size,
+            shuffle=shuffle,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=False,
+        )
+
+
+def _block(name: str, ends: Sequence[int]) -> tuple[int, int]:
+    if len(ends) != 2:
+        raise ValueError(f"data.{name} takes [first, last), got {list(ends)}.")
+    return int(ends[0]), int(ends[1])

@@ -1,0 +1,95 @@
+"""Data sets of pairs on a model's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch.utils.data import Dataset
+
+from learnreg.data.formats import Pair, Subject
+from learnreg.data.preprocessing import ModelSpace, normalized
+from learnreg.grid import Grid
+from learnreg.image import Image, stack
+
+ImagePair = tuple[Image, Image]
+Augmentation = Callable[[Image], Image]
+
+
+class ImageCache:
+    """Reads, normalizes and places each subject once, about its own center.
+
+    Every image lies on the same grid with its center at 0, so two of them are a pair whose
+    fields of view are centered on each other.
+
+    Args:
+        space: The model's grid; its ``shape`` is needed.
+    """
+
+    def __init__(self, space: ModelSpace) -> None:
+        if space.shape is None:
+            raise ValueError("Training needs one shape for all images; set data.space.shape, for example [64, 64, 64].")
+        self.space = space
+        self._images: dict[Subject, Image] = {}
+
+    def __call__(self, subject: Subject) -> Image:
+        if subject not in self._images:
+            image = normalized(subject.read(), name=str(subject.image))
+            self._images[subject] = _centered(self.space.place(image))
+        return self._images[subject]
+
+
+def _centered(image: Image) -> Image:
+    grid = Grid.regular(image.grid.shape, image.grid.spacing[0].tolist(), direction=image.grid.direction[0])
+    return Image(image.data, grid, image.mask, image.labels)
+
+
+class PairDataset(Dataset[ImagePair]):
+    """The given pairs, in order."""
+
+    def __init__(self, pairs: Sequence[Pair], load: Callable[[Subject], Image]) -> None:
+        self.pairs, self.load = list(pairs), load
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> ImagePair:
+        fixed, moving = self.pairs[index]
+        return self.load(fixed), self.load(moving)
+
+
+class OrderedPairs(Dataset[ImagePair]):
+    """All ordered pairs of different subjects, ``n (n - 1)`` of them; shuffle them.
+
+    Args:
+        subjects: At least two.
+        load: Subject to image.
+        augmentation: Applied to each image by itself, drawn from torch's generator.
+    """
+
+    def __init__(
+        self, subjects: Sequence[Subject], load: Callable[[Subject], Image], *, augmentation: Augmentation | None = None
+    ) -> None:
+        if len(subjects) < 2:
+            raise ValueError(f"Pairs need at least 2 subjects, got {len(subjects)}.")
+        self.subjects, self.load, self.augmentation = list(subjects), load, augmentation
+
+    def __len__(self) -> int:
+        return len(self.subjects) * (len(self.subjects) - 1)
+
+    def __getitem__(self, index: int) -> ImagePair:
+        first, second = divmod(index, len(self.subjects) - 1)
+        second += second >= first
+        fixed, moving = self.load(self.subjects[first]), self.load(self.subjects[second])
+        if self.augmentation is not None:
+            fixed, moving = self.augmentation(fixed), self.augmentation(moving)
+        return fixed, moving
+
+
+def reversed_pairs(subjects: Sequence[Subject]) -> list[Pair]:
+    """Each subject as fixed image with the reversed order as moving one, the Learn2Reg hippocampus protocol."""
+    return [(f, m) for f, m in zip(subjects, reversed(subjects), strict=True) if f is not m]
+
+
+def collate(pairs: Sequence[ImagePair]) -> ImagePair:
+    """A batch of pairs."""
+    return stack([fixed for fixed, _ in pairs]), stack([moving for _, moving in pairs])

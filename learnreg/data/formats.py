@@ -1,0 +1,169 @@
+"""What a data set on disk consists of: subjects and pairs, from folders, CSV and Learn2Reg JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from learnreg.image import Image
+from learnreg.io import SUFFIXES, read_image
+from learnreg.typing import Path
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Files of one image."""
+
+    image: FilePath
+    labels: FilePath | None = None
+    mask: FilePath | None = None
+
+    def read(self) -> Image:
+        """The image with what lies beside it."""
+        return read_image(self.image, labels=self.labels, mask=self.mask)
+
+    @property
+    def name(self) -> str:
+        """File name without its suffixes."""
+        return self.image.name.split(".")[0]
+
+
+Pair = tuple[Subject, Subject]
+
+
+def read_subjects(path: Path) -> list[Subject]:
+    """The images of a data set, in a fixed order.
+
+    Args:
+        path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or the
+            images themselves), a CSV with the columns ``image[,labels][,mask]``, or a
+            Learn2Reg ``dataset.json``.
+
+    Raises:
+        FileNotFoundError: The path or a file that it names does not exist.
+        ValueError: It holds no images, or not these columns.
+    """
+    file = _existing(path)
+    if file.is_dir():
+        if (file / "dataset.json").exists():
+            return read_subjects(file / "dataset.json")
+        return _from_folder(file)
+    if file.suffix == ".json":
+        return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
+    rows = _csv_rows(file)
+    if "image" not in rows[0]:
+        raise ValueError(f"{file} needs a column `image` (and may have `labels`, `mask`), got {', '.join(rows[0])}.")
+    return [_csv_subject(row, "", file) for row in rows]
+
+
+def read_pairs(path: Path) -> list[Pair] | None:
+    """The pairs that a data set prescribes, or ``None`` where it holds unpaired images.
+
+    Args:
+        path: A CSV with the columns ``fixed,moving`` (and ``fixed_labels``, ``moving_labels``,
+            ``fixed_mask``, ``moving_mask``) or a ``dataset.json`` with lists of pairs.
+    """
+    file = _existing(path)
+    if file.is_dir():
+        return read_pairs(file / "dataset.json") if (file / "dataset.json").exists() else None
+    if file.suffix == ".json":
+        items = _json_items(file, ("registration_val", "training_paired_images", "paired_images"), required=False)
+        return [_json_pair(item, file) for item in items] or None
+    rows = _csv_rows(file)
+    if "fixed" not in rows[0] or "moving" not in rows[0]:
+        return None
+    return [(_csv_subject(row, "fixed", file), _csv_subject(row, "moving", file)) for row in rows]
+
+
+def _existing(path: Path) -> FilePath:
+    file = FilePath(path).expanduser()
+    if not file.exists():
+        raise FileNotFoundError(f"No such data set: {file}. Give a folder, a CSV or a dataset.json.")
+    return file
+
+
+def _is_image(file: FilePath) -> bool:
+    return file.is_file() and file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+
+
+def _from_folder(folder: FilePath) -> list[Subject]:
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    files = sorted(file for file in images.iterdir() if _is_image(file))
+    if not files:
+        raise ValueError(f"{images} holds no images ({', '.join(SUFFIXES)}).")
+    if images is folder:
+        return [Subject(file) for file in files]
+    return [Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file)) for file in files]
+
+
+def _beside(folder: FilePath, image: FilePath) -> FilePath | None:
+    file = folder / image.name
+    return file if file.exists() else None
+
+
+def _csv_rows(file: FilePath) -> list[dict[str, str]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no CSV; give a folder, a CSV or a dataset.json.") from error
+    if not rows:
+        raise ValueError(f"{file} has no rows; give a header line and one line an image or pair.")
+    return rows
+
+
+def _csv_subject(row: Mapping[str, str], prefix: str, file: FilePath) -> Subject:
+    def path(column: str) -> FilePath | None:
+        value = (row.get(column) or "").strip()
+        return _member(value, file.parent) if value else None
+
+    image = path(prefix or "image")
+    if image is None:
+        raise ValueError(f"{file} has a row without `{prefix or 'image'}`.")
+    before = f"{prefix}_" if prefix else ""
+    return Subject(image, path(f"{before}labels") or path(f"{before}label"), path(f"{before}mask"))
+
+
+def _member(name: str, folder: FilePath) -> FilePath:
+    file = folder / FilePath(name).expanduser()
+    if not file.exists():
+        raise FileNotFoundError(f"No such image: {file}, named by the data set in {folder}.")
+    return file
+
+
+def _json_items(file: FilePath, keys: tuple[str, ...], *, required: bool = True) -> list[dict[str, str]]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no valid JSON: {error}.") from error
+    for key in keys:
+        items = content.get(key)
+        if isinstance(items, list) and items:
+            return [item if isinstance(item, dict) else {"image": item} for item in items]
+    if required:
+        raise ValueError(f"{file} has no list {' or '.join(repr(key) for key in keys[:2])} as Learn2Reg's dataset.json has.")
+    return []
+
+
+def _json_subject(item: Mapping[str, str], folder: FilePath) -> Subject:
+    labels, mask = item.get("label"), item.get("mask")
+    return Subject(
+        _member(item["image"], folder),
+        _member(labels, folder) if labels else None,
+        _member(mask, folder) if mask else None,
+    )
+
+
+def _json_pair(item: Mapping[str, str], file: FilePath) -> Pair:
+    """A pair of names; labels and masks lie in Learn2Reg's ``labelsTr`` and ``masksTr`` beside them."""
+
+    def subject(name: str) -> Subject:
+        image = _member(name, file.parent)
+        sibling = image.parent.name.replace("images", "{}")
+        folders = {kind: image.parent.parent / sibling.format(kind) for kind in ("labels", "masks")}
+        return Subject(image, _beside(folders["labels"], image), _beside(folders["masks"], image))
+
+    return subject(item["fixed"]), subject(item["moving"])

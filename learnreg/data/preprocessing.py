@@ -1,0 +1,123 @@
+"""From an image on disk to what a model sees: intensities in [0, 1] on the model's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.transforms import Transform
+from learnreg.warping import pull, resize_image, warp_labels
+
+
+def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:
+    """Intensities rescaled so that two quantiles become 0 and 1, and clamped to that range.
+
+    Args:
+        image: Any intensity scale and offset; each channel of each image is rescaled by itself.
+        lower: Quantile that becomes 0.
+        upper: Quantile that becomes 1; where both coincide, the extremes are used.
+        name: What to call the image in an error.
+
+    Raises:
+        ValueError: The image is constant.
+    """
+    flat = image.data.detach().flatten(2).cpu().numpy()
+    low, high = np.quantile(flat, [lower, upper], axis=-1)
+    extremes = flat.min(-1), flat.max(-1)
+    if (extremes[0] == extremes[1]).any():
+        raise ValueError(f"{name} is constant (every value is {extremes[0].flat[0]:g}); there is nothing to register.")
+    narrow = high - low <= 1e-6 * (extremes[1] - extremes[0])
+    low, high = np.where(narrow, extremes[0], low), np.where(narrow, extremes[1], high)
+    shape = (*low.shape, *([1] * image.ndim))
+    shift = torch.as_tensor(low.reshape(shape)).to(image.data)
+    scale = torch.as_tensor((high - low).reshape(shape)).to(image.data)
+    return image.with_data(((image.data - shift) / scale).clamp(0, 1))
+
+
+@dataclass(frozen=True)
+class ModelSpace:
+    """The grid on which a network was trained, relative to an image.
+
+    Args:
+        spacing: mm along ``(x, y, z)``, or one value for all axes.
+        shape: ``(z, y, x)``; ``None`` covers the image, rounded up to a multiple of ``multiple``.
+        multiple: Sizes that the network likes.
+    """
+
+    spacing: float | Sequence[float] = 1.0
+    shape: Sequence[int] | None = None
+    multiple: int = 16
+
+    def spacing_for(self, ndim: int) -> list[float]:
+        """``(x, y, z)`` mm."""
+        if isinstance(self.spacing, (int, float)):
+            return [float(self.spacing)] * ndim
+        if len(self.spacing) != ndim:
+            raise ValueError(f"The model works in {len(self.spacing)}-D (spacing {self.spacing}), the image is {ndim}-D.")
+        return [float(s) for s in self.spacing]
+
+    def grid_for(self, grid: Grid, *, cover: bool = False) -> Grid:
+        """An LPS grid in the middle of ``grid``, on its samples where both have one spacing.
+
+        Args:
+            grid: Where the image lies.
+            cover: Grow beyond ``shape`` until the whole image lies within, never crop.
+        """
+        spacing = self.spacing_for(grid.ndim)
+        reach = grid.direction[0].abs() @ grid.extent[0]
+        needed = (reach / torch.tensor(spacing).to(reach)).sub(0.01).ceil().flip(0).tolist()
+        shape = [self.multiple * -(-int(n) // self.multiple) for n in needed]
+        if self.shape is not None:
+            if len(self.shape) != grid.ndim:
+                raise ValueError(f"The model works in {len(self.shape)}-D (shape {tuple(self.shape)}), the image is {grid.ndim}-D.")
+            fits = all(n <= m for n, m in zip(needed, self.shape, strict=True))
+            if fits or not cover:
+                shape = [int(n) for n in self.shape]
+        centered = Grid.regular(shape, spacing, dtype=grid.dtype).to(grid.device)
+        affine = centered.affine.clone()
+        affine[:, : grid.ndim, grid.ndim] += grid.center[:1]
+        return _on_samples(Grid(shape, affine), grid)
+
+    def place(self, image: Image, *, cover: bool = False) -> Image:
+        """``image`` on its model grid, zeros around it; labels by nearest neighbor."""
+        onto = self.grid_for(image.grid, cover=cover)
+        return onto_grid(image, onto)
+
+
+def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> Image:
+    """Resample without aliasing: cells are averaged first where ``onto`` is coarser.
+
+    Args:
+        image: The image, with its labels and mask.
+        onto: The new grid.
+        transform: From points of ``onto`` to points of the image; ``None`` is the identity.
+    """
+    points = onto.points if transform is None else transform.map_grid(onto)
+    coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)))
+    averaged = resize_image(image, coarse.shape)
+    pulled = pull(Image(averaged.data, averaged.grid, averaged.mask), points, onto)
+    labels = None if image.labels is None else warp_labels(image.labels, image.grid, points)
+    return Image(pulled.data, onto, pulled.mask, labels)
+
+
+def _spacing_along(onto: Grid, grid: Grid) -> torch.Tensor:
+    """``(D,)`` mm, spacing of ``onto`` along the index axes of ``grid``."""
+    return (grid.direction[0].T @ (onto.direction[0] * onto.spacing[0])).norm(dim=1)
+
+
+def _on_samples(onto: Grid, grid: Grid) -> Grid:
+    """Shift ``onto`` by less than a voxel onto the samples of ``grid``, where their axes agree."""
+    ndim = grid.ndim
+    step = (grid.inverse_affine @ onto.affine)[0, :ndim, :ndim]
+    if not bool(((step.abs() - step.abs().round()).abs() < 1e-3).all()):
+        return onto
+    first = grid.to_index(onto.origin[:, None])[:, 0]
+    shift = (first + 0.5 - 1e-3).floor() - first
+    affine = onto.affine.clone()
+    affine[:, :ndim, ndim] += (grid.affine[:, :ndim, :ndim] @ shift.unsqueeze(-1)).squeeze(-1)
+    return Grid(onto.shape, affine)

@@ -1,0 +1,117 @@
+"""Calculus on sampled vector fields: composition, exponential, inverse, derivatives.
+
+Fields are ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``; beyond the grid they continue
+with the value at its border.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learnreg.grid import Grid
+from learnreg.typing import FieldTensor, ScalarTensor
+from learnreg.warping import sample
+
+
+def channels_last(field: FieldTensor) -> Tensor:
+    """``(B, D, *grid)`` to ``(B, *grid, D)``."""
+    return field.movedim(1, -1)
+
+
+def channels_first(points: Tensor) -> FieldTensor:
+    """``(B, *grid, D)`` to ``(B, D, *grid)``."""
+    return points.movedim(-1, 1)
+
+
+def compose(first: FieldTensor, second: FieldTensor, grid: Grid) -> FieldTensor:
+    """Displacement of ``x -> second(first(x))``: ``first(x) + second(x + first(x))``."""
+    return first + sample(second, grid, grid.points + channels_last(first), padding="border")
+
+
+def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 6) -> FieldTensor:
+    """Displacement of the flow of a stationary velocity at time 1, by scaling and squaring.
+
+    ``exp(v) = exp(v / 2^n)^(2^n)``, with ``exp(w) = id + w`` for the smallest part.
+
+    Args:
+        velocity: ``(B, D, *grid.shape)``, mm per unit time.
+        grid: Where ``velocity`` is sampled.
+        steps: Number of squarings ``n``.
+
+    Returns:
+        ``(B, D, *grid.shape)``, mm.
+
+    Source:
+        Arsigny et al., A Log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
+        Differs in: outside the grid the velocity continues with its border value.
+    """
+    displacement = velocity / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement, grid)
+    return displacement
+
+
+def invert(
+    displacement: FieldTensor, grid: Grid, *, iterations: int = 50, tolerance: float = 1e-3
+) -> tuple[FieldTensor, Tensor]:
+    """Inverse displacement by the fixed point ``v(x) = -u(x + v(x))``.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm; it converges where ``u`` contracts.
+        grid: Where it is sampled, and where the inverse will be.
+        iterations: At most so many.
+        tolerance: Stops when no vector moves more than this many mm.
+
+    Returns:
+        The inverse displacement, ``(B, D, *grid.shape)``, and the residual
+        ``max |v(x) + u(x + v(x))|`` in mm, ``(B,)``.
+
+    Source:
+        Chen et al., A simple fixed-point approach to invert a deformation field, Med. Phys. 2008.
+    """
+    inverse = -displacement
+    for _ in range(iterations):
+        update = -sample(displacement, grid, grid.points + channels_last(inverse), padding="border")
+        step = (update - inverse).detach().norm(dim=1).amax()
+        inverse = update
+        if bool(step <= tolerance):
+            break
+    residual = inverse + sample(displacement, grid, grid.points + channels_last(inverse), padding="border")
+    return inverse, residual.norm(dim=1).flatten(1).amax(1)
+
+
+def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
+    """``d(x + u)/dx`` by central differences, one-sided at the border.
+
+    Returns:
+        ``(B, *grid.shape, D, D)``, dimensionless; row: component of the map, column: direction.
+    """
+    ndim = grid.ndim
+    axes = list(range(2 + ndim - 1, 1, -1))  # x, y, z
+    if min(grid.shape) < 2:
+        raise ValueError(f"A Jacobian needs at least 2 samples along each axis, got {grid.shape}.")
+    by_index = torch.stack([torch.gradient(displacement, dim=axis)[0] for axis in axes], dim=-1)
+    by_mm = torch.einsum("bc...k,bkl->b...cl", by_index, _batched(grid.inverse_affine, displacement)[:, :ndim, :ndim])
+    return by_mm + torch.eye(ndim, dtype=displacement.dtype, device=displacement.device)
+
+
+def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
+    """``det d(x + u)/dx``, the local change of volume; at most 0 where the map folds.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled.
+
+    Returns:
+        ``(B, *grid.shape)``, dimensionless, 1 for a rigid motion.
+    """
+    j = jacobian_matrix(displacement, grid)
+    if grid.ndim == 2:
+        return j[..., 0, 0] * j[..., 1, 1] - j[..., 0, 1] * j[..., 1, 0]
+    return (torch.linalg.cross(j[..., 0], j[..., 1], dim=-1) * j[..., 2]).sum(-1)
+
+
+def _batched(matrix: Tensor, like: Tensor) -> Tensor:
+    """``(N, ...)`` with ``N`` 1 or the batch, expanded to the batch of ``like``."""
+    return matrix.expand(like.shape[0], *matrix.shape[1:]).to(like.dtype)

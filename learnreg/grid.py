@@ -1,0 +1,228 @@
+"""``Grid``: where the samples of an image or a field lie in the patient.
+
+The only module that knows about coordinates. Index space is ``(i, j, k)`` along ``(x, y, z)``;
+arrays are ``(z, y, x)``; physical space is millimetres in LPS, as in ITK and DICOM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from learnreg.typing import MatrixTensor, PointTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A regular lattice of cells in physical space; frozen, batched, 2-D or 3-D.
+
+    Args:
+        shape: Number of samples in array order, ``(z, y, x)`` or ``(y, x)``.
+        affine: ``(N, D+1, D+1)`` or ``(D+1, D+1)``, homogeneous, index ``(i, j, k)`` to mm LPS.
+            Its columns are orthogonal: spacing times direction cosines. ``N`` is 1 (shared by
+            the batch) or the batch size.
+
+    Raises:
+        ValueError: The shape is not 2-D or 3-D, or the affine does not fit it.
+    """
+
+    shape: tuple[int, ...]
+    affine: MatrixTensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError(f"Grid.shape must be 2 or 3 positive sizes, got {shape}.")
+        affine = self.affine if self.affine.ndim == 3 else self.affine.unsqueeze(0)
+        size = len(shape) + 1
+        if affine.ndim != 3 or affine.shape[1:] != (size, size):
+            raise ValueError(
+                f"Grid.affine must be (N, {size}, {size}) for a {len(shape)}-D shape {shape}, "
+                f"got {tuple(self.affine.shape)}."
+            )
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @staticmethod
+    def regular(
+        shape: Sequence[int],
+        spacing: float | Sequence[float] = 1.0,
+        origin: Sequence[float] | None = None,
+        direction: Sequence[Sequence[float]] | Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Grid:
+        """Grid from ITK's terms.
+
+        Args:
+            shape: Array order ``(z, y, x)``.
+            spacing: mm along ``(x, y, z)``, or one value for all.
+            origin: mm LPS of the first sample's center, ``(x, y, z)``; ``None`` puts the
+                center of the grid at 0.
+            direction: ``(D, D)`` direction cosines, one column an index axis; ``None`` is LPS.
+            dtype: ``float32``, or ``float64`` for numerical checks.
+
+        Raises:
+            ValueError: A spacing is not positive or the direction is not orthonormal.
+        """
+        ndim = len(shape)
+        steps = [float(spacing)] * ndim if isinstance(spacing, (int, float)) else [float(s) for s in spacing]
+        if len(steps) != ndim or not all(math.isfinite(s) and s > 0 for s in steps):
+            raise ValueError(f"Grid spacing must be {ndim} positive values in mm, got {steps}.")
+        cosines = torch.eye(ndim, dtype=torch.float64)
+        if direction is not None:
+            cosines = torch.as_tensor(direction, dtype=torch.float64)
+        if cosines.shape != (ndim, ndim) or not torch.allclose(
+            cosines.T @ cosines, torch.eye(ndim, dtype=torch.float64), atol=1e-4
+        ):
+            raise ValueError(f"Grid direction must be an orthonormal ({ndim}, {ndim}) matrix, got {cosines.tolist()}.")
+        linear = cosines * torch.tensor(steps, dtype=torch.float64)
+        if origin is None:
+            last = torch.tensor([n - 1 for n in reversed(shape)], dtype=torch.float64)
+            first = -linear @ last / 2
+        else:
+            first = torch.as_tensor(origin, dtype=torch.float64)
+        affine = torch.eye(ndim + 1, dtype=torch.float64)
+        affine[:ndim, :ndim] = linear
+        affine[:ndim, ndim] = first
+        return Grid(tuple(shape), affine.to(dtype))
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the coordinates."""
+        return self.affine.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the coordinates live."""
+        return self.affine.device
+
+    @property
+    def size(self) -> Tensor:
+        """``(D,)`` number of samples along ``(x, y, z)``."""
+        return torch.tensor(self.shape[::-1], dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def spacing(self) -> Tensor:
+        """``(N, D)`` mm along the index axes ``(x, y, z)``."""
+        return self.affine[:, : self.ndim, : self.ndim].norm(dim=1)
+
+    @property
+    def direction(self) -> Tensor:
+        """``(N, D, D)`` direction cosines, one column an index axis."""
+        return self.affine[:, : self.ndim, : self.ndim] / self.spacing.unsqueeze(1)
+
+    @property
+    def origin(self) -> Tensor:
+        """``(N, D)`` mm, the center of the first sample."""
+        return self.affine[:, : self.ndim, self.ndim]
+
+    @property
+    def center(self) -> Tensor:
+        """``(N, D)`` mm, the middle of the field of view."""
+        return apply_affine(self.affine, ((self.size - 1) / 2).expand(self.affine.shape[0], -1))
+
+    @property
+    def extent(self) -> Tensor:
+        """``(N, D)`` mm, size of the field of view along the index axes, cells included."""
+        return self.spacing * self.size
+
+    @cached_property
+    def inverse_affine(self) -> MatrixTensor:
+        """``(N, D+1, D+1)`` mm LPS to index."""
+        return torch.linalg.inv(self.affine.double()).to(self.dtype)
+
+    @cached_property
+    def normalizing(self) -> MatrixTensor:
+        """``(N, D+1, D+1)`` mm LPS to ``[-1, 1]`` over the field of view (``align_corners=False``)."""
+        scale = torch.eye(self.ndim + 1, dtype=torch.float64, device=self.device)
+        size = self.size.double()
+        scale[range(self.ndim), range(self.ndim)] = 2 / size
+        scale[: self.ndim, self.ndim] = 1 / size - 1
+        return (scale @ torch.linalg.inv(self.affine.double())).to(self.dtype)
+
+    @cached_property
+    def points(self) -> PointTensor:
+        """``(N, *shape, D)`` mm LPS of every sample; computed once."""
+        axes = [torch.arange(n, dtype=self.dtype, device=self.device) for n in self.shape]
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
+        return apply_affine(self.affine, index.expand(self.affine.shape[0], *index.shape))
+
+    def to_index(self, points: PointTensor) -> PointTensor:
+        """Continuous index ``(i, j, k)`` of points in mm, ``(B, *P, D)``."""
+        return apply_affine(self.inverse_affine, points)
+
+    def to_normalized(self, points: PointTensor) -> PointTensor:
+        """Coordinates for ``grid_sample`` (``align_corners=False``) of points in mm, ``(B, *P, D)``."""
+        return apply_affine(self.normalizing, points)
+
+    def resized(self, shape: Sequence[int]) -> Grid:
+        """The same field of view with another number of samples."""
+        if len(shape) != self.ndim:
+            raise ValueError(f"Grid.resized needs {self.ndim} sizes, got {tuple(shape)}.")
+        factor = torch.tensor(
+            [n / m for n, m in zip(reversed(self.shape), reversed(tuple(shape)), strict=True)],
+            dtype=torch.float64,
+            device=self.device,
+        )
+        affine = self.affine.double().clone()
+        linear = self.affine[:, : self.ndim, : self.ndim].double()
+        affine[:, : self.ndim, : self.ndim] = linear * factor
+        affine[:, : self.ndim, self.ndim] += (linear @ ((factor - 1) / 2).unsqueeze(-1)).squeeze(-1)
+        return Grid(tuple(shape), affine.to(self.dtype))
+
+    def with_spacing(self, spacing: float | Sequence[float]) -> Grid:
+        """The same field of view at about ``spacing`` mm ``(x, y, z)``; at least one sample an axis."""
+        wanted = torch.as_tensor(spacing, dtype=self.dtype, device=self.device)
+        shape = (self.extent[0] / wanted).round().clamp(min=1).flip(0).tolist()
+        return self.resized([int(n) for n in shape])
+
+    def coarsened(self, factor: float, *, smallest: int = 1) -> Grid:
+        """The same field of view at ``factor`` times the finest spacing, axes kept near isotropic.
+
+        An axis that is already coarser than the new spacing keeps its samples.
+        """
+        spacing = self.spacing[0]
+        wanted = torch.maximum(spacing, spacing.min() * factor)
+        shape = (self.extent[0] / wanted).round().flip(0).tolist()
+        return self.resized([min(n, max(smallest, int(m))) for n, m in zip(self.shape, shape, strict=True)])
+
+    def to(self, *args: object, **kwargs: object) -> Grid:
+        """Move or cast the coordinates, as ``torch.Tensor.to``."""
+        affine = self.affine.to(*args, **kwargs)  # type: ignore[call-overload]
+        return self if affine is self.affine else Grid(self.shape, affine)
+
+    def matches(self, other: Grid, tolerance: float = 1e-4) -> bool:
+        """Whether both have the same samples: equal shape, corners within ``tolerance`` of a voxel."""
+        if self is other:
+            return True
+        if self.shape != other.shape or self.device != other.device:
+            return False
+        index = torch.cat([self.size - 1, self.size.new_ones(1)])
+        step = (self.affine - other.affine).abs() * index
+        return bool((step.sum(-1)[:, :-1] <= tolerance * self.spacing.min()).all())
+
+    def __repr__(self) -> str:
+        spacing = ", ".join(f"{s:.4g}" for s in self.spacing[0].tolist())
+        origin = ", ".join(f"{o:.4g}" for o in self.origin[0].tolist())
+        return f"Grid(shape={self.shape}, spacing=({spacing}) mm, origin=({origin}) mm)"
+
+
+def apply_affine(matrix: MatrixTensor, points: PointTensor) -> PointTensor:
+    """Homogeneous ``matrix`` on channel-last ``points``; float32 also under autocast."""
+    ndim = matrix.shape[-1] - 1
+    matrix = matrix.to(torch.promote_types(matrix.dtype, points.dtype))
+    flat = points.reshape(points.shape[0], -1, ndim).to(matrix.dtype)
+    with torch.autocast(points.device.type, enabled=False):
+        mapped = flat @ matrix[:, :ndim, :ndim].transpose(1, 2) + matrix[:, :ndim, ndim].unsqueeze(1)
+    return mapped.reshape(mapped.shape[0], *points.shape[1:])

@@ -1,0 +1,94 @@
+"""``Image``: samples on a grid, with an optional mask and labels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from learnreg.grid import Grid
+from learnreg.typing import ImageTensor, LabelTensor, MaskTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Intensities in physical space; frozen.
+
+    Args:
+        data: ``(B, C, *grid.shape)``, floating point.
+        grid: Where the samples lie.
+        mask: ``(B, 1, *grid.shape)``, non-zero where the image counts; ``None`` is everywhere.
+        labels: ``(B, 1, *grid.shape)``, integer segmentation, 0 is background.
+
+    Raises:
+        ValueError: A tensor does not have the grid's shape.
+    """
+
+    data: ImageTensor
+    grid: Grid
+    mask: MaskTensor | None = None
+    labels: LabelTensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("data", "mask", "labels"):
+            value: Tensor | None = getattr(self, name)
+            if value is None:
+                continue
+            if tuple(value.shape[2:]) != self.grid.shape:
+                raise ValueError(
+                    f"Image.{name} must be (B, C, {', '.join(map(str, self.grid.shape))}) to fit its grid, "
+                    f"got {tuple(value.shape)}."
+                )
+        if self.grid.affine.shape[0] not in (1, self.data.shape[0]):
+            raise ValueError(
+                f"Image.grid has {self.grid.affine.shape[0]} affines for {self.data.shape[0]} images; give 1 or as many."
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images."""
+        return self.data.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return self.grid.ndim
+
+    def to(self, *args: object, **kwargs: object) -> Image:
+        """Move to a device; a dtype given applies to intensities and grid, not to mask or labels."""
+        data = self.data.to(*args, **kwargs)  # type: ignore[call-overload]
+        dtype = data.dtype if data.dtype in (torch.float32, torch.float64) else self.grid.dtype
+        return Image(
+            data,
+            self.grid.to(device=data.device, dtype=dtype),
+            None if self.mask is None else self.mask.to(data.device),
+            None if self.labels is None else self.labels.to(data.device),
+        )
+
+    def with_data(self, data: ImageTensor) -> Image:
+        """The same place, mask and labels with other intensities."""
+        return replace(self, data=data)
+
+
+def stack(images: Sequence[Image]) -> Image:
+    """One batch from images of equal shape; masks and labels are kept if all have them.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    shapes = {image.grid.shape for image in images}
+    if len(shapes) != 1:
+        raise ValueError(f"Images in a batch need one shape, got {sorted(shapes)}; resample them to a common grid.")
+    affine = torch.cat([image.grid.affine for image in images])
+    if bool((affine == affine[:1]).all()):
+        affine = affine[:1]
+    masks = [image.mask for image in images if image.mask is not None]
+    labels = [image.labels for image in images if image.labels is not None]
+    return Image(
+        torch.cat([image.data for image in images]),
+        Grid(images[0].grid.shape, affine),
+        torch.cat(masks) if len(masks) == len(images) else None,
+        torch.cat(labels) if len(labels) == len(images) else None,
+    )

@@ -1,0 +1,146 @@
+"""SimpleITK in and out: images, label maps and DICOM series, with their physical space."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.typing import Path, Tensor
+
+SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+
+
+def read_image(path: Path, *, labels: Path | None = None, mask: Path | None = None) -> Image:
+    """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
+
+    Args:
+        path: Any file that SimpleITK reads, or a folder with one DICOM series.
+        labels: Segmentation on the same grid.
+        mask: Non-zero where the image counts, on the same grid.
+
+    Returns:
+        Float32 intensities ``(1, 1, *shape)`` as stored, without normalization.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no image, is 4-D or in color, has NaNs, or labels or mask do not fit.
+    """
+    image = image_from_sitk(read_sitk(path), name=str(path))
+    attached: dict[str, Tensor] = {}
+    for name, beside in (("labels", labels), ("mask", mask)):
+        if beside is None:
+            continue
+        other = image_from_sitk(read_sitk(beside), name=str(beside), check_values=False)
+        if other.grid.shape != image.grid.shape:
+            raise ValueError(
+                f"{name} {beside} have shape {other.grid.shape} but the image {path} has {image.grid.shape}; "
+                f"resample them onto the image's grid first."
+            )
+        if not other.grid.matches(image.grid, tolerance=0.1):
+            raise ValueError(
+                f"{name} {beside} and image {path} lie in different places: {other.grid} and {image.grid}; "
+                f"copy the image's header to the {name}, or resample them."
+            )
+        attached[name] = other.data.round().long() if name == "labels" else (other.data != 0).float()
+    return Image(image.data, image.grid, attached.get("mask"), attached.get("labels"))
+
+
+def read_sitk(path: Path) -> sitk.Image:
+    """A SimpleITK image from a file or a DICOM folder, with plain errors."""
+    file = FilePath(path)
+    if not file.exists():
+        raise FileNotFoundError(f"No such image: {file}. Check the path.")
+    try:
+        if file.is_dir():
+            return _read_dicom(file)
+        return sitk.ReadImage(str(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
+
+
+def _read_dicom(folder: FilePath) -> sitk.Image:
+    reader = sitk.ImageSeriesReader()
+    series = reader.GetGDCMSeriesIDs(str(folder))
+    if len(series) != 1:
+        raise ValueError(f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file.")
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    return reader.Execute()
+
+
+def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: bool = True) -> Image:
+    """A SimpleITK image as :class:`Image`, ``(1, 1, *shape)`` float32.
+
+    Raises:
+        ValueError: It is not a scalar 2-D or 3-D image, or has values that are not finite.
+    """
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(
+            f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
+            "convert it to one gray channel first."
+        )
+    if image.GetDimension() not in (2, 3):
+        raise ValueError(f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it.")
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    if check_values and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num.")
+    return Image(torch.from_numpy(array)[None, None], grid_from_sitk(image))
+
+
+def grid_from_sitk(image: sitk.Image) -> Grid:
+    """The grid of a SimpleITK image."""
+    ndim = image.GetDimension()
+    direction = np.array(image.GetDirection()).reshape(ndim, ndim)
+    return Grid.regular(image.GetSize()[::-1], image.GetSpacing(), image.GetOrigin(), torch.from_numpy(direction))
+
+
+def to_sitk(values: Tensor, grid: Grid, *, vector: bool = False) -> sitk.Image:
+    """``(C, *grid.shape)`` (or ``(*grid.shape)``) values as a SimpleITK image on ``grid``."""
+    array = values.detach().cpu().numpy()
+    if vector:
+        array = np.moveaxis(array, 0, -1)
+    elif array.ndim == grid.ndim + 1:
+        array = array[0]
+    image = sitk.GetImageFromArray(array, isVector=vector)
+    place(image, grid)
+    return image
+
+
+def place(image: sitk.Image, grid: Grid) -> None:
+    """Give a SimpleITK image the physical space of ``grid``, with direction cosines exactly orthonormal."""
+    affine = grid.affine[0].detach().double().cpu()
+    linear = affine[: grid.ndim, : grid.ndim]
+    spacing = linear.norm(dim=0)
+    u, _, vh = torch.linalg.svd(linear / spacing)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((u @ vh).flatten().tolist())
+    image.SetOrigin(affine[: grid.ndim, grid.ndim].tolist())
+
+
+def write_image(values: Tensor, grid: Grid, path: Path) -> None:
+    """Write ``(C, *grid.shape)`` values; the file appears only when it is complete."""
+    image = to_sitk(values, grid)
+    write_atomically(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
+
+
+def write_atomically(path: Path, write: Callable[[str], None]) -> None:
+    """Call ``write`` with a temporary name of the same suffix, then rename: no half-written file."""
+    file = FilePath(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
+    handle, part = tempfile.mkstemp(suffix=suffix, prefix=".part-", dir=file.parent)
+    os.close(handle)
+    try:
+        write(part)
+        os.chmod(part, 0o644)
+        os.replace(part, file)
+    finally:
+        FilePath(part).unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""``register``: the one call that most users need."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import SimpleITK as sitk
+import torch
+from tqdm.auto import tqdm
+
+from learnreg.image import Image
+from learnreg.io import image_from_sitk, read_image
+from learnreg.methods.base import Method, Registration
+from learnreg.methods.one_shot import OneShotMethod
+from learnreg.methods.presets import load_method
+from learnreg.networks.checkpoint import load_checkpoint
+from learnreg.transforms import Transform
+from learnreg.typing import Path
+
+ImageLike = Image | sitk.Image | Path
+
+
+def register(
+    fixed: ImageLike,
+    moving: ImageLike,
+    method: str | Method = "deformable",
+    *,
+    checkpoint: Path | None = None,
+    refine: int = 0,
+    initial: Transform | None = None,
+    device: str = "cpu",
+    progress: bool | None = None,
+) -> Registration:
+    """Align ``moving`` to ``fixed``.
+
+    Args:
+        fixed: The reference: a path, a SimpleITK image, or an :class:`Image`.
+        moving: The image to align.
+        method: A preset of ``conf/method``, a YAML file, or a :class:`Method`.
+        checkpoint: A trained network, used instead of ``method``.
+        refine: With a checkpoint: classical steps from the network's answer.
+        initial: A transform to begin with, fixed to moving.
+        device: Where to compute; the result comes back to the CPU.
+        progress: A progress bar; ``None`` shows one on a terminal.
+
+    Returns:
+        The transform, the warped image, and the history of the losses.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: An image, the method's name or the checkpoint is not usable; the message says why.
+
+    Example:
+        >>> result = learnreg.register("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP
+        >>> result.save_transform("transform.h5")  # doctest: +SKIP
+    """
+    chosen = choose_method(method, checkpoint=checkpoint, refine=refine, device=device)
+    target, source = as_image(fixed, "fixed"), as_image(moving, "moving")
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=chosen.iterations, disable=not shown or not chosen.iterations, desc="register", unit="it") as bar:
+        start = None if initial is None else initial.to(device)
+        result = chosen(target.to(device), source.to(device), initial=start, on_step=bar.update)
+    began = None if result.initial is None else result.initial.to("cpu")
+    return Registration(result.transform.to("cpu"), target, source, began, result.history, result.seconds)
+
+
+def choose_method(
+    method: str | Method = "deformable", *, checkpoint: Path | None = None, refine: int = 0, device: str = "cpu"
+) -> Method:
+    """The method that ``register`` would use."""
+    if checkpoint is None:
+        if refine:
+            raise ValueError("refine goes on from a network's answer; give a checkpoint too.")
+        return method if isinstance(method, Method) else load_method(method)
+    loaded = load_checkpoint(checkpoint)
+    loaded.network.to(torch.device(device))
+    return OneShotMethod(loaded, refine=refine)
+
+
+def as_image(image: ImageLike, name: str = "image") -> Image:
+    """An image from a path, a SimpleITK image, or itself."""
+    if isinstance(image, Image):
+        return image
+    if isinstance(image, sitk.Image):
+        return image_from_sitk(image, name=f"the {name} image")
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    raise TypeError(f"The {name} image must be a path, a SimpleITK image or a learnreg Image, got {type(image).__name__}.")

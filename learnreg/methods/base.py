@@ -1,0 +1,91 @@
+"""``Method``: from a pair of images to a ``Registration``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from learnreg.image import Image
+from learnreg.optimization import LevelHistory
+from learnreg.transforms import Transform
+from learnreg.typing import Path
+from learnreg.warping import warp
+
+StepCallback = Callable[[int], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """Outcome of registering one pair.
+
+    Args:
+        transform: Points of the fixed space to points of the moving space, mm LPS.
+        fixed: The reference, as given.
+        moving: The image that was aligned, as given.
+        initial: What the transform began with (an alignment of centers, say), or ``None``.
+        history: Losses of each level of each iterative stage.
+        seconds: Wall time of the registration, without reading, writing and start-up.
+    """
+
+    transform: Transform
+    fixed: Image
+    moving: Image
+    initial: Transform | None = None
+    history: tuple[LevelHistory, ...] = ()
+    seconds: float = 0.0
+
+    @cached_property
+    def warped(self) -> Image:
+        """The moving image on the fixed grid, its intensities as given; labels by nearest neighbor."""
+        return warp(self.moving, self.transform, self.fixed.grid)
+
+    def save_transform(self, path: Path) -> None:
+        """Write for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.itk.write_transform`."""
+        from learnreg.transforms.itk import write_transform
+
+        write_transform(self.transform, self.fixed.grid, path)
+
+
+class Method(ABC):
+    """``(fixed, moving) -> Registration``, for one pair of any shape, spacing and orientation."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        fixed: Image,
+        moving: Image,
+        *,
+        initial: Transform | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Registration:
+        """Register.
+
+        Args:
+            fixed: The reference; any intensity scale.
+            moving: The image to align.
+            initial: A transform to begin with, fixed to moving, instead of the method's own guess.
+            on_step: Called with the number of iterations done, for progress bars.
+
+        Raises:
+            ValueError: The images differ in dimension or one is constant.
+        """
+
+    @property
+    def iterations(self) -> int:
+        """At most so many iterations, for progress bars; 0 for none."""
+        return 0
+
+
+def check_pair(fixed: Image, moving: Image) -> None:
+    """Raise ``ValueError`` for a pair that no method can register."""
+    if fixed.ndim != moving.ndim:
+        raise ValueError(
+            f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; register images of one dimension."
+        )
+    if fixed.batch_size != 1 or moving.batch_size != 1:
+        raise ValueError(f"A method registers one pair, got batches of {fixed.batch_size} and {moving.batch_size}.")
+    if fixed.data.shape[1] != moving.data.shape[1]:
+        raise ValueError(f"The images have {fixed.data.shape[1]} and {moving.data.shape[1]} channels; give as many in both.")

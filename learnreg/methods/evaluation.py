@@ -1,0 +1,163 @@
+"""Methods compared on pairs of known truth: labels, or a known transform."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from learnreg.fields import channels_first
+from learnreg.image import Image
+from learnreg.methods.base import Method, Registration
+from learnreg.metrics import dice_scores, folding_fraction, hausdorff95, label_values, sd_log_jacobian
+from learnreg.metrics.deformation import sd_log_jacobian_learn2reg
+from learnreg.transforms import Affine, Transform
+from learnreg.warping import pull
+
+START = "start"
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A pair with what is known about it.
+
+    Args:
+        name: For the table of cases.
+        fixed: With labels, if they are the truth.
+        moving: With labels, if they are the truth.
+        truth: The true transform, fixed to moving, or ``None``.
+    """
+
+    name: str
+    fixed: Image
+    moving: Image
+    truth: Transform | None = None
+
+
+Row = dict[str, Any]
+METRICS: tuple[tuple[str, str, int], ...] = (
+    ("error_mm", "error mm", 3),
+    ("dice", "Dice", 3),
+    ("hd95_mm", "HD95 mm", 2),
+    ("sd_log_jacobian", "SDlogJ", 3),
+    ("sd_log_jacobian_learn2reg", "SDlogJ L2R", 3),
+    ("folding_percent", "folding %", 4),
+    ("seconds", "seconds", 2),
+    ("cpu_seconds", "CPU s", 2),
+)
+
+
+def evaluate(
+    cases: Iterable[Case], methods: Mapping[str, Method], *, on_case: Callable[[Case, Mapping[str, Registration]], Any] | None = None
+) -> list[Row]:
+    """Register every case with every method, and score it; the first row of a case is its start.
+
+    Args:
+        cases: Pairs with a truth.
+        methods: By the name for the table.
+        on_case: Called after each case with its registrations.
+
+    Returns:
+        One row a case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
+
+    Raises:
+        ValueError: A case has no truth, or a method fails; the message names the case.
+    """
+    rows: list[Row] = []
+    for case in cases:
+        identity = Affine.identity(case.fixed.ndim)
+        rows.append({"case": case.name, "method": START, **score(case, identity), "seconds": 0.0, "cpu_seconds": 0.0})
+        done: dict[str, Registration] = {}
+        for name, method in methods.items():
+            cpu = time.process_time()
+            try:
+                result = method(_images(case.fixed), _images(case.moving))
+            except ValueError as error:
+                raise ValueError(f"{name} on {case.name}: {error}") from error
+            cpu = time.process_time() - cpu
+            done[name] = result
+            measured = {"seconds": result.seconds, "cpu_seconds": cpu}
+            rows.append({"case": case.name, "method": name, **score(case, result.transform), **measured})
+        if on_case is not None:
+            on_case(case, done)
+    return rows
+
+
+def _images(image: Image) -> Image:
+    """Without the labels, which a method must not see."""
+    return Image(image.data, image.grid, image.mask)
+
+
+def score(case: Case, transform: Transform) -> Row:
+    """Agreement with the truth, and regularity, of one transform.
+
+    Raises:
+        ValueError: The case has neither labels in common nor a true transform.
+    """
+    grid = case.fixed.grid
+    row: Row = {}
+    with torch.no_grad():
+        points = transform.map_grid(grid)
+        displacement = channels_first(points - grid.points)
+        if case.truth is not None:
+            row["error_mm"] = _error(case, points)
+        if case.fixed.labels is not None and case.moving.labels is not None:
+            warped = pull(case.moving, points, grid).labels
+            labels = label_values(case.fixed.labels, case.moving.labels)
+            if warped is not None and labels:
+                dice = dice_scores(warped, case.fixed.labels, labels)[0]
+                row["dice"] = float(dice.nanmean())
+                row["dice_by_label"] = dict(zip(map(str, labels), dice.tolist(), strict=True))
+                row["hd95_mm"] = float(hausdorff95(warped, case.fixed.labels, grid, labels).nanmean())
+        if not row:
+            raise ValueError(f"{case.name} has no labels in common and no true transform; nothing to evaluate against.")
+        row["sd_log_jacobian"] = float(sd_log_jacobian(displacement, grid))
+        if min(grid.shape) >= 5:
+            row["sd_log_jacobian_learn2reg"] = float(sd_log_jacobian_learn2reg(displacement, grid))
+        row["folding_percent"] = 100 * float(folding_fraction(displacement, grid))
+    return row
+
+
+def _error(case: Case, points: torch.Tensor) -> float:
+    """Mean distance to the truth, mm, over the labels or the mask of the fixed image."""
+    assert case.truth is not None  # noqa: S101 - the caller has looked
+    distance = (points - case.truth.map_grid(case.fixed.grid)).norm(dim=-1)
+    inside = case.fixed.labels if case.fixed.labels is not None else case.fixed.mask
+    if inside is not None:
+        distance = distance[inside[:, 0] > 0]
+    return float(distance.mean())
+
+
+def summarize(rows: Sequence[Row]) -> list[Row]:
+    """Mean and standard deviation over the cases, one row a method, in order of appearance."""
+    summary = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        entry: Row = {"method": method, "cases": len(own)}
+        for key, _, _ in METRICS:
+            values = [row[key] for row in own if key in row and row[key] == row[key]]
+            if values:
+                entry[key] = statistics.fmean(values)
+                entry[f"{key}_std"] = statistics.pstdev(values)
+        summary.append(entry)
+    return summary
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A summary as a Markdown table, mean ± standard deviation."""
+    summary = summarize(rows)
+    columns = [(key, title, digits) for key, title, digits in METRICS if any(key in row for row in summary)]
+    lines = [["method", *(title for _, title, _ in columns)]]
+    for row in summary:
+        cells = [
+            f"{row[key]:.{digits}f} ± {row[f'{key}_std']:.{digits}f}" if key in row else "" for key, _, digits in columns
+        ]
+        lines.append([row["method"], *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text)

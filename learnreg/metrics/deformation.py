@@ -1,0 +1,71 @@
+"""Regularity of a deformation: folding, smoothness, inverse consistency."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learnreg.fields import jacobian_determinant
+from learnreg.grid import Grid
+from learnreg.transforms import Transform
+from learnreg.typing import FieldTensor
+
+
+def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
+    """Share of voxels whose Jacobian determinant is at most 0.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled.
+
+    Returns:
+        ``(B,)`` in [0, 1], 0 for a diffeomorphism. Lower is better.
+    """
+    return (jacobian_determinant(displacement, grid) <= 0).flatten(1).to(displacement.dtype).mean(1)
+
+
+def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-9) -> Tensor:
+    """Standard deviation of the log Jacobian determinant (SDlogJ), a smoothness score.
+
+    ``std_x log max(det(d(x + u)/dx), floor)`` over all voxels of ``grid``.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm, components (x, y, z).
+        grid: Where ``displacement`` is sampled, the fixed grid.
+        floor: Determinants below it, folds included, count as it.
+
+    Returns:
+        ``(B,)``, dimensionless, 0 for a rigid transform. Lower is smoother.
+
+    Source:
+        Leow et al., Statistical properties of Jacobian maps, IEEE TMI 2007.
+    """
+    return jacobian_determinant(displacement, grid).clamp(min=floor).log().flatten(1).std(1, correction=0)
+
+
+def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
+    """SDlogJ as the Learn2Reg challenge computes it: ``std log clip(J + 3, 1e-9, 1e9)``, 2 voxels cut off.
+
+    It is smaller than :func:`sd_log_jacobian`, about a quarter of it near the identity.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled; at least 5 samples along each axis.
+
+    Returns:
+        ``(B,)``, dimensionless. Lower is smoother.
+
+    Source:
+        Hering et al., Learn2Reg, IEEE TMI 2023, and its published evaluation.
+    """
+    if min(grid.shape) < 5:
+        raise ValueError(f"Learn2Reg's SDlogJ cuts off 2 voxels on each side; {grid.shape} has too few.")
+    determinant = jacobian_determinant(displacement, grid)
+    for axis in range(1, grid.ndim + 1):
+        determinant = determinant.narrow(axis, 2, determinant.shape[axis] - 4)
+    return (determinant + 3).clamp(1e-9, 1e9).log().flatten(1).std(1, correction=0)
+
+
+def inverse_consistency(forward: Transform, backward: Transform, grid: Grid) -> Tensor:
+    """Mean distance between ``backward(forward(x))`` and ``x`` over a grid, ``(B,)``, mm."""
+    returned = backward(forward.map_grid(grid))
+    return (returned - grid.points).norm(dim=-1).flatten(1).mean(1)

@@ -1,0 +1,27 @@
+"""Distances between landmarks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learnreg.transforms import Transform
+from learnreg.typing import PointTensor
+
+
+def target_registration_error(transform: Transform, fixed: PointTensor, moving: PointTensor) -> Tensor:
+    """Distance of each mapped fixed landmark to its counterpart (TRE).
+
+    Args:
+        transform: Fixed to moving space.
+        fixed: ``(B, P, D)``, mm LPS.
+        moving: ``(B, P, D)``, mm LPS, in the same order.
+
+    Returns:
+        ``(B, P)``, mm, lower is better.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if fixed.shape != moving.shape:
+        raise ValueError(f"Landmarks must come in pairs, got {tuple(fixed.shape)} fixed and {tuple(moving.shape)} moving.")
+    return (transform(fixed) - moving).norm(dim=-1)

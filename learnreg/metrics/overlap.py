@@ -1,0 +1,39 @@
+"""Overlap of label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learnreg.typing import LabelTensor
+
+
+def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) -> Tensor:
+    """Dice overlap of each label, ``2 |W and F| / (|W| + |F|)``.
+
+    Args:
+        warped: ``(B, 1, *grid)``, integers.
+        fixed: ``(B, 1, *grid)``, integers.
+        labels: The values that count.
+
+    Returns:
+        ``(B, len(labels))`` in [0, 1], higher is better; NaN where neither image has the label.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if warped.shape != fixed.shape:
+        raise ValueError(f"dice_scores needs label maps of one shape, got {tuple(warped.shape)} and {tuple(fixed.shape)}.")
+    scores = []
+    for label in labels:
+        w, f = (warped == label).flatten(1), (fixed == label).flatten(1)
+        scores.append(2 * (w & f).sum(1) / (w.sum(1) + f.sum(1)))
+    return torch.stack(scores, dim=1)
+
+
+def label_values(*maps: LabelTensor) -> list[int]:
+    """Labels that all maps have, background 0 left out, ascending."""
+    common = set.intersection(*({int(v) for v in m.unique()} for m in maps))
+    return sorted(common - {0})

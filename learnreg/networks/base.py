@@ -1,0 +1,67 @@
+"""What networks share: their interface, and the way from voxels to mm."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.transforms import Transform
+from learnreg.typing import FieldTensor
+
+
+class Network(nn.Module):
+    """A module whose ``forward(fixed, moving)`` returns a :class:`Transform`."""
+
+    ndim: int
+    in_channels: int
+
+    @abstractmethod
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        """``fixed`` and ``moving`` lie on one grid, intensities in [0, 1]."""
+
+    def check(self, fixed: Image, moving: Image) -> None:
+        """Raise ``ValueError`` unless the pair is what the network takes."""
+        for name, image in (("fixed", fixed), ("moving", moving)):
+            if image.ndim != self.ndim or image.data.shape[1] != self.in_channels:
+                raise ValueError(
+                    f"This network takes {self.ndim}-D images of {self.in_channels} channel(s), "
+                    f"{name} is {image.ndim}-D with {image.data.shape[1]}; use a network trained for such images."
+                )
+        if fixed.grid.shape != moving.grid.shape:
+            raise ValueError(
+                f"A network takes a pair on one grid, got {fixed.grid.shape} and {moving.grid.shape}; "
+                "learnreg.register resamples any pair."
+            )
+
+
+def pad_to_multiple(values: Tensor, grid: Grid, multiple: int) -> tuple[Tensor, Grid]:
+    """Zeros behind the last samples until each size is a multiple, and the grid that goes with it."""
+    missing = [-n % multiple for n in values.shape[2:]]
+    if not any(missing):
+        return values, grid
+    padded = F.pad(values, [p for n in reversed(missing) for p in (0, n)])
+    return padded, Grid(tuple(padded.shape[2:]), grid.affine)
+
+
+def voxels_to_mm(voxels: FieldTensor, grid: Grid) -> tuple[FieldTensor, Grid]:
+    """A predicted field in index units of ``grid`` as one in mm.
+
+    Args:
+        voxels: ``(B, D, *shape)``, components along the index axes ``(i, j, k)``, in voxels of
+            ``grid``; ``shape`` may be coarser than the grid.
+        grid: The field of view.
+
+    Returns:
+        The field in mm, float32, and the grid of its samples.
+    """
+    ndim = grid.ndim
+    linear = grid.affine[:, :ndim, :ndim].expand(voxels.shape[0], -1, -1)
+    with torch.autocast(voxels.device.type, enabled=False):
+        flat = voxels.to(torch.promote_types(voxels.dtype, torch.float32)).flatten(2)
+        field = (linear.to(flat.dtype) @ flat).reshape(voxels.shape)
+    return field, grid.resized(tuple(voxels.shape[2:]))

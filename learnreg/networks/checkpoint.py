@@ -1,0 +1,115 @@
+"""Checkpoints: what is needed to use a trained network again, read without running code from the file."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import nn
+
+from learnreg.objective import Objective
+from learnreg.typing import Path
+
+FORMAT = 1
+KEY = "learnreg"
+PREFIX = "network."
+TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A trained network with the objective and the grid that it was trained for.
+
+    Args:
+        network: In evaluation mode.
+        objective: For images alone; what instance optimization minimizes.
+        space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
+        recipe: Plain configuration of all three.
+    """
+
+    network: nn.Module
+    objective: Objective
+    space: dict[str, Any]
+    recipe: dict[str, Any]
+
+
+def recipe(network: Mapping[str, Any], objective: Mapping[str, Any], space: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint stores beside the weights: plain configurations, and the format's number."""
+    return {"format": FORMAT, "network": dict(network), "objective": dict(objective), "space": dict(space)}
+
+
+def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
+    """Read a checkpoint of ``train.py``.
+
+    Tensors and plain values are read (``weights_only``); only modules from ``trusted`` packages
+    are built.
+
+    Args:
+        path: ``best.ckpt`` or ``last.ckpt`` of a run.
+        trusted: Prefixes of the classes that may be built.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no checkpoint of learnreg, or one of another format.
+    """
+    file = FilePath(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints.")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py.") from error
+    stored = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(stored, dict) or "state_dict" not in content:
+        raise ValueError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
+    if stored.get("format") != FORMAT:
+        raise ValueError(
+            f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
+            "train again or install the version that wrote it."
+        )
+    network = build(stored["network"], trusted)
+    weights = {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit its network, {stored['network'].get('_target_')}; the class has changed.") from error
+    objective = build(stored["objective"], trusted)
+    if not isinstance(objective, Objective):
+        raise ValueError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
+    return Checkpoint(network.eval(), objective.unsupervised(), dict(stored["space"]), stored)
+
+
+def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:
+    """Instantiate a configuration whose every ``_target_`` is a module of a trusted package.
+
+    Raises:
+        ValueError: A target is not.
+    """
+    from hydra.utils import get_class, instantiate
+
+    for target in _targets(config):
+        if not target.startswith(tuple(trusted)):
+            raise ValueError(f"The checkpoint asks for {target}, outside the trusted {', '.join(trusted)}; pass trusted= to allow it.")
+        try:
+            allowed = issubclass(get_class(target), nn.Module)
+        except Exception as error:  # hydra raises whatever the import raises
+            raise ValueError(f"The checkpoint asks for {target}, which this installation does not have.") from error
+        if not allowed:
+            raise ValueError(f"The checkpoint asks for {target}, which is no torch.nn.Module.")
+    module: nn.Module = instantiate(config, _convert_="all")
+    return module
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from _targets(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _targets(value)

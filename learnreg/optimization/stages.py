@@ -1,0 +1,276 @@
+"""Stages: one kind of transform, searched for from coarse to fine."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.objective import Objective
+from learnreg.optimization.descent import Descent, OptimizerFactory, StepCallback, descend
+from learnreg.optimization.parametrization import (
+    FieldKind,
+    FieldParametrization,
+    LinearKind,
+    LinearParametrization,
+    Parametrization,
+)
+from learnreg.transforms import Affine, Transform, chain
+from learnreg.warping import resize_image
+
+
+@dataclass(frozen=True)
+class LevelHistory:
+    """What happened on one level: the name of its stage, its grid's shape, the loss before each step."""
+
+    stage: str
+    shape: tuple[int, ...]
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """The transform found by a stage, not composed with what it started from, and its history."""
+
+    transform: Transform
+    history: tuple[LevelHistory, ...] = ()
+
+
+class Stage(nn.Module):
+    """Something that improves the alignment of one pair."""
+
+    @abstractmethod
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        start: Transform | None = None,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        """Search ``T`` so that ``moving o initial o T`` matches ``fixed``.
+
+        Args:
+            fixed: One image.
+            moving: One image.
+            initial: What earlier stages found, applied after ``T``.
+            start: Where the search for ``T`` begins; ``None`` is the identity.
+            on_step: Called with the number of iterations done.
+        """
+
+    @property
+    def iterations(self) -> int:
+        """At most so many calls of the objective with a gradient."""
+        return 0
+
+
+class CenterOfMass(Stage):
+    """Translation that matches the intensity centroids; of the masks where there are any."""
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        start: Transform | None = None,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        target, source = center_of_mass(fixed), center_of_mass(moving)
+        if initial is not None:
+            source = initial.inverse()(source.unsqueeze(1)).squeeze(1)
+        return StageResult(Affine.translation(source - target))
+
+
+def center_of_mass(image: Image) -> torch.Tensor:
+    """``(B, D)`` mm, centroid of the intensities above their minimum, within the mask."""
+    weights = image.data.detach().sum(1)
+    weights = weights - weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim))
+    if image.mask is not None:
+        weights = weights * image.mask[:, 0]
+    weights = weights.flatten(1)
+    points = image.grid.points.flatten(1, -2).expand(len(weights), -1, -1)
+    return (weights.unsqueeze(-1) * points).sum(1) / weights.sum(1, keepdim=True).clamp(min=1e-12)
+
+
+class IterativeStage(Stage):
+    """Descent on an objective over a pyramid of resolutions.
+
+    Args:
+        objective: What is minimized.
+        factors: One level each, spacing in units of the finest voxel side, coarse to fine.
+        iterations: At most so many on each level.
+        learning_rate: mm an iteration for a voxel side of 1 mm; it scales with the finest voxel side.
+        rate_growth: Exponent: a level of factor ``f`` steps ``f^rate_growth`` times as far.
+        tolerance: See :class:`Descent`.
+        optimizer: ``(parameters, lr=) -> Optimizer``.
+
+    Raises:
+        ValueError: ``factors`` and ``iterations`` differ in length.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        factors: Sequence[float],
+        iterations: Sequence[int],
+        *,
+        learning_rate: float,
+        rate_growth: float = 0.5,
+        tolerance: float = 0.01,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+    ) -> None:
+        super().__init__()
+        if len(factors) != len(iterations) or not factors:
+            raise ValueError(f"A stage needs as many iterations as levels, got {list(iterations)} for {list(factors)}.")
+        self.objective = objective
+        self.factors, self.limits = tuple(float(f) for f in factors), tuple(int(n) for n in iterations)
+        self.learning_rate, self.rate_growth, self.tolerance = float(learning_rate), float(rate_growth), float(tolerance)
+        self.optimizer = optimizer
+
+    @property
+    def iterations(self) -> int:
+        return sum(self.limits)
+
+    @abstractmethod
+    def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> Parametrization:
+        """The free parameters of the first level, whose fixed grid is ``grid``."""
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        start: Transform | None = None,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        parameters: Parametrization | None = None
+        history = []
+        side = float(fixed.grid.spacing.min())
+        for factor, limit in zip(self.factors, self.limits, strict=True):
+            level_fixed, level_moving = at_level(fixed, factor), at_level(moving, factor)
+            grid = level_fixed.grid
+            parameters = self.parametrization(fixed, grid, start) if parameters is None else parameters.refined(grid)
+            rate = self.learning_rate * side * factor**self.rate_growth
+            settings = Descent(limit, rate, self.tolerance, optimizer=self.optimizer)
+            losses = descend(
+                parameters, self.objective, level_fixed, level_moving, settings, initial=initial, on_step=on_step
+            )
+            history.append(LevelHistory(type(self).__name__, grid.shape, tuple(losses)))
+        assert parameters is not None  # noqa: S101 - there is at least one level
+        return StageResult(parameters(fixed, moving).detach(), tuple(history))
+
+
+def at_level(image: Image, factor: float) -> Image:
+    """The image at ``factor`` times its finest spacing, cells averaged; axes coarser than that stay."""
+    return resize_image(image, image.grid.coarsened(factor, smallest=8).shape)
+
+
+class LinearStage(IterativeStage):
+    """Searches a translation, rigid motion, similarity or affine map about the fixed centroid.
+
+    Args:
+        objective: What is minimized; penalties do not act on linear maps.
+        kind: See :class:`LinearParametrization`.
+        factors: See :class:`IterativeStage`.
+        iterations: See :class:`IterativeStage`.
+        learning_rate: See :class:`IterativeStage`.
+        tolerance: See :class:`Descent`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        kind: LinearKind = "affine",
+        *,
+        factors: Sequence[float] = (4, 2),
+        iterations: Sequence[int] = (60, 30),
+        learning_rate: float = 0.5,
+        tolerance: float = 0.01,
+    ) -> None:
+        super().__init__(objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance)
+        self.kind = kind
+
+    def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> LinearParametrization:
+        if start is not None:
+            raise ValueError("A linear stage starts from the identity; give the start as `initial`.")
+        radius = float(fixed.grid.extent[0].norm()) / 4
+        return LinearParametrization(center_of_mass(fixed)[:1], radius, self.kind)
+
+
+class FieldStage(IterativeStage):
+    """Searches a dense displacement or stationary velocity.
+
+    Args:
+        objective: What is minimized.
+        kind: ``"velocity"`` (diffeomorphic) or ``"displacement"``.
+        factors: See :class:`IterativeStage`.
+        iterations: See :class:`IterativeStage`.
+        learning_rate: See :class:`IterativeStage`.
+        coarsening: Spacing of the control grid, in voxels of each level.
+        steps: Squarings of a velocity.
+        tolerance: See :class:`Descent`.
+        optimizer: See :class:`IterativeStage`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        kind: FieldKind = "velocity",
+        *,
+        factors: Sequence[float] = (4, 2, 1),
+        iterations: Sequence[int] = (60, 60, 30),
+        learning_rate: float = 0.5,
+        coarsening: float = 2.0,
+        steps: int = 5,
+        tolerance: float = 0.01,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+    ) -> None:
+        super().__init__(
+            objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance, optimizer=optimizer
+        )
+        self.kind, self.coarsening, self.steps = kind, float(coarsening), int(steps)
+
+    def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> FieldParametrization:
+        return FieldParametrization.from_transform(
+            start, grid, self.kind, coarsening=self.coarsening, steps=self.steps
+        )
+
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    fixed: Image,
+    moving: Image,
+    *,
+    initial: Transform | None = None,
+    on_step: Callable[[int], Any] | None = None,
+) -> StageResult:
+    """Run stages one after the other, each from what the others found.
+
+    Returns:
+        The composed transform, ``initial`` included, and all histories.
+    """
+    total, history = initial, []
+    for stage in stages:
+        result = stage(fixed, moving, total, on_step=on_step)
+        total = compose_found(result.transform, total)
+        history.extend(result.history)
+    if total is None:
+        total = Affine.identity(fixed.ndim).to(fixed.data.device)
+    return StageResult(total, tuple(history))
+
+
+def compose_found(found: Transform, initial: Transform | None) -> Transform:
+    """``found`` first, then ``initial``; two linear maps become one matrix."""
+    if isinstance(found, Affine) and isinstance(initial, Affine):
+        return found.then(initial)
+    return chain(found, initial)

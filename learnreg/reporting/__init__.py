@@ -1,0 +1,1 @@
+"""Reporting: figures and tables. It draws values and knows no method."""

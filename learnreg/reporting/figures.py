@@ -1,0 +1,144 @@
+"""Pictures of a registration."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from learnreg.fields import channels_first, jacobian_determinant
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.io import write_atomically
+from learnreg.transforms import Affine, Transform
+from learnreg.typing import Path
+from learnreg.warping import pull, warp
+
+Slice = NDArray[np.float32]
+
+
+def registration_figure(
+    fixed: Image, moving: Image, transform: Transform, *, initial: Transform | None = None, title: str = ""
+) -> Figure:
+    """Before, after, difference, deformed grid and Jacobian of the first pair of a batch.
+
+    Args:
+        fixed: The reference.
+        moving: The image that was aligned.
+        transform: The result.
+        initial: What "before" means; ``None`` is the identity.
+        title: A line above.
+
+    Returns:
+        A figure with one row for each anatomical plane (3-D) or one row (2-D).
+    """
+    grid = fixed.grid
+    before = initial if initial is not None else Affine.identity(fixed.ndim).to(fixed.data.device)
+    with torch.no_grad():
+        points = transform.map_grid(grid)
+        displacement = channels_first(points - grid.points)
+        start = warp(moving, before, grid).data
+        warped = pull(moving, points, grid).data
+        determinant = jacobian_determinant(displacement, grid)[:, None]
+    window = _window(fixed.data)
+    volumes = {
+        "fixed": _shown(fixed.data, window),
+        "moving": _shown(start, _window(moving.data)),
+        "warped": _shown(warped, _window(moving.data)),
+    }
+    volumes["difference before"] = volumes["moving"] - volumes["fixed"]
+    volumes["difference after"] = volumes["warped"] - volumes["fixed"]
+    index = grid.to_index(points)[:1].cpu()  # the mapped lattice, in voxels of the fixed grid
+    planes = _planes(fixed)
+    figure = Figure(figsize=(2.4 * 7, 2.6 * len(planes) + 0.4), layout="constrained")
+    axes = figure.subplots(len(planes), 7, squeeze=False)
+    for row, axis in enumerate(planes):
+        _row(axes[row], volumes, determinant[0, 0].cpu().numpy(), index[0], axis, grid)
+    for column, name in enumerate([*volumes, "deformed grid", "Jacobian"]):
+        axes[0][column].set_title(name, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int = 100) -> None:
+    """Write a figure; the file appears only when it is complete."""
+    FilePath(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=dpi))
+
+
+def _planes(image: Image) -> list[int]:
+    """Array axes to cut across; all three in 3-D."""
+    return [0] if image.ndim == 2 else [0, 1, 2]
+
+
+def _window(data: Tensor) -> tuple[float, float]:
+    values = data[0, 0].detach().float().cpu().numpy()
+    low, high = np.quantile(values, [0.01, 0.995])
+    return float(low), float(high if high > low else low + 1)
+
+
+def _shown(data: Tensor, window: tuple[float, float]) -> Slice:
+    low, high = window
+    shown: Slice = np.clip((data[0, 0].detach().float().cpu().numpy() - low) / (high - low), 0, 1).astype(np.float32)
+    return shown
+
+
+def _row(axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slice, index: Tensor, axis: int, grid: Grid) -> None:
+    """One plane: the images, their differences, the grid and the determinant."""
+    spacing = grid.spacing[0].flip(0).tolist()
+    rows, columns = [a for a in range(grid.ndim) if grid.ndim == 2 or a != axis]
+    aspect = spacing[rows] / spacing[columns]
+    middle = _middle(volumes["fixed"], axis)
+    flips = _is_reversed(grid, rows), _is_reversed(grid, columns)
+
+    def cut(volume: Slice) -> Slice:
+        plane = volume if volume.ndim == 2 else volume.take(middle, axis=axis)
+        return plane[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
+
+    for ax, (name, volume) in zip(axes, volumes.items(), strict=False):
+        signed = name.startswith("difference")
+        colors = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if signed else {"cmap": "gray", "vmin": 0, "vmax": 1}
+        ax.imshow(cut(volume), aspect=aspect, **colors)
+    lattice = index if grid.ndim == 2 else index.select(axis, middle)
+    _draw_grid(axes[5], lattice[..., [grid.ndim - 1 - columns, grid.ndim - 1 - rows]].numpy(), aspect, flips)
+    shown = axes[6].imshow(cut(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=aspect)
+    axes[6].figure.colorbar(shown, ax=axes[6], fraction=0.046)
+    for ax in axes:
+        ax.set_axis_off()
+
+
+def _middle(volume: Slice, axis: int) -> int:
+    """Slice through the middle of what is bright."""
+    profile = volume.sum(axis=tuple(a for a in range(volume.ndim) if a != axis))
+    total = float(profile.sum())
+    if total <= 0:
+        return volume.shape[axis] // 2
+    return int(np.clip(round(float((profile * np.arange(len(profile))).sum()) / total), 0, len(profile) - 1))
+
+
+def _is_reversed(grid: Grid, array_axis: int) -> bool:
+    """Whether to mirror an axis so that superior and anterior are up and the patient's left is right."""
+    if grid.ndim == 2:
+        return False
+    cosines = grid.direction[0, :, grid.ndim - 1 - array_axis]
+    main = int(cosines.abs().argmax())
+    return bool((cosines[main] > 0) == (main == 2))
+
+
+def _draw_grid(ax: Axes, lattice: Slice, aspect: float, flips: tuple[bool, bool]) -> None:
+    """Every few lines of the mapped lattice, ``(rows, columns, 2)``, ``(x, y)`` in voxels of the fixed grid."""
+    x, y = lattice[..., 0], lattice[..., 1]
+    height, width = x.shape
+    step = max(1, round(max(height, width) / 32))
+    for lines in ((x[::step].T, y[::step].T), (x[:, ::step], y[:, ::step])):
+        ax.plot(*lines, color="tab:blue", linewidth=0.5)
+    horizontal, vertical = (-0.5, width - 0.5), (height - 0.5, -0.5)
+    ax.set_xlim(horizontal[::-1] if flips[1] else horizontal)
+    ax.set_ylim(vertical[::-1] if flips[0] else vertical)
+    ax.set_aspect(aspect)

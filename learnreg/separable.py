@@ -1,0 +1,78 @@
+"""Separable linear operators: one small matrix an axis, applied by matrix products.
+
+Box windows, Gaussians and changes of resolution are all ``y = (K_z x K_y x K_x) x``. As matrix
+products they are differentiable, need no padding rules, and are 3 to 20 times faster on a CPU
+than the same operator as a convolution or a pooling (see ``scripts/benchmark.py pieces``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def apply_separable(values: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+    """Apply one matrix along each of the last axes.
+
+    Args:
+        values: ``(..., *shape)``.
+        matrices: One ``(m, n)`` an axis in array order, ``n`` that axis' size; ``None`` leaves it.
+
+    Returns:
+        ``(..., *new_shape)`` with the ``m`` of each matrix. float32 also under autocast.
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        for offset, matrix in enumerate(reversed(matrices)):
+            if matrix is None:
+                continue
+            matrix = matrix.to(values)
+            values = values @ matrix.T if offset == 0 else _along(values, matrix, offset)
+    return values
+
+
+def _along(values: Tensor, matrix: Tensor, offset: int) -> Tensor:
+    """``matrix`` along the axis ``offset`` before the last, as one batched product."""
+    axis = values.ndim - 1 - offset
+    trailing = values.shape[axis + 1 :]
+    flat = values.reshape(*values.shape[: axis + 1], -1)
+    return (matrix @ flat).reshape(*values.shape[:axis], matrix.shape[0], *trailing)
+
+
+@lru_cache(maxsize=128)
+def box_matrix(size: int, width: int) -> Tensor:
+    """``(size, size)`` mean over ``width`` (odd) samples; at the border over those that exist."""
+    index = torch.arange(size)
+    window = ((index[:, None] - index[None]).abs() <= width // 2).float()
+    return window / window.sum(1, keepdim=True)
+
+
+@lru_cache(maxsize=128)
+def gaussian_matrix(size: int, sigma: float) -> Tensor:
+    """``(size, size)`` Gaussian average, ``sigma`` in samples; rows sum to 1, also at the border."""
+    index = torch.arange(size, dtype=torch.float64)
+    weights = torch.exp(-0.5 * ((index[:, None] - index[None]) / max(sigma, 1e-6)) ** 2)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+@lru_cache(maxsize=128)
+def resize_matrix(size: int, new_size: int) -> Tensor:
+    """``(new_size, size)`` linear interpolation between samplings of one field of view.
+
+    Equals ``torch.nn.functional.interpolate(mode="linear", align_corners=False)``.
+    """
+    centers = ((torch.arange(new_size, dtype=torch.float64) + 0.5) * size / new_size - 0.5).clamp(0, size - 1)
+    distance = (centers[:, None] - torch.arange(size, dtype=torch.float64)[None]).abs()
+    return (1 - distance).clamp(min=0).float()
+
+
+@lru_cache(maxsize=128)
+def average_matrix(size: int, new_size: int) -> Tensor:
+    """``(new_size, size)`` mean over the cells that a coarser sampling of the field of view covers."""
+    edges = torch.arange(new_size + 1, dtype=torch.float64) * size / new_size
+    cells = torch.arange(size, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+    overlap = overlap.clamp(min=0)
+    return (overlap / overlap.sum(1, keepdim=True)).float()

@@ -1,0 +1,26 @@
+"""Mean squared error."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from learnreg.similarity.masking import masked_mean
+from learnreg.typing import ImageTensor, MaskTensor, Scalar
+
+
+def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    """Mean of ``(warped - fixed)^2`` over the mask, 0 for equal images.
+
+    Args:
+        warped: ``(B, C, *grid)``.
+        fixed: ``(B, C, *grid)``.
+        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
+    """
+    return masked_mean((warped - fixed).square(), mask)
+
+
+class MSE(nn.Module):
+    """Mean squared error, see :func:`mse_loss`. For images of one intensity scale."""
+
+    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+        return mse_loss(warped, fixed, mask)

@@ -1,0 +1,94 @@
+"""What a training run records beside its losses: pictures, and the amortization gap."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+from learnreg.image import Image
+from learnreg.optimization import Descent, FieldParametrization, descend
+from learnreg.reporting.figures import registration_figure
+from learnreg.training.module import RegistrationModule
+from learnreg.transforms import Velocity
+
+
+class AmortizationGap(pl.Callback):
+    """Logs how much the objective still falls when the network's answer is refined classically.
+
+    The mean over the first validation pairs of the objective at the network's answer, minus the
+    objective after ``steps`` classical steps from there. A gap that stays large says that the
+    network, not the objective, is what limits accuracy.
+
+    Args:
+        steps: Classical steps.
+        pairs: How many validation batches.
+        learning_rate: mm a step.
+    """
+
+    def __init__(self, steps: int = 10, pairs: int = 2, learning_rate: float = 0.1) -> None:
+        self.steps, self.pairs, self.learning_rate = steps, pairs, learning_rate
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.sanity_checking or batch_idx >= self.pairs or not isinstance(pl_module, RegistrationModule):
+            return
+        fixed, moving = batch
+        gap = amortization_gap(pl_module, fixed, moving, steps=self.steps, learning_rate=self.learning_rate)
+        pl_module.log("val/amortization_gap", gap, batch_size=fixed.batch_size, sync_dist=True)
+
+
+def amortization_gap(
+    module: RegistrationModule, fixed: Image, moving: Image, *, steps: int, learning_rate: float = 0.1
+) -> float:
+    """Objective (for images alone) at the network's answer minus that after classical steps from there."""
+    objective = module.objective.unsupervised()
+    with torch.no_grad():
+        answer = module(fixed, moving).detach()
+        before = float(objective(fixed, moving, answer).total)
+    kind = "velocity" if isinstance(answer, Velocity) else "displacement"
+    field, grid = answer.fields()[0]
+    squarings = answer.steps if isinstance(answer, Velocity) else 0
+    with torch.enable_grad():
+        parameters = FieldParametrization(field.clone(), grid, kind, steps=squarings)  # type: ignore[arg-type]
+        descend(parameters, objective, fixed, moving, Descent(steps, learning_rate, tolerance=0))
+    with torch.no_grad():
+        return before - float(objective(fixed, moving, parameters(fixed, moving)).total)
+
+
+class Pictures(pl.Callback):
+    """Saves, and sends to the logger, the figure of the first validation pair.
+
+    Args:
+        folder: Where ``<step>.png`` files go.
+        every: Once in so many validations.
+    """
+
+    def __init__(self, folder: str, every: int = 5) -> None:
+        self.folder, self.every, self.seen = FilePath(folder), every, 0
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx != 0 or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        self.seen += 1
+        if (self.seen - 1) % self.every:
+            return
+        fixed, moving = batch
+        with torch.no_grad():
+            transform = pl_module(fixed, moving)
+        figure = registration_figure(fixed, moving, transform, title=f"step {trainer.global_step}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.folder / f"step_{trainer.global_step:07d}.png", dpi=80)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure("validation", figure, trainer.global_step, close=False)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("validation", [figure], step=trainer.global_step)
+        plt.close(figure)

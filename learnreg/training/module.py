@@ -1,0 +1,120 @@
+"""The Lightning module: a network trained on the objective that the classical solver minimizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Timer
+from torch import Tensor, nn
+
+from learnreg.image import Image
+from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
+from learnreg.networks.checkpoint import KEY
+from learnreg.objective import Objective
+from learnreg.transforms import Transform
+from learnreg.warping import pull
+
+Batch = tuple[Image, Image]
+
+
+class RegistrationModule(pl.LightningModule):
+    """Minimizes ``objective(fixed, moving, network(fixed, moving))`` over the network's weights.
+
+    Args:
+        network: ``(fixed, moving) -> Transform``.
+        objective: What is minimized.
+        optimizer: ``(parameters) -> Optimizer``.
+        symmetric: Also score the inverse of the transform on the exchanged pair.
+        warmup: Share of the training in which the learning rate rises; then it falls by a cosine
+            to 0 at ``max_steps``, ``max_epochs`` or ``max_time``, whichever ends the training first.
+        recipe: Stored in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        symmetric: bool = False,
+        warmup: float = 0.02,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+        self.make_optimizer = optimizer
+        self.symmetric, self.warmup = symmetric, warmup
+        self.recipe = dict(recipe or {})
+
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        transform: Transform = self.network(fixed, moving)
+        return transform
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        fixed, moving = batch
+        transform = self(fixed, moving)
+        loss = self.objective(fixed, moving, transform)
+        total, terms = loss.total, loss.terms
+        if self.symmetric:
+            backward = self.objective(moving, fixed, transform.inverse())
+            total = (total + backward.total) / 2
+            terms = {name: (terms[name] + backward.terms[name]) / 2 for name in terms}
+        self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
+        return total
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        fixed, moving = batch
+        transform = self(fixed, moving)
+        loss = self.objective(fixed, moving, transform)
+        values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
+        values |= {f"val/{name}": value for name, value in scores(fixed, moving, transform).items()}
+        bars = {"val/loss", "val/dice"}
+        for name, value in values.items():
+            self.log(name, value, prog_bar=name in bars, batch_size=fixed.batch_size, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.network.parameters())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: self._rate())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self) -> float:
+        progress = self._progress()
+        if progress < self.warmup:
+            return max(progress / self.warmup, 1e-3)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
+
+    def _progress(self) -> float:
+        """Share of the training that is done, by steps or by time."""
+        if self._trainer is None:
+            return 0.0
+        total = self.trainer.estimated_stepping_batches
+        done = self.trainer.global_step / total if 0 < total < math.inf else 0.0
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Timer) and callback.time_remaining() is not None:
+                elapsed, left = callback.time_elapsed(), callback.time_remaining() or 0.0
+                done = max(done, elapsed / max(elapsed + left, 1e-9))
+        return done
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.recipe
+
+
+def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tensor]:
+    """Dice (where both have labels), SDlogJ and folding, means over the batch."""
+    points = transform.map_grid(fixed.grid)
+    displacement = (points - fixed.grid.points).movedim(-1, 1)
+    values = {
+        "sd_log_jacobian": sd_log_jacobian(displacement, fixed.grid).mean(),
+        "folding": folding_fraction(displacement, fixed.grid).mean(),
+    }
+    if fixed.labels is not None and moving.labels is not None:
+        warped = pull(moving, points, fixed.grid).labels
+        present = [int(v) for v in fixed.labels.unique() if v != 0]
+        if warped is not None and present:
+            values["dice"] = dice_scores(warped, fixed.labels, present).nanmean()
+    return values

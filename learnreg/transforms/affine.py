@@ -1,0 +1,89 @@
+"""``Affine``: a linear map in homogeneous coordinates; rigid motions are a case of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.grid import Grid, apply_affine
+from learnreg.transforms.base import Transform
+from learnreg.typing import MatrixTensor, PointTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(Transform):
+    """``x -> A x + t``.
+
+    Args:
+        matrix: ``(B, D+1, D+1)`` or ``(D+1, D+1)``, homogeneous, mm LPS to mm LPS.
+
+    Raises:
+        ValueError: The matrix is not homogeneous 2-D or 3-D.
+    """
+
+    matrix: MatrixTensor
+
+    def __post_init__(self) -> None:
+        matrix = self.matrix if self.matrix.ndim == 3 else self.matrix.unsqueeze(0)
+        if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2] or matrix.shape[1] not in (3, 4):
+            raise ValueError(
+                f"Affine.matrix must be (B, 3, 3) in 2-D or (B, 4, 4) in 3-D, got {tuple(self.matrix.shape)}."
+            )
+        object.__setattr__(self, "matrix", matrix)
+
+    @staticmethod
+    def identity(ndim: int, *, dtype: torch.dtype = torch.float32) -> Affine:
+        """The map that leaves every point."""
+        return Affine(torch.eye(ndim + 1, dtype=dtype))
+
+    @staticmethod
+    def translation(vector: Tensor | Sequence[float]) -> Affine:
+        """``x -> x + vector``, ``(D,)`` or ``(B, D)``, mm."""
+        shift = torch.as_tensor(vector)
+        shift = shift if shift.is_floating_point() else shift.float()
+        shift = shift if shift.ndim == 2 else shift.unsqueeze(0)
+        return Affine(homogeneous(torch.eye(shift.shape[-1]).to(shift).expand(len(shift), -1, -1), shift))
+
+    @staticmethod
+    def about(linear: Tensor, translation: Tensor, center: Tensor) -> Affine:
+        """``x -> L (x - c) + c + t``: ``(B, D, D)``, ``(B, D)`` mm and ``(B, D)`` mm."""
+        offset = center + translation - (linear @ center.unsqueeze(-1)).squeeze(-1)
+        return Affine(homogeneous(linear, offset))
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return self.matrix.shape[-1] - 1
+
+    def __call__(self, points: PointTensor) -> PointTensor:
+        return apply_affine(self.matrix, points)
+
+    def inverse(self) -> Affine:
+        return Affine(torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype))
+
+    def then(self, following: Affine) -> Affine:
+        """``x -> following(self(x))`` as one matrix."""
+        return Affine(following.matrix @ self.matrix)
+
+    def to(self, *args: object, **kwargs: object) -> Affine:
+        return Affine(self.matrix.to(*args, **kwargs))  # type: ignore[call-overload]
+
+    def detach(self) -> Affine:
+        return Affine(self.matrix.detach())
+
+
+def homogeneous(linear: Tensor, offset: Tensor) -> MatrixTensor:
+    """``(B, D, D)`` and ``(B, D)`` to ``(B, D+1, D+1)``."""
+    batch, ndim = offset.shape
+    top = torch.cat([linear.expand(batch, -1, -1), offset.unsqueeze(-1)], dim=-1)
+    bottom = torch.zeros(batch, 1, ndim + 1, dtype=top.dtype, device=top.device)
+    bottom[..., -1] = 1
+    return torch.cat([top, bottom], dim=1)
+
+
+def align_centers(fixed: Grid, moving: Grid) -> Affine:
+    """Translation that puts the middle of one field of view onto the other's."""
+    return Affine.translation(moving.center - fixed.center)

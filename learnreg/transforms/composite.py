@@ -1,0 +1,57 @@
+"""``Composite``: transforms one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+from learnreg.grid import Grid
+from learnreg.transforms.base import Transform
+from learnreg.typing import FieldTensor, PointTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Composite(Transform):
+    """``Composite((s, t))(x) == t(s(x))``.
+
+    Args:
+        transforms: At least one, the first applied first; nested composites are flattened.
+
+    Raises:
+        ValueError: There is none.
+    """
+
+    transforms: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        flat: list[Transform] = []
+        for transform in self.transforms:
+            flat.extend(transform.transforms if isinstance(transform, Composite) else (transform,))
+        if not flat:
+            raise ValueError("Composite needs at least one transform; Affine.identity(ndim) is the neutral one.")
+        object.__setattr__(self, "transforms", tuple(flat))
+
+    def __call__(self, points: PointTensor) -> PointTensor:
+        return reduce(lambda mapped, transform: transform(mapped), self.transforms, points)
+
+    def fields(self) -> tuple[tuple[FieldTensor, Grid], ...]:
+        return tuple(field for transform in self.transforms for field in transform.fields())
+
+    def map_grid(self, grid: Grid) -> PointTensor:
+        points = self.transforms[0].map_grid(grid)
+        return reduce(lambda mapped, transform: transform(mapped), self.transforms[1:], points)
+
+    def inverse(self) -> Composite:
+        return Composite(tuple(transform.inverse() for transform in reversed(self.transforms)))
+
+    def to(self, *args: object, **kwargs: object) -> Composite:
+        return Composite(tuple(transform.to(*args, **kwargs) for transform in self.transforms))
+
+    def detach(self) -> Composite:
+        return Composite(tuple(transform.detach() for transform in self.transforms))
+
+
+def chain(*transforms: Transform | None) -> Transform:
+    """Composition of those that are given, the first applied first; one alone stays itself."""
+    given = tuple(transform for transform in transforms if transform is not None)
+    return given[0] if len(given) == 1 else Composite(given)

@@ -1,0 +1,116 @@
+"""ITK transform files: what ITK, ANTs and 3D Slicer read, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path as FilePath
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from learnreg.grid import Grid
+from learnreg.io import grid_from_sitk, to_sitk, write_atomically
+from learnreg.transforms.affine import Affine
+from learnreg.transforms.base import Transform
+from learnreg.transforms.composite import Composite, chain
+from learnreg.transforms.displacement import Displacement
+from learnreg.transforms.velocity import Velocity
+from learnreg.typing import Path
+
+
+def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
+    """The same map as an ITK composite transform.
+
+    ITK applies the last of its list first, and takes a displacement field to be 0 outside its
+    buffer. So the field that acts first is sampled on ``grid``, where it is needed.
+
+    Args:
+        transform: One map, batch of 1.
+        grid: The fixed grid, on which the transform will be applied.
+
+    Raises:
+        ValueError: The transform is a batch.
+        TypeError: It has a part that ITK has no class for.
+    """
+    parts = transform.transforms if isinstance(transform, Composite) else (transform,)
+    written = [_part_to_itk(part, grid if index == 0 else None) for index, part in enumerate(parts)]
+    return sitk.CompositeTransform(written[::-1])
+
+
+def _part_to_itk(part: Transform, grid: Grid | None) -> sitk.Transform:
+    if isinstance(part, Affine):
+        if part.matrix.shape[0] != 1:
+            raise ValueError(f"to_itk writes one transform, got a batch of {part.matrix.shape[0]}; take one of them.")
+        matrix = part.matrix[0].detach().double().cpu().numpy()
+        affine = sitk.AffineTransform(part.ndim)
+        affine.SetMatrix(matrix[: part.ndim, : part.ndim].ravel().tolist())
+        affine.SetTranslation(matrix[: part.ndim, part.ndim].tolist())
+        return affine
+    if isinstance(part, (Displacement, Velocity)):
+        where = part.grid if grid is None else grid
+        field = part.displacement(where)
+        if field.shape[0] != 1:
+            raise ValueError(f"to_itk writes one transform, got a batch of {field.shape[0]}; take one of them.")
+        return sitk.DisplacementFieldTransform(to_sitk(field[0].double(), where, vector=True))
+    raise TypeError(f"to_itk cannot write a {type(part).__name__}; sample it first: Displacement(t.displacement(g), g).")
+
+
+def from_itk(transform: sitk.Transform) -> Transform:
+    """An ITK transform as ours: linear ones, displacement fields, and composites of them.
+
+    Raises:
+        TypeError: ITK's class has no counterpart.
+    """
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        parts = [from_itk(transform.GetNthTransform(i)) for i in range(transform.GetNumberOfTransforms())]
+        return chain(*reversed(parts))
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        return _from_field(transform.GetDisplacementField())
+    if transform.IsLinear():
+        ndim = transform.GetDimension()
+        origin = np.array(transform.TransformPoint([0.0] * ndim))
+        columns = [np.array(transform.TransformPoint(list(axis))) - origin for axis in np.eye(ndim)]
+        matrix = np.eye(ndim + 1)
+        matrix[:ndim, :ndim], matrix[:ndim, ndim] = np.stack(columns, axis=1), origin
+        return Affine(torch.from_numpy(matrix).float())
+    raise TypeError(f"ITK's {transform.GetName()} is not supported; convert it with sitk.TransformToDisplacementField.")
+
+
+def _from_field(image: sitk.Image) -> Displacement:
+    array = np.moveaxis(sitk.GetArrayFromImage(image).astype(np.float32), -1, 0)
+    return Displacement(torch.from_numpy(np.ascontiguousarray(array))[None], grid_from_sitk(image))
+
+
+def write_transform(transform: Transform, grid: Grid, path: Path) -> None:
+    """Write for ITK: ``.h5`` or ``.tfm`` a composite transform, an image suffix a displacement field in mm.
+
+    Args:
+        transform: One map from the fixed to the moving space.
+        grid: The fixed grid.
+        path: The file; it appears only when it is complete.
+    """
+    if FilePath(path).suffix in (".h5", ".tfm", ".txt", ".mat"):
+        itk = to_itk(transform, grid)
+        write_atomically(path, lambda part: sitk.WriteTransform(itk, part))
+        return
+    field = to_sitk(transform.displacement(grid)[0], grid, vector=True)
+    write_atomically(path, lambda part: sitk.WriteImage(field, part, useCompression=True))
+
+
+def read_transform(path: Path) -> Transform:
+    """Read a transform file of ITK or ANTs, or a displacement field image in mm.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no transform.
+    """
+    file = FilePath(path)
+    if not file.exists():
+        raise FileNotFoundError(f"No such transform: {file}. Check the path.")
+    try:
+        if file.suffix in (".h5", ".tfm", ".txt", ".mat", ".hdf5", ".xfm"):
+            return from_itk(sitk.ReadTransform(str(file)))
+        return _from_field(sitk.ReadImage(str(file), sitk.sitkVectorFloat64))
+    except RuntimeError as error:
+        raise ValueError(f"{file} cannot be read as a transform; give .h5, .tfm, .mat or a displacement image.") from error

@@ -1,0 +1,163 @@
+"""Sampling and warping: the only caller of an interpolator in the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.separable import apply_separable, average_matrix, resize_matrix
+from learnreg.typing import ImageTensor, PointTensor
+
+if TYPE_CHECKING:
+    from learnreg.transforms.base import Transform
+
+Mode = Literal["linear", "nearest"]
+Padding = Literal["zeros", "border"]
+
+
+def sample(
+    values: ImageTensor,
+    grid: Grid,
+    points: PointTensor,
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "zeros",
+) -> Tensor:
+    """Values at points in physical space.
+
+    As in ITK, a point belongs to the image while it lies within one of its cells, half a voxel
+    beyond the outermost samples.
+
+    Args:
+        values: ``(B, C, *grid.shape)``.
+        grid: Where ``values`` lie.
+        points: ``(B, *P, D)``, mm LPS; a batch of 1 on either side is broadcast.
+        mode: ``"linear"`` or ``"nearest"``.
+        padding: Outside the image ``"zeros"``, or the nearest ``"border"`` sample.
+
+    Returns:
+        ``(B, C, *P)``, in the floating-point type of ``values``, at least float32.
+
+    Raises:
+        ValueError: The dimensions do not agree.
+    """
+    if points.shape[-1] != grid.ndim:
+        raise ValueError(f"sample needs {grid.ndim}-D points for a {grid.ndim}-D grid, got {tuple(points.shape)}.")
+    if tuple(values.shape[2:]) != grid.shape:
+        raise ValueError(f"sample needs values of the grid's shape {grid.shape}, got {tuple(values.shape)}.")
+    coordinates = grid.to_normalized(points)
+    with torch.autocast(values.device.type, enabled=False):
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        coordinates = coordinates.to(values.dtype)
+        sampled = _interpolate(values, coordinates, "bilinear" if mode == "linear" else "nearest")
+        if padding == "zeros":
+            inside = (coordinates.detach().abs() <= 1).all(dim=-1)
+            sampled = sampled * inside.unsqueeze(1)
+    return sampled
+
+
+def _interpolate(values: Tensor, coordinates: Tensor, mode: str) -> Tensor:
+    """``grid_sample`` for points of any shape, with the depth cut over the CPU's threads."""
+    batch = max(values.shape[0], coordinates.shape[0])
+    ndim = coordinates.shape[-1]
+    shape = coordinates.shape[1:-1]
+    values = values.expand(batch, *values.shape[1:])
+    coordinates = coordinates.expand(batch, *coordinates.shape[1:])
+    if len(shape) != ndim:
+        coordinates = coordinates.reshape(batch, *([1] * (ndim - 1)), -1, ndim)
+    parts = _thread_parts(coordinates)
+    if parts > 1:  # grid_sample threads over the batch alone
+        values = values.expand(parts, *values.shape[1:])
+        coordinates = coordinates.reshape(parts, -1, *coordinates.shape[2:])
+    sampled = F.grid_sample(values, coordinates, mode=mode, padding_mode="border", align_corners=False)
+    if parts > 1:
+        sampled = sampled.transpose(0, 1)
+    return sampled.reshape(batch, values.shape[1], *shape)
+
+
+def _thread_parts(coordinates: Tensor) -> int:
+    """How many pieces to cut one volume into; 1 on a GPU, in a batch, in 2-D and for few points."""
+    if coordinates.is_cuda or coordinates.shape[0] > 1 or coordinates.ndim != 5:
+        return 1
+    depth = coordinates.shape[1]
+    if coordinates[0, ..., 0].numel() < 16384:
+        return 1
+    return max(n for n in range(1, torch.get_num_threads() + 1) if depth % n == 0)
+
+
+def warp(
+    moving: Image,
+    transform: Transform,
+    onto: Grid,
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "zeros",
+) -> Image:
+    """Pull ``moving`` onto another grid: ``warped(x) = moving(transform(x))``.
+
+    Args:
+        moving: The image to resample; its mask and labels come along by nearest neighbor.
+        transform: Points of the fixed space, mm, to points of the moving space, mm.
+        onto: The fixed grid.
+        mode: Interpolation of the intensities.
+        padding: What lies outside the moving image.
+
+    Returns:
+        An image on ``onto``. Its mask is also 0 where the moving image does not reach, if
+        ``moving`` has a mask.
+    """
+    return pull(moving, transform.map_grid(onto), onto, mode=mode, padding=padding)
+
+
+def pull(moving: Image, points: PointTensor, onto: Grid, *, mode: Mode = "linear", padding: Padding = "zeros") -> Image:
+    """:func:`warp` with the mapped points ``(B, *onto.shape, D)`` at hand."""
+    data = sample(moving.data, moving.grid, points, mode=mode, padding=padding)
+    mask = labels = None
+    if moving.mask is not None:
+        mask = sample(moving.mask.to(data.dtype), moving.grid, points.detach(), mode="nearest")
+    if moving.labels is not None:
+        labels = warp_labels(moving.labels, moving.grid, points.detach())
+    return Image(data, onto, mask, labels)
+
+
+def warp_labels(labels: Tensor, grid: Grid, points: PointTensor) -> Tensor:
+    """Integer labels at points by nearest neighbor, 0 outside; exact for any label number."""
+    index = grid.to_index(points)
+    size = grid.size
+    nearest = (index + 0.5).floor()
+    inside = ((nearest >= 0) & (nearest < size)).all(dim=-1)
+    nearest = nearest.clamp(min=torch.zeros_like(size), max=size - 1).long()
+    strides = torch.ones_like(nearest[0].reshape(-1, grid.ndim)[0])
+    for axis in range(1, grid.ndim):
+        strides[axis] = strides[axis - 1] * grid.shape[::-1][axis - 1]
+    flat = (nearest * strides).sum(-1).reshape(points.shape[0], 1, -1)
+    values = labels.reshape(labels.shape[0], labels.shape[1], -1).expand(flat.shape[0], -1, -1)
+    taken = values.gather(2, flat.expand(-1, labels.shape[1], -1))
+    taken = taken.reshape(points.shape[0], labels.shape[1], *points.shape[1:-1])
+    return torch.where(inside.unsqueeze(1), taken, torch.zeros_like(taken))
+
+
+def resample(image: Image, onto: Grid, *, mode: Mode = "linear", padding: Padding = "zeros") -> Image:
+    """``image`` on another grid of the same physical space; labels and mask by nearest neighbor."""
+    return pull(image, onto.points, onto, mode=mode, padding=padding)
+
+
+def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``(B, C, *)`` values on another sampling of the same field of view: linear up, cell means down."""
+    matrices = []
+    for old, new in zip(values.shape[2:], shape, strict=True):
+        matrices.append(None if old == new else resize_matrix(old, new) if new > old else average_matrix(old, new))
+    return apply_separable(values, matrices)
+
+
+def resize_image(image: Image, shape: tuple[int, ...]) -> Image:
+    """``image`` and its mask on a coarser or finer sampling of its own field of view; labels are dropped."""
+    if tuple(shape) == image.grid.shape:
+        return image
+    mask = None if image.mask is None else (resize(image.mask.to(image.data.dtype), shape) >= 0.5).to(image.data.dtype)
+    return Image(resize(image.data, shape), image.grid.resized(shape), mask)
