@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path as FilePath
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -34,6 +35,7 @@ def read_image(path: Path, *, labels: Path | None = None, mask: Path | None = No
         ValueError: It is no image, is 4-D or in color, has NaNs, or labels or mask do not fit.
     """
     image = image_from_sitk(read_sitk(path), name=str(path))
+    _check_nifti(FilePath(path))
     attached: dict[str, Tensor] = {}
     for name, beside in (("labels", labels), ("mask", mask)):
         if beside is None:
@@ -66,6 +68,23 @@ def read_sitk(path: Path) -> sitk.Image:
         raise ValueError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
 
 
+def _check_nifti(file: FilePath) -> None:
+    """Raise ``ValueError`` for NaNs in a NIfTI file, which ITK's reader turns into zeros in silence."""
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return
+    import nibabel
+
+    stored = nibabel.load(file)  # type: ignore[attr-defined]
+    if np.issubdtype(stored.get_data_dtype(), np.floating):
+        _check_finite(np.asarray(stored.dataobj), str(file))
+
+
+def _check_finite(array: np.ndarray[Any, Any], name: str) -> None:
+    bad = array.size - int(np.isfinite(array).sum())
+    if bad:
+        raise ValueError(f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num.")
+
+
 def _read_dicom(folder: FilePath) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
@@ -89,9 +108,8 @@ def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: boo
     if image.GetDimension() not in (2, 3):
         raise ValueError(f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it.")
     array = sitk.GetArrayFromImage(image).astype(np.float32)
-    if check_values and not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
-        raise ValueError(f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num.")
+    if check_values:
+        _check_finite(array, name)
     return Image(torch.from_numpy(array)[None, None], grid_from_sitk(image))
 
 

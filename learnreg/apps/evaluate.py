@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from learnreg import __version__
 from learnreg.apps.errors import UserError
 from learnreg.apps.register import set_device
-from learnreg.data.datasets import reversed_pairs
+from learnreg.data.datasets import Case, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.grid import Grid
@@ -23,7 +23,7 @@ from learnreg.image import Image
 from learnreg.io import write_atomically
 from learnreg.methods.api import choose_method
 from learnreg.methods.base import Method
-from learnreg.methods.evaluation import METRICS, Case, Row, evaluate, summarize, table
+from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
 
 
 def run(options: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ import torch
 
 from learnreg import __version__
 from learnreg.apps.errors import UserError
+from learnreg.data.datasets import Case
 from learnreg.image import Image
 from learnreg.io import read_image, write_atomically, write_image
 from learnreg.methods import Registration, register
-from learnreg.methods.evaluation import Case, score
+from learnreg.methods.evaluation import score
 from learnreg.metrics import folding_fraction, label_values, sd_log_jacobian
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import ncc_loss

@@ -1,2 +1,42 @@
-"""placeholder"""
-def report(config, data, folder): pass
+"""What is shown when a training ends: every method on held-out pairs, in numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+
+from learnreg.data.datasets import Case
+from learnreg.io import write_atomically
+from learnreg.methods import Method, OneShotMethod, Registration
+from learnreg.methods.evaluation import evaluate, summarize, table
+from learnreg.networks.checkpoint import load_checkpoint
+from learnreg.reporting.figures import registration_figure, save_figure
+
+
+def report(config: dict[str, Any], data: Any, folder: str) -> None:
+    """Register the first validation pairs one-shot, classically and refined; print and save."""
+    run = Path(folder)
+    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    methods: dict[str, Method] = {
+        "classical": instantiate(config["method"], _convert_="all"),
+        "one-shot": OneShotMethod(checkpoint),
+        "refined": OneShotMethod(checkpoint, refine=config["refine"]),
+    }
+
+    def picture(case: Case, done: Mapping[str, Registration]) -> None:
+        for name, result in done.items():
+            figure = registration_figure(case.fixed, case.moving, result.transform, title=f"{case.name}, {name}")
+            save_figure(figure, run / "figures" / f"{case.name} {name}.png".replace(" < ", "_").replace(" ", "_"))
+
+    print(f"Registering {config['report_pairs']} held-out pairs ...", flush=True)
+    rows = evaluate(data.cases(config["report_pairs"]), methods, on_case=picture)
+    text = table(rows)
+    print(text)
+    write_atomically(run / "report.md", lambda part: Path(part).write_text(text + "\n", encoding="utf-8"))
+    content = json.dumps({"summary": summarize(rows), "cases": rows}, indent=2) + "\n"
+    write_atomically(run / "report.json", lambda part: Path(part).write_text(content, encoding="utf-8"))
+    print(f"Pictures: {run / 'figures'}")

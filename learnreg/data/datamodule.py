@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from learnreg.data.datasets import Augmentation, ImageCache, ImagePair, OrderedPairs, PairDataset, collate, reversed_pairs
+from learnreg.data.datasets import Augmentation, Case, ImageCache, ImagePair, OrderedPairs, PairDataset, collate, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.typing import Path
@@ -75,6 +75,11 @@ class RegistrationData(pl.LightningDataModule):
         first, last = self.blocks[name]
         return self._pairs[first:last] if self._pairs else reversed_pairs(self._subjects[first:last])
 
+    def cases(self, count: int | None = None) -> Iterator[Case]:
+        """Validation pairs on the model's grid."""
+        for fixed, moving in self.pairs()[:count]:
+            yield Case(f"{fixed.name} < {moving.name}", self.load(fixed), self.load(moving))
+
     def train_dataloader(self) -> DataLoader[ImagePair]:
         self.setup()
         first, last = self.blocks["train"]
@@ -87,7 +92,7 @@ class RegistrationData(pl.LightningDataModule):
         return self._loader(PairDataset(self.pairs()[: self.validation_pairs], self.load), shuffle=False, batch_size=1)
 
     def _loader(
-        self, dataset: OrderedPairs | PairDataset, *, shuffle: bool, batch_size: int | None = None
+        self, dataset: OrderedPairs[Subject] | PairDataset[Subject], *, shuffle: bool, batch_size: int | None = None
     ) -> DataLoader[ImagePair]:
         return DataLoader(
             dataset,

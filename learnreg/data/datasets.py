@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
 
@@ -10,9 +12,28 @@ from learnreg.data.formats import Pair, Subject
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
+from learnreg.transforms import Transform
 
 ImagePair = tuple[Image, Image]
 Augmentation = Callable[[Image], Image]
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A pair with what is known about it.
+
+    Args:
+        name: For tables.
+        fixed: With labels, if they are the truth.
+        moving: With labels, if they are the truth.
+        truth: The true transform, fixed to moving, or ``None``.
+    """
+
+    name: str
+    fixed: Image
+    moving: Image
+    truth: Transform | None = None
 
 
 class ImageCache:
@@ -43,10 +64,10 @@ def _centered(image: Image) -> Image:
     return Image(image.data, grid, image.mask, image.labels)
 
 
-class PairDataset(Dataset[ImagePair]):
+class PairDataset(Dataset[ImagePair], Generic[S]):
     """The given pairs, in order."""
 
-    def __init__(self, pairs: Sequence[Pair], load: Callable[[Subject], Image]) -> None:
+    def __init__(self, pairs: Sequence[tuple[S, S]], load: Callable[[S], Image]) -> None:
         self.pairs, self.load = list(pairs), load
 
     def __len__(self) -> int:
@@ -57,7 +78,7 @@ class PairDataset(Dataset[ImagePair]):
         return self.load(fixed), self.load(moving)
 
 
-class OrderedPairs(Dataset[ImagePair]):
+class OrderedPairs(Dataset[ImagePair], Generic[S]):
     """All ordered pairs of different subjects, ``n (n - 1)`` of them; shuffle them.
 
     Args:
@@ -67,7 +88,7 @@ class OrderedPairs(Dataset[ImagePair]):
     """
 
     def __init__(
-        self, subjects: Sequence[Subject], load: Callable[[Subject], Image], *, augmentation: Augmentation | None = None
+        self, subjects: Sequence[S], load: Callable[[S], Image], *, augmentation: Augmentation | None = None
     ) -> None:
         if len(subjects) < 2:
             raise ValueError(f"Pairs need at least 2 subjects, got {len(subjects)}.")

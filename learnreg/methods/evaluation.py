@@ -5,11 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from learnreg.data.datasets import Case
 from learnreg.fields import channels_first
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration
@@ -19,23 +19,6 @@ from learnreg.transforms import Affine, Transform
 from learnreg.warping import pull
 
 START = "start"
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """A pair with what is known about it.
-
-    Args:
-        name: For the table of cases.
-        fixed: With labels, if they are the truth.
-        moving: With labels, if they are the truth.
-        truth: The true transform, fixed to moving, or ``None``.
-    """
-
-    name: str
-    fixed: Image
-    moving: Image
-    truth: Transform | None = None
 
 
 Row = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -35,5 +36,8 @@ def hausdorff95(warped: LabelTensor, fixed: LabelTensor, grid: Grid, labels: Seq
     both = (w.flatten(2).amax(-1) > 0) & (f.flatten(2).amax(-1) > 0)
     for b, k in both.nonzero().tolist():
         pair = (w[b : b + 1, k : k + 1], f[b : b + 1, k : k + 1])
-        distance[b, k] = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)[0, 0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # MONAI calls its own deprecated argument
+            found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+        distance[b, k] = found[0, 0]
     return distance

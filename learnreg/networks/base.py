@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
+from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from learnreg.grid import Grid
@@ -65,3 +66,17 @@ def voxels_to_mm(voxels: FieldTensor, grid: Grid) -> tuple[FieldTensor, Grid]:
         flat = voxels.to(torch.promote_types(voxels.dtype, torch.float32)).flatten(2)
         field = (linear.to(flat.dtype) @ flat).reshape(voxels.shape)
     return field, grid.resized(tuple(voxels.shape[2:]))
+
+
+def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
+    """3x3x3 convolution, instance norm, leaky ReLU."""
+    act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
+    return Convolution(ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA")
+
+
+def field_head(ndim: int, inputs: int) -> Convolution:
+    """Convolution to a vector field, close to zero at the start of a training."""
+    head = Convolution(ndim, inputs, ndim, conv_only=True)
+    nn.init.normal_(head.conv.weight, std=1e-4)
+    nn.init.zeros_(head.conv.bias)
+    return head

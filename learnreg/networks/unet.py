@@ -7,11 +7,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from learnreg.image import Image
-from learnreg.networks.base import Network, pad_to_multiple, voxels_to_mm
+from learnreg.networks.base import Network, convolution, field_head, pad_to_multiple, voxels_to_mm
 from learnreg.transforms import Displacement, Velocity
 
 
@@ -53,15 +52,13 @@ class UNet(Network):
         self.stride = 2 ** len(widths)
         inputs = [2 * in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
-            nn.Sequential(_block(ndim, i, o, stride=2), _block(ndim, o, o)) for i, o in zip(inputs, widths, strict=True)
+            nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o)) for i, o in zip(inputs, widths, strict=True)
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(_block(ndim, below + skip, skip), _block(ndim, skip, skip))
+            nn.Sequential(convolution(ndim, below + skip, skip), convolution(ndim, skip, skip))
             for below, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
-        self.head = Convolution(ndim, widths[0], ndim, conv_only=True)
-        nn.init.normal_(self.head.conv.weight, std=1e-4)
-        nn.init.zeros_(self.head.conv.bias)
+        self.head = field_head(ndim, widths[0])
 
     def forward(self, fixed: Image, moving: Image) -> Velocity | Displacement:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
@@ -76,9 +73,3 @@ class UNet(Network):
             x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
         field, control = voxels_to_mm(self.head(x), grid)
         return Velocity(field, control, self.steps) if self.output == "velocity" else Displacement(field, control)
-
-
-def _block(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
-    return Convolution(
-        ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=("LEAKYRELU", {"negative_slope": 0.2}), adn_ordering="NA"
-    )

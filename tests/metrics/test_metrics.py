@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from learnreg.fields import channels_first
+from learnreg.grid import Grid
+from learnreg.metrics import (
+    dice_scores,
+    folding_fraction,
+    hausdorff95,
+    inverse_consistency,
+    label_values,
+    sd_log_jacobian,
+    sd_log_jacobian_learn2reg,
+    target_registration_error,
+)
+from learnreg.transforms import Affine, Velocity
+from tests.conftest import blob_image, make_grid
+from tests.test_fields import smooth_field
+
+
+def test_dice_scores():
+    a = torch.tensor([[[[0, 1, 1, 2, 2, 2]]]])
+    b = torch.tensor([[[[0, 0, 1, 2, 2, 3]]]])
+    scores = dice_scores(a, b, [1, 2, 9])[0]
+    assert scores[:2].tolist() == pytest.approx([2 / 3, 0.8])
+    assert scores[2].isnan()
+    assert label_values(a, b) == [1, 2]
+    with pytest.raises(ValueError, match="one shape"):
+        dice_scores(a, b[..., :3], [1])
+
+
+def test_hausdorff95_against_distances_by_scipy(grid):
+    a, b = blob_image(grid).labels, blob_image(grid, (4.0, 0.0, 0.0)).labels
+
+    def border(m):
+        return m & ~scipy.ndimage.binary_erosion(m)
+
+    x, y = border((a[0, 0] > 1).numpy()), border((b[0, 0] > 1).numpy())
+    spacing = grid.spacing[0].flip(0).tolist()
+    to_y, to_x = (scipy.ndimage.distance_transform_edt(~m, sampling=spacing) for m in (y, x))
+    expected = max(np.percentile(to_y[x], 95), np.percentile(to_x[y], 95))
+    assert float(hausdorff95(a, b, grid, [2])[0, 0]) == pytest.approx(expected, rel=0.05)
+    assert float(hausdorff95(a, a, grid, [1])[0, 0]) == 0
+    assert hausdorff95(a, b, grid, [9]).isnan().all()
+
+
+def test_rigid_motions_are_smooth(grid):
+    angle = torch.tensor(0.3, dtype=torch.float64)
+    rotation = torch.eye(3, dtype=torch.float64)
+    rotation[:2, :2] = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    displacement = channels_first(grid.points @ rotation.T + 3.0 - grid.points)
+    assert float(sd_log_jacobian(displacement, grid)) == pytest.approx(0, abs=1e-9)
+    assert float(folding_fraction(displacement, grid)) == 0
+
+
+def test_folding_is_counted():
+    grid = Grid.regular((4, 40), dtype=torch.float64)
+    displacement = torch.zeros(1, 2, 4, 40, dtype=torch.float64)
+    displacement[:, 0, :, :20] = -2 * grid.points[:, :, :20, 0]  # a mirrored half
+    assert float(folding_fraction(displacement, grid)) == pytest.approx(0.5, abs=0.05)
+
+
+def test_learn2reg_sdlogj_is_its_published_formula():
+    """Central differences by scipy in voxels, 2 voxels cut off, as the challenge's code has it."""
+    grid = Grid.regular((12, 13, 14), dtype=torch.float64)
+    field = smooth_field(grid, 1.5)
+    voxels = field[0].flip(0).numpy()  # components (z, y, x)
+    kernel = np.array([-0.5, 0, 0.5])
+    gradient = np.stack([np.stack([scipy.ndimage.correlate1d(voxels[c], kernel, axis=a) for a in range(3)]) for c in range(3)])
+    jacobian = np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(3)
+    inner = np.linalg.det(jacobian)[2:-2, 2:-2, 2:-2]
+    expected = np.log(np.clip(inner + 3, 1e-9, 1e9)).std()
+    assert float(sd_log_jacobian_learn2reg(field, grid)) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="too few"):
+        sd_log_jacobian_learn2reg(torch.zeros(1, 2, 4, 9), Grid.regular((4, 9)))
+
+
+def test_target_registration_error():
+    fixed = torch.rand(1, 5, 3)
+    shift = Affine.translation([3.0, 0.0, 4.0])
+    assert torch.allclose(target_registration_error(shift, fixed, fixed), torch.full((1, 5), 5.0))
+    assert torch.allclose(target_registration_error(shift, fixed, shift(fixed)), torch.zeros(1, 5), atol=1e-6)
+    with pytest.raises(ValueError, match="in pairs"):
+        target_registration_error(shift, fixed, fixed[:, :3])
+
+
+def test_inverse_consistency():
+    grid = make_grid()
+    velocity = Velocity(smooth_field(grid, 1.0), grid, steps=8)
+    consistent = float(inverse_consistency(velocity, velocity.inverse(), grid))
+    assert consistent < 0.05
+    assert float(inverse_consistency(velocity, velocity, grid)) > 10 * consistent

@@ -1,0 +1,169 @@
+import pytest
+import torch
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.objective import Objective, Penalty
+from learnreg.optimization import (
+    CenterOfMass,
+    Descent,
+    FieldParametrization,
+    FieldStage,
+    LinearParametrization,
+    LinearStage,
+    descend,
+    run_stages,
+)
+from learnreg.regularization import Diffusion
+from learnreg.similarity import LNCC, MSE, NCC
+from learnreg.transforms import Affine, Displacement, Velocity
+from tests.conftest import DIRECTIONS, blob_image, make_grid, smooth_values
+
+
+def pair(name="LPS", other="RAS", **moving):
+    fixed = blob_image(make_grid(name, (20, 22, 28), (1.5, 1.5, 2.0), torch.float32))
+    return fixed, blob_image(make_grid(other, (24, 30, 26), (1.4, 1.6, 1.5), torch.float32), **moving)
+
+
+@pytest.mark.parametrize("other", sorted(DIRECTIONS))
+def test_center_of_mass_finds_a_shift(other):
+    fixed, moving = pair(other=other, center=(3.0, -2.0, 1.0))
+    found = CenterOfMass()(fixed, moving).transform
+    assert torch.allclose(found.matrix[0, :3, 3], torch.tensor([3.0, -2.0, 1.0]), atol=0.3)
+
+
+def test_center_of_mass_after_an_initial_transform():
+    fixed, moving = pair(center=(3.0, -2.0, 1.0))
+    initial = Affine.translation([2.0, 2.0, 2.0])
+    total = run_stages([CenterOfMass()], fixed, moving, initial=initial).transform
+    assert torch.allclose(total.matrix[0, :3, 3], torch.tensor([3.0, -2.0, 1.0]), atol=0.3)
+
+
+@pytest.mark.parametrize(("kind", "free"), [("translation", 3), ("rigid", 6), ("similarity", 7), ("affine", 12)])
+def test_linear_parametrizations_have_their_degrees_of_freedom(kind, free):
+    parameters = LinearParametrization(torch.zeros(1, 3), 30.0, kind)
+    assert sum(p.numel() for p in parameters.parameters()) == free
+    with torch.no_grad():
+        for p in parameters.parameters():
+            p.normal_(std=3.0)
+    linear = parameters(None, None).matrix[0, :3, :3].detach()
+    gram = linear.T @ linear
+    if kind in ("translation", "rigid"):
+        assert torch.allclose(gram, torch.eye(3), atol=1e-5)
+    if kind == "similarity":
+        assert torch.allclose(gram, gram[0, 0] * torch.eye(3), atol=1e-5)
+    assert torch.linalg.det(linear) > 0
+
+
+def test_a_rigid_motion_turns_about_its_center():
+    center = torch.tensor([[5.0, -3.0, 2.0]])
+    parameters = LinearParametrization(center, 30.0, "rigid")
+    with torch.no_grad():
+        parameters.linear.normal_(std=5.0)
+    assert torch.allclose(parameters(None, None)(center[:, None])[:, 0], center, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", sorted(DIRECTIONS))
+def test_affine_recovery(other):
+    """Mean error over the fixed grid, mm, before and after."""
+    truth = Affine.about(
+        torch.tensor([[[1.1, 0.08, 0.0], [-0.1, 0.95, 0.05], [0.0, -0.05, 1.05]]]), torch.tensor([[2.0, -1.5, 1.0]]), torch.zeros(1, 3)
+    )
+    fixed_grid = make_grid("LPS", (20, 22, 28), (1.5, 1.5, 2.0), torch.float32)
+    moving_grid = make_grid(other, (24, 30, 26), (1.4, 1.6, 1.5), torch.float32)
+    fixed = Image(textured(fixed_grid.points), fixed_grid)
+    moving = Image(textured(truth.inverse().map_grid(moving_grid)), moving_grid)
+    stage = LinearStage(Objective(NCC()), "affine", factors=(2, 1), iterations=(100, 60), learning_rate=0.2, tolerance=0.0)
+    found = run_stages([CenterOfMass(), stage], fixed, moving).transform
+    inner = blob_image(fixed_grid).labels[:, 0] > 0
+    error = (found.map_grid(fixed.grid) - truth.map_grid(fixed.grid)).norm(dim=-1)[inner].mean()
+    before = (fixed.grid.points - truth.map_grid(fixed.grid)).norm(dim=-1)[inner].mean()
+    assert before > 2.0
+    assert error < 0.4
+
+
+def textured(points):
+    """An ellipsoid with a texture, so that no rotation leaves it as it is."""
+    distance = (points / torch.tensor([11.0, 9.0, 8.0])).norm(dim=-1)
+    return (torch.sigmoid(6 * (1 - distance)) * (1 + 0.3 * smooth_values(2 * points)))[:, None]
+
+
+@pytest.mark.parametrize("kind", ["velocity", "displacement"])
+def test_field_recovery(kind):
+    """Dice of the inner structure, before and after; no folding for a velocity."""
+    from learnreg.metrics import dice_scores, folding_fraction
+    from learnreg.warping import warp
+
+    fixed, moving = pair(center=(1.5, -1.0, 0.5), radii=(7.0, 8.5, 7.0))
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.005)})
+    stage = FieldStage(objective, kind, factors=(2, 1), iterations=(60, 40), learning_rate=0.3)
+    images = [Image(i.data, i.grid) for i in (fixed, moving)]
+    result = stage(*images)
+    assert isinstance(result.transform, Velocity if kind == "velocity" else Displacement)
+    before = dice_scores(warp(moving, Affine.identity(3), fixed.grid).labels, fixed.labels, [1, 2]).mean()
+    after = dice_scores(warp(moving, result.transform, fixed.grid).labels, fixed.labels, [1, 2]).mean()
+    assert before < 0.8
+    assert after > 0.86
+    if kind == "velocity":
+        assert float(folding_fraction(result.transform.displacement(fixed.grid), fixed.grid)) == 0
+    assert len(result.history) == 2
+
+
+def test_descent_keeps_the_best_iterate_and_can_stop_early():
+    fixed, moving = pair(center=(1.0, 0.0, 0.0))
+    objective = Objective(MSE())
+    images = [Image(i.data, i.grid) for i in (fixed, moving)]
+    wild = FieldParametrization.from_transform(None, fixed.grid, "displacement")
+    losses = descend(wild, objective, *images, Descent(30, learning_rate=8.0, tolerance=0))
+    assert len(losses) == 30
+    kept = float(objective(*images, wild(*images)).total.detach())
+    assert kept == pytest.approx(min([*losses, kept]), rel=1e-5)
+    calls = []
+    calm = FieldParametrization.from_transform(None, fixed.grid, "displacement")
+    losses = descend(calm, objective, *images, Descent(500, 0.3, tolerance=0.05), on_step=calls.append)
+    assert len(losses) < 500
+    assert sum(calls) == 500
+
+
+def test_divergence_is_an_error():
+    fixed, moving = pair()
+
+    class Broken(torch.nn.Module):
+        def forward(self, warped, fixed, mask=None):
+            return (warped * float("nan")).mean()
+
+    parameters = FieldParametrization.from_transform(None, fixed.grid)
+    with pytest.raises(ValueError, match="diverged"):
+        descend(parameters, Objective(Broken()), Image(fixed.data, fixed.grid), Image(moving.data, moving.grid), Descent(20, 0.1))
+
+
+def test_parametrization_from_transform_and_refined():
+    grid = make_grid(dtype=torch.float32)
+    start = FieldParametrization.from_transform(None, grid)
+    with torch.no_grad():
+        start.field.normal_()
+    answer = start(None, None)
+    again = FieldParametrization.from_transform(answer, grid)
+    assert torch.allclose(again.field, start.field, atol=1e-6)
+    assert start.refined(grid.resized((28, 34, 40))).grid.extent.allclose(start.grid.extent, atol=1e-3)
+    with pytest.raises(ValueError, match="cannot start from"):
+        FieldParametrization.from_transform(Affine.identity(3), grid)
+    with pytest.raises(ValueError, match="Unknown field"):
+        FieldParametrization(start.field, start.grid, "spline")
+    with pytest.raises(ValueError, match="Unknown linear"):
+        LinearParametrization(torch.zeros(1, 3), 1.0, "projective")
+
+
+def test_stage_failures():
+    with pytest.raises(ValueError, match="as many iterations as levels"):
+        LinearStage(Objective(LNCC()), factors=(4, 2), iterations=(10,))
+    with pytest.raises(ValueError, match="starts from the identity"):
+        LinearStage(Objective(NCC()), factors=(2,), iterations=(1,))(*pair(), start=Affine.identity(3))
+
+
+def test_2d():
+    grid = Grid.regular((40, 44), 1.0)
+    fixed, moving = blob_image(grid), blob_image(grid, (4.0, 2.0))
+    stage = LinearStage(Objective(NCC()), "rigid", factors=(2, 1), iterations=(60, 30), learning_rate=0.3)
+    found = run_stages([stage], Image(fixed.data, grid), Image(moving.data, grid)).transform
+    assert torch.allclose(found(torch.zeros(1, 1, 2))[0, 0], torch.tensor([4.0, 2.0]), atol=0.2)

@@ -1,0 +1,80 @@
+import pytest
+import SimpleITK as sitk
+import torch
+
+from learnreg.grid import Grid
+from learnreg.io import to_sitk
+from tests.conftest import make_grid
+
+
+def test_points_are_those_of_itk(grid):
+    image = to_sitk(torch.zeros(grid.shape), grid)
+    for index in [(0, 0, 0), (3, 5, 7), (19, 16, 13)]:
+        expected = torch.tensor(image.TransformIndexToPhysicalPoint(index), dtype=torch.float64)
+        assert torch.allclose(grid.points[0][index[::-1]], expected, atol=1e-9)
+
+
+def test_index_and_normalized_coordinates(grid):
+    index = grid.to_index(grid.points)[0]
+    assert torch.allclose(index[3, 5, 7], torch.tensor([7.0, 5.0, 3.0], dtype=torch.float64), atol=1e-9)
+    normalized = grid.to_normalized(grid.points)[0]
+    last = torch.tensor([(2 * (n - 1) + 1) / n - 1 for n in grid.shape[::-1]], dtype=torch.float64)
+    assert torch.allclose(normalized[-1, -1, -1], last, atol=1e-9)
+
+
+def test_resized_keeps_the_field_of_view(grid):
+    coarse = grid.resized((7, 6, 5))
+    assert torch.allclose(coarse.center, grid.center)
+    assert torch.allclose(coarse.extent, grid.extent)
+    assert coarse.resized(grid.shape).matches(grid)
+
+
+def test_coarsened_makes_anisotropic_voxels_more_isotropic():
+    grid = Grid.regular((10, 64, 64), (1.0, 1.0, 8.0))
+    assert grid.coarsened(4).shape == (10, 16, 16)
+    assert grid.coarsened(16).shape == (5, 4, 4)
+
+
+def test_with_spacing_and_terms_of_itk(grid):
+    assert torch.allclose(grid.spacing[0], torch.tensor([1.0, 1.5, 2.5], dtype=torch.float64))
+    assert torch.allclose(grid.direction[0].T @ grid.direction[0], torch.eye(3, dtype=torch.float64), atol=1e-9)
+    assert grid.with_spacing(2.5).shape == (14, 10, 8)
+
+
+def test_origin_defaults_to_a_centered_grid():
+    assert torch.allclose(Grid.regular((4, 6), 2.0).center, torch.zeros(1, 2))
+
+
+def test_matches(grid):
+    assert grid.matches(Grid(grid.shape, grid.affine.clone()))
+    assert not grid.matches(grid.resized((7, 17, 20)))
+    moved = grid.affine.clone()
+    moved[:, 0, 3] += 0.1
+    assert not grid.matches(Grid(grid.shape, moved))
+
+
+def test_float32_agrees_with_float64():
+    exact, single = make_grid("oblique"), make_grid("oblique", dtype=torch.float32)
+    assert (exact.points - single.points.double()).abs().max() < 1e-5  # mm, over 50 mm
+    assert single.points.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Grid((3,), torch.eye(2)), "2 or 3 positive sizes"),
+        (lambda: Grid((3, 4, 5), torch.eye(3)), r"must be \(N, 4, 4\)"),
+        (lambda: Grid.regular((3, 4, 5), 0.0), "positive values in mm"),
+        (lambda: Grid.regular((3, 4), 1.0, direction=[[1.0, 0.5], [0.0, 1.0]]), "orthonormal"),
+        (lambda: make_grid().resized((3, 4)), "3 sizes"),
+    ],
+)
+def test_failures(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_direction_is_itks(grid):
+    image = sitk.Image([2, 2, 2], sitk.sitkFloat32)
+    image.SetDirection(grid.direction[0].flatten().tolist())  # ITK raises for a matrix that is not orthonormal
+    assert len(image.GetDirection()) == 9

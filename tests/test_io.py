@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from learnreg.io import image_from_sitk, read_image, write_atomically, write_image
+from tests.conftest import blob_image
+
+
+def save(array, path, **space):
+    image = sitk.GetImageFromArray(array, isVector=False)
+    for name, value in space.items():
+        getattr(image, f"Set{name}")(value)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def test_a_file_keeps_values_and_space(grid, tmp_path):
+    image = blob_image(grid)
+    write_image(image.data[0].float(), image.grid, tmp_path / "a.nii.gz")
+    again = read_image(tmp_path / "a.nii.gz")
+    assert torch.allclose(again.data, image.data.float())
+    assert again.grid.matches(image.grid.to(torch.float32), tolerance=1e-3)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_dicom_folder(tmp_path):
+    values = (np.random.default_rng(0).random((4, 6, 5)) * 100).astype(np.int16)
+    for z in range(4):
+        image = sitk.GetImageFromArray(values[z : z + 1])
+        image.SetSpacing((1.0, 1.0, 3.0))
+        for tag, value in {"0020|000e": "1.2.3", "0020|0032": f"0\\0\\{3 * z}", "0020|0013": str(z), "0008|0060": "MR"}.items():
+            image.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(tmp_path / f"{z}.dcm"))
+        writer.Execute(image)
+    image = read_image(tmp_path)
+    assert np.array_equal(image.data[0, 0].numpy(), values.astype(np.float32))
+    assert image.grid.spacing[0, 2] == pytest.approx(3.0)
+
+
+def test_labels_and_mask_beside(tmp_path):
+    a = save(np.random.rand(4, 5, 6).astype(np.float32), tmp_path / "a.nii.gz")
+    b = save(np.arange(120).reshape(4, 5, 6).astype(np.int16), tmp_path / "b.nii.gz")
+    image = read_image(a, labels=b, mask=b)
+    assert image.labels.dtype == torch.int64
+    assert int(image.labels.max()) == 119
+    assert int((image.mask == 0).sum()) == 1
+
+
+def test_failures(tmp_path):
+    good = save(np.random.rand(4, 5, 6).astype(np.float32), tmp_path / "good.nii.gz")
+    with pytest.raises(FileNotFoundError, match="No such image"):
+        read_image(tmp_path / "none.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        read_image(tmp_path / "text.nii.gz")
+    with pytest.raises(ValueError, match="values a pixel"):
+        image_from_sitk(sitk.Image([4, 4], sitk.sitkVectorUInt8, 3))
+    with pytest.raises(ValueError, match="is 4-D"):
+        read_image(save(np.zeros((2, 4, 5, 6), np.float32), tmp_path / "four.nii.gz"))
+    holes = np.random.rand(4, 5, 6).astype(np.float32)
+    holes[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="1 NaN or infinite"):
+        read_image(save(holes, tmp_path / "nan.nii.gz"))
+    other = save(np.zeros((4, 5, 7), np.uint8), tmp_path / "shape.nii.gz")
+    with pytest.raises(ValueError, match="labels .* have shape"):
+        read_image(good, labels=other)
+    moved = save(np.zeros((4, 5, 6), np.uint8), tmp_path / "moved.nii.gz", Origin=(50.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match="different places"):
+        read_image(good, mask=moved)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="0 DICOM series"):
+        read_image(tmp_path / "empty")
+
+
+def test_nothing_half_written(tmp_path):
+    def fails(part):
+        with open(part, "w") as file:
+            file.write("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError):
+        write_atomically(tmp_path / "a.txt", fails)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,63 @@
+"""Imports go from top to bottom of the table in docs/architecture.md only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
+LAYERS = [
+    ["typing", "configs"],
+    ["grid", "separable"],
+    ["image", "io"],
+    ["warping", "fields"],
+    ["transforms"],
+    ["similarity", "regularization"],
+    ["objective"],
+    ["metrics"],
+    ["optimization", "networks"],
+    ["data"],
+    ["reporting"],
+    ["training"],
+    ["methods"],
+    ["apps"],
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> set[str]:
+    """Parts of the package that a file imports; what only a type checker sees does not count."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "learnreg":
+            names |= {node.module} if node.module != "learnreg" else {f"learnreg.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {a.name for a in node.names if a.name.split(".")[0] == "learnreg"}
+    return {name.split(".")[1] for name in names if "." in name and not name.split(".")[1].startswith("__")}
+
+
+def test_every_part_has_a_layer():
+    assert {part_of(file) for file in FILES} == set(RANK)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_upward(file):
+    own = part_of(file)
+    for other in imported(file) - {own}:
+        assert RANK[other] <= RANK[own], f"{own} imports {other}, which is further down"
+    assert not ({own} & {"optimization"} and "networks" in imported(file))
+    assert not ({own} & {"networks"} and "optimization" in imported(file))

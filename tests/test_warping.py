@@ -1,0 +1,136 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import SimpleITK as sitk
+import torch
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.io import to_sitk
+from learnreg.transforms import Affine, Displacement
+from learnreg.transforms.itk import to_itk
+from learnreg.warping import resample, resize, resize_image, sample, warp
+from tests.conftest import DIRECTIONS, blob_image, make_grid, smooth_image
+
+
+def random_affine(dtype=torch.float64):
+    linear = torch.tensor([[1.05, 0.1, -0.05], [-0.08, 0.95, 0.12], [0.03, -0.1, 1.02]], dtype=dtype)
+    return Affine.about(linear[None], torch.tensor([[1.3, -2.1, 0.7]], dtype=dtype), torch.zeros(1, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize("moving_name", sorted(DIRECTIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_warp_equals_sitk_resample(grid, moving_name, dtype):
+    """Different fixed and moving grids; 1e-5 of the intensity range, as float32 coordinates allow."""
+    moving_grid = make_grid(moving_name, shape=(16, 21, 13), spacing=(1.7, 1.1, 2.0), origin=None)
+    moving = smooth_image(moving_grid).to(dtype)
+    fixed_grid = grid.to(dtype)
+    transform = random_affine(dtype)
+    ours = warp(moving, transform, fixed_grid).data[0, 0].double().numpy()
+    reference = to_sitk(torch.zeros(grid.shape), grid)
+    theirs = sitk.GetArrayFromImage(
+        sitk.Resample(to_sitk(moving.data[0].double(), moving.grid), reference, to_itk(transform, grid), sitk.sitkLinear, 0.0)
+    )
+    spread = float(moving.data.max() - moving.data.min())
+    at_border = (ours == 0) != (theirs == 0)  # on which side of the last cell rounding falls
+    assert np.abs(ours - theirs)[~at_border].max() <= 1e-5 * spread
+    assert at_border.mean() < 0.002
+
+
+def test_nearest_equals_sitk(grid):
+    moving = blob_image(make_grid("RAS", shape=(16, 21, 13), spacing=(1.7, 1.1, 2.0)))
+    transform = random_affine()
+    ours = warp(moving, transform, grid).labels[0, 0].numpy()
+    itk = sitk.GetImageFromArray(moving.labels[0, 0].numpy().astype(np.int16))
+    itk.CopyInformation(to_sitk(moving.data[0], moving.grid))
+    reference = to_sitk(torch.zeros(grid.shape), grid)
+    theirs = sitk.GetArrayFromImage(sitk.Resample(itk, reference, to_itk(transform, grid), sitk.sitkNearestNeighbor, 0))
+    assert (ours != theirs).mean() < 1e-3
+
+
+def test_identity_returns_the_input(grid):
+    image = blob_image(grid)
+    warped = warp(image, Affine.identity(3, dtype=torch.float64), grid)
+    assert torch.allclose(warped.data, image.data, atol=1e-9)
+    assert torch.equal(warped.labels, image.labels)
+
+
+def test_2d_is_the_same_code_path():
+    grid = Grid.regular((20, 30), (1.0, 2.0), dtype=torch.float64)
+    image = smooth_image(grid)
+    moved = warp(image, Affine.translation(torch.tensor([2.0, 1.0], dtype=torch.float64)), grid)
+    expected = scipy.ndimage.shift(image.data[0, 0].numpy(), (-0.5, -2), order=1)
+    assert np.abs(moved.data[0, 0].numpy() - expected)[1:-2, 1:-3].max() < 1e-9
+
+
+def test_padding():
+    grid = Grid.regular((8, 8), dtype=torch.float64)
+    values = torch.ones(1, 1, 8, 8, dtype=torch.float64)
+    outside = torch.tensor([[[100.0, 0.0], [3.9, 0.0], [4.1, 0.0]]], dtype=torch.float64)
+    assert sample(values, grid, outside).flatten().tolist() == [0.0, 1.0, 0.0]  # half a voxel beyond the last sample
+    assert sample(values, grid, outside, padding="border").flatten().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_depth_is_cut_over_threads_without_changing_the_result():
+    grid = Grid.regular((32, 32, 32))
+    image, points = torch.rand(1, 2, 32, 32, 32), grid.points + 0.3
+    one = sample(image, grid, points)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(one, sample(image, grid, points))
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_gradcheck():
+    grid = Grid.regular((4, 5, 3), (1.0, 1.2, 0.8), dtype=torch.float64)
+    values = torch.rand(1, 2, *grid.shape, dtype=torch.float64, requires_grad=True)
+    points = (grid.points * 0.6 + 0.111).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v, p: sample(v, grid, p), (values, points))
+    assert torch.autograd.gradcheck(lambda v, p: sample(v, grid, p, padding="border"), (values, points))
+
+
+def test_autocast_does_not_round_coordinates():
+    grid = Grid.regular((200, 4, 4))
+    values = torch.arange(200.0)[:, None, None].expand(200, 4, 4)[None, None].contiguous()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sampled = sample(values, grid, grid.points)
+    assert torch.allclose(sampled, values, atol=1e-3)
+
+
+def test_resize_up_is_torchs_and_down_keeps_the_mean():
+    values = torch.rand(1, 2, 6, 7, 8)
+    up = torch.nn.functional.interpolate(values, size=(12, 15, 9), mode="trilinear", align_corners=False)
+    assert torch.allclose(resize(values, (12, 15, 9)), up, atol=1e-5)
+    assert torch.allclose(resize(values, (3, 4, 4)).mean(), values.mean(), atol=1e-6)
+    pooled = torch.nn.functional.avg_pool3d(values[..., :6, :], 2)
+    assert torch.allclose(resize(values[..., :6, :], (3, 3, 4)), pooled, atol=1e-6)
+
+
+def test_resized_and_resampled_images_lie_in_the_same_place(grid):
+    image = smooth_image(grid)
+    coarse = resize_image(image, (10, 12, 14))
+    again = resample(image, coarse.grid)
+    assert (coarse.data - again.data)[..., 1:-1, 1:-1, 1:-1].abs().max() < 0.05  # one averages, one interpolates
+
+
+def test_mask_follows_and_counts_the_moving_field_of_view():
+    grid = Grid.regular((10, 10))
+    image = Image(torch.ones(1, 1, 10, 10), grid, torch.ones(1, 1, 10, 10))
+    warped = warp(image, Affine.translation([3.0, 0.0]), grid)
+    assert warped.mask[0, 0, 0].tolist() == [1.0] * 7 + [0.0] * 3
+
+
+def test_displacement_on_another_grid_of_the_same_view_is_interpolated(grid):
+    coarse = grid.resized((7, 8, 10))
+    field = torch.stack([smooth_image(coarse, s).data[:, 0] for s in (0.0, 1.0, 2.0)], dim=1)
+    dense = Displacement(field, coarse)
+    by_points = dense(grid.points) - grid.points
+    assert torch.allclose(dense.displacement(grid).movedim(1, -1), by_points, atol=1e-6)
+
+
+def test_failures(grid):
+    with pytest.raises(ValueError, match="3-D points"):
+        sample(torch.zeros(1, 1, *grid.shape), grid, torch.zeros(1, 4, 2))
+    with pytest.raises(ValueError, match="the grid's shape"):
+        sample(torch.zeros(1, 1, 3, 3, 3), grid, grid.points)
