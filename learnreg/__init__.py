@@ -37,7 +37,23 @@ _EXPORTS = {
     "write_image": "learnreg.io",
     "write_transform": "learnreg.transforms.itk",
 }
-__all__ = sorted(_EXPORTS)
+__all__ = [
+    "Affine",
+    "Composite",
+    "Displacement",
+    "Grid",
+    "Image",
+    "Objective",
+    "Registration",
+    "Transform",
+    "Velocity",
+    "read_image",
+    "read_transform",
+    "register",
+    "warp",
+    "write_image",
+    "write_transform",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -43,7 +43,8 @@ class Image:
                 )
         if self.grid.affine.shape[0] not in (1, self.data.shape[0]):
             raise ValueError(
-                f"Image.grid has {self.grid.affine.shape[0]} affines for {self.data.shape[0]} images; give 1 or as many."
+                f"Image.grid has {self.grid.affine.shape[0]} affines for {self.data.shape[0]} images; "
+                "give 1 or as many."
             )
 
     @property

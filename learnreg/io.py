@@ -82,14 +82,18 @@ def _check_nifti(file: FilePath) -> None:
 def _check_finite(array: np.ndarray[Any, Any], name: str) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
-        raise ValueError(f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num.")
+        raise ValueError(
+            f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num."
+        )
 
 
 def _read_dicom(folder: FilePath) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
-        raise ValueError(f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file.")
+        raise ValueError(
+            f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file."
+        )
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
     return reader.Execute()
 
@@ -106,7 +110,9 @@ def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: boo
             "convert it to one gray channel first."
         )
     if image.GetDimension() not in (2, 3):
-        raise ValueError(f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it.")
+        raise ValueError(
+            f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it."
+        )
     array = sitk.GetArrayFromImage(image).astype(np.float32)
     if check_values:
         _check_finite(array, name)
@@ -149,7 +155,7 @@ def write_image(values: Tensor, grid: Grid, path: Path) -> None:
     write_atomically(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
 
 
-def write_atomically(path: Path, write: Callable[[str], None]) -> None:
+def write_atomically(path: Path, write: Callable[[str], object]) -> None:
     """Call ``write`` with a temporary name of the same suffix, then rename: no half-written file."""
     file = FilePath(path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +164,7 @@ def write_atomically(path: Path, write: Callable[[str], None]) -> None:
     os.close(handle)
     try:
         write(part)
-        os.chmod(part, 0o644)
-        os.replace(part, file)
+        FilePath(part).chmod(0o644)
+        FilePath(part).replace(file)
     finally:
         FilePath(part).unlink(missing_ok=True)

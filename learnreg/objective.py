@@ -108,7 +108,9 @@ class Objective(nn.Module):
             ValueError: The images differ in dimension.
         """
         if fixed.ndim != moving.ndim:
-            raise ValueError(f"fixed is {fixed.ndim}-D and moving is {moving.ndim}-D; register images of one dimension.")
+            raise ValueError(
+                f"fixed is {fixed.ndim}-D and moving is {moving.ndim}-D; register images of one dimension."
+            )
         points = chain(transform, initial).map_grid(fixed.grid)
         warped = pull(Image(moving.data, moving.grid, moving.mask), points, fixed.grid)
         mask = _both(fixed.mask, warped.mask)
@@ -118,7 +120,7 @@ class Objective(nn.Module):
         if fields:
             for name, penalty in self.penalties.items():
                 terms[name] = penalty(fields)
-                total = total + penalty.weight * terms[name]
+                total = total + float(penalty.weight) * terms[name]  # type: ignore[arg-type]
         if self.supervision is not None:
             terms["dice"] = self.supervision(fixed, moving, points, mask)
             total = total + self.supervision.weight * terms["dice"]

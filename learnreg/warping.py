@@ -127,7 +127,8 @@ def pull(moving: Image, points: PointTensor, onto: Grid, *, mode: Mode = "linear
 
 def warp_labels(labels: Tensor, grid: Grid, points: PointTensor) -> Tensor:
     """Integer labels at points by nearest neighbor, 0 outside; exact for any label number."""
-    index = grid.to_index(points)
+    batch = max(labels.shape[0], points.shape[0])
+    index = grid.to_index(points.expand(batch, *points.shape[1:]))
     size = grid.size
     nearest = (index + 0.5).floor()
     inside = ((nearest >= 0) & (nearest < size)).all(dim=-1)
@@ -135,10 +136,10 @@ def warp_labels(labels: Tensor, grid: Grid, points: PointTensor) -> Tensor:
     strides = torch.ones_like(nearest[0].reshape(-1, grid.ndim)[0])
     for axis in range(1, grid.ndim):
         strides[axis] = strides[axis - 1] * grid.shape[::-1][axis - 1]
-    flat = (nearest * strides).sum(-1).reshape(points.shape[0], 1, -1)
-    values = labels.reshape(labels.shape[0], labels.shape[1], -1).expand(flat.shape[0], -1, -1)
+    flat = (nearest * strides).sum(-1).reshape(batch, 1, -1)
+    values = labels.reshape(labels.shape[0], labels.shape[1], -1).expand(batch, -1, -1)
     taken = values.gather(2, flat.expand(-1, labels.shape[1], -1))
-    taken = taken.reshape(points.shape[0], labels.shape[1], *points.shape[1:-1])
+    taken = taken.reshape(batch, labels.shape[1], *points.shape[1:-1])
     return torch.where(inside.unsqueeze(1), taken, torch.zeros_like(taken))
 
 

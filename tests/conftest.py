@@ -11,7 +11,9 @@ from learnreg.image import Image
 
 torch.set_num_threads(1)  # tiny volumes are far slower with threads
 
-OBLIQUE = torch.linalg.qr(torch.tensor([[0.9, 0.3, -0.2], [-0.25, 0.95, 0.1], [0.2, -0.1, 0.97]], dtype=torch.float64))[0]
+OBLIQUE = torch.linalg.qr(torch.tensor([[0.9, 0.3, -0.2], [-0.25, 0.95, 0.1], [0.2, -0.1, 0.97]], dtype=torch.float64))[
+    0
+]
 DIRECTIONS = {
     "LPS": torch.eye(3, dtype=torch.float64),
     "RAS": torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)),

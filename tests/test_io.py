@@ -29,7 +29,12 @@ def test_dicom_folder(tmp_path):
     for z in range(4):
         image = sitk.GetImageFromArray(values[z : z + 1])
         image.SetSpacing((1.0, 1.0, 3.0))
-        for tag, value in {"0020|000e": "1.2.3", "0020|0032": f"0\\0\\{3 * z}", "0020|0013": str(z), "0008|0060": "MR"}.items():
+        for tag, value in {
+            "0020|000e": "1.2.3",
+            "0020|0032": f"0\\0\\{3 * z}",
+            "0020|0013": str(z),
+            "0008|0060": "MR",
+        }.items():
             image.SetMetaData(tag, value)
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()

@@ -44,7 +44,9 @@ def test_both_masks_count(grid):
     objective = Objective(MSE())
     assert float(objective(image, Image(spoiled, grid), identity).total) > 0.1
     assert float(objective(image, Image(spoiled, grid, mask), identity).total) == pytest.approx(0, abs=1e-12)
-    assert float(objective(Image(image.data, grid, mask), Image(spoiled, grid), identity).total) == pytest.approx(0, abs=1e-12)
+    assert float(objective(Image(image.data, grid, mask), Image(spoiled, grid), identity).total) == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):
@@ -63,7 +65,9 @@ def test_unsupervised_drops_the_labels(grid):
     image = Image(blob_image(grid).data, grid)
     with pytest.raises(ValueError, match="no labels"):
         objective(image, image, Affine.identity(3, dtype=torch.float64))
-    assert objective.unsupervised()(image, image, Affine.identity(3, dtype=torch.float64)).terms.keys() == {"similarity"}
+    assert objective.unsupervised()(image, image, Affine.identity(3, dtype=torch.float64)).terms.keys() == {
+        "similarity"
+    }
 
 
 def test_failures():

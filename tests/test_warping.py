@@ -29,7 +29,9 @@ def test_warp_equals_sitk_resample(grid, moving_name, dtype):
     ours = warp(moving, transform, fixed_grid).data[0, 0].double().numpy()
     reference = to_sitk(torch.zeros(grid.shape), grid)
     theirs = sitk.GetArrayFromImage(
-        sitk.Resample(to_sitk(moving.data[0].double(), moving.grid), reference, to_itk(transform, grid), sitk.sitkLinear, 0.0)
+        sitk.Resample(
+            to_sitk(moving.data[0].double(), moving.grid), reference, to_itk(transform, grid), sitk.sitkLinear, 0.0
+        )
     )
     spread = float(moving.data.max() - moving.data.min())
     at_border = (ours == 0) != (theirs == 0)  # on which side of the last cell rounding falls

@@ -1,0 +1,1 @@
+"""Command line and Hydra mains: wiring only."""

@@ -14,7 +14,9 @@ def run(options: argparse.Namespace) -> None:
     transform = read_transform(options.transform)
     reference, moving = read_image(options.reference), read_image(options.moving)
     if reference.ndim != moving.ndim:
-        raise ValueError(f"The reference is {reference.ndim}-D and the image {moving.ndim}-D; give images of one dimension.")
+        raise ValueError(
+            f"The reference is {reference.ndim}-D and the image {moving.ndim}-D; give images of one dimension."
+        )
     if options.labels:
         points = transform.map_grid(reference.grid)
         values = warp_labels(moving.data.round().int(), moving.grid, points)

@@ -17,7 +17,14 @@ def reporting_errors(*, debug: bool = False) -> Iterator[None]:
     """Turn the errors of bad input into one line on stderr and exit status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ModuleNotFoundError, TypeError) as error:
+    except (
+        ValueError,
+        FileNotFoundError,
+        NotADirectoryError,
+        PermissionError,
+        ModuleNotFoundError,
+        TypeError,
+    ) as error:
         if debug or os.environ.get("LEARNREG_DEBUG"):
             raise
         print(f"error: {describe(error)}", file=sys.stderr)

@@ -37,11 +37,15 @@ def run(options: argparse.Namespace) -> None:
         pairs = _within(pairs, options.block, options.data)
     missing = [s.image for pair in pairs for s in pair if s.labels is None]
     if missing:
-        raise UserError(f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels).")
+        raise UserError(
+            f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels)."
+        )
     methods = choose_methods(options)
     rows: list[Row] = []
     names = f"{len(pairs)} pairs, {', '.join(methods)}"
-    for case in tqdm(_cases(pairs, options), total=len(pairs), desc=names, disable=options.quiet or not sys.stderr.isatty()):
+    for case in tqdm(
+        _cases(pairs, options), total=len(pairs), desc=names, disable=options.quiet or not sys.stderr.isatty()
+    ):
         rows += evaluate([case], methods)
     print(table(rows))
     if options.output:
@@ -96,7 +100,9 @@ def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> Non
             writer.writeheader()
             writer.writerows(rows)
 
-    settings = {key: value for key, value in vars(options).items() if key not in ("debug", "quiet", "command", "output")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("debug", "quiet", "command", "output")
+    }
     content = {
         "settings": settings,
         "threads": torch.get_num_threads(),

@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     computing.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
     computing.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     solving = argparse.ArgumentParser(add_help=False)
-    solving.add_argument("--refine", type=_count, default=0, metavar="N", help="classical steps from the network's answer")
+    solving.add_argument(
+        "--refine", type=_count, default=0, metavar="N", help="classical steps from the network's answer"
+    )
 
     top = argparse.ArgumentParser(prog="learnreg", description="Classical and learned medical image registration.")
     top.add_argument("--version", action="version", version=f"learnreg {__version__}")
@@ -59,17 +61,27 @@ def parser() -> argparse.ArgumentParser:
     register.add_argument("--checkpoint", metavar="FILE", help="a trained network, instead of --method")
     register.add_argument("--initial", metavar="FILE", help="an ITK transform to begin with, fixed to moving")
     for which in ("fixed", "moving"):
-        register.add_argument(f"--{which}-labels", metavar="FILE", help=f"segmentation of the {which} image, to measure overlap")
+        register.add_argument(
+            f"--{which}-labels", metavar="FILE", help=f"segmentation of the {which} image, to measure overlap"
+        )
         register.add_argument(f"--{which}-mask", metavar="FILE", help=f"where the {which} image counts")
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
-    evaluate = commands.add_parser("evaluate", parents=[common, computing, solving], help="compare methods on labeled pairs")
+    evaluate = commands.add_parser(
+        "evaluate", parents=[common, computing, solving], help="compare methods on labeled pairs"
+    )
     evaluate.add_argument("data", help="a folder (images/, labels/), a CSV or a Learn2Reg dataset.json")
     evaluate.add_argument("-o", "--output", metavar="OUT", help="folder for table.md, cases.csv and metrics.json")
-    evaluate.add_argument("--method", action="append", default=[], help="a preset or YAML file; may be given several times")
+    evaluate.add_argument(
+        "--method", action="append", default=[], help="a preset or YAML file; may be given several times"
+    )
     evaluate.add_argument("--checkpoint", metavar="FILE", help="a trained network: one-shot, and refined with --refine")
-    evaluate.add_argument("--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order (default: all)")
-    evaluate.add_argument("--shape", type=_count, nargs="+", metavar="N", help="bring images to this shape (z y x), centered")
+    evaluate.add_argument(
+        "--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order (default: all)"
+    )
+    evaluate.add_argument(
+        "--shape", type=_count, nargs="+", metavar="N", help="bring images to this shape (z y x), centered"
+    )
     evaluate.add_argument("--spacing", type=float, default=1.0, help="mm, with --shape (default: 1)")
 
     apply = commands.add_parser("apply", parents=[common], help="resample an image through a saved transform")

@@ -45,10 +45,14 @@ def run(options: argparse.Namespace) -> None:
         progress=False if options.quiet else None,
     )
     metrics = {"fixed": str(options.fixed), "moving": str(options.moving), **measure(result)}
-    metrics |= {"method": options.method or "deformable"} if options.checkpoint is None else {
-        "checkpoint": str(options.checkpoint),
-        "refine": options.refine,
-    }
+    metrics |= (
+        {"method": options.method or "deformable"}
+        if options.checkpoint is None
+        else {
+            "checkpoint": str(options.checkpoint),
+            "refine": options.refine,
+        }
+    )
     metrics |= {"device": options.device, "threads": torch.get_num_threads(), "learnreg": __version__}
     save(result, metrics, output)
     if not options.quiet:
@@ -132,5 +136,3 @@ def summary(metrics: dict[str, Any]) -> str:
     parts.append(f"folding {metrics['folding_percent']:.3f} %")
     parts.append(f"{metrics['seconds']:.2f} s")
     return ", ".join(parts)
-
-

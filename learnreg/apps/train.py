@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnreg.apps.errors import UserError, reporting_errors
@@ -45,16 +46,19 @@ def _explain(error: Exception) -> str:
 
 def _check_command_line(arguments: list[str]) -> None:
     """Compose once, so that a typing error is one line, and is told before torch is imported."""
-    if any(argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c", "-m", "--multirun") for argument in arguments):
+    if any(
+        argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c", "-m", "--multirun")
+        for argument in arguments
+    ):
         return
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    for flag, value in zip(arguments, arguments[1:], strict=False):
+    for flag, value in pairwise(arguments):
         if flag in ("--config-dir", "-cd"):
-            overrides.append(f"hydra.searchpath=[file://{os.path.abspath(value)}]")
+            overrides.append(f"hydra.searchpath=[file://{Path(value).resolve()}]")
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             compose("train", overrides=overrides, return_hydra_config=False)
@@ -72,7 +76,9 @@ def _one_line(error: Exception, arguments: list[str]) -> str:
         if line.startswith(("Key '", "Could not override")) and "'" in line:
             key = line.split("'")[1].split(".")[-1]
             return unknown_key(key, key, _known_keys())
-    return " ".join(dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider="))))
+    return " ".join(
+        dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider=")))
+    )
 
 
 def _known_keys() -> list[str]:

@@ -19,7 +19,10 @@ def check_launch(config: dict[str, Any]) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN and strategy.startswith("ddp"):
         launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
         if launcher != "submitit_slurm":
-            raise UserError("A sweep (-m) with trainer.strategy=ddp gives each rank other values; use devices=1, or the submitit_slurm launcher.")
+            raise UserError(
+                "A sweep (-m) with trainer.strategy=ddp gives each rank other values; "
+                "use devices=1, or the submitit_slurm launcher."
+            )
 
 
 def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
@@ -27,7 +30,9 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
     space = data.space
     shape = None if space.shape is None else [int(n) for n in space.shape]
     spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
-    stored = recipe(config["network"], config["objective"], {"spacing": spacing, "shape": shape, "multiple": space.multiple})
+    stored = recipe(
+        config["network"], config["objective"], {"spacing": spacing, "shape": shape, "multiple": space.multiple}
+    )
     return RegistrationModule(
         instantiate(config["network"], _convert_="all"),
         instantiate(config["objective"], _convert_="all"),

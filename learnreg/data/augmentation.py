@@ -24,7 +24,13 @@ class RandomAffine(nn.Module):
     """
 
     def __init__(
-        self, *, degrees: float = 5.0, scale: float = 0.05, shift: float = 1.5, gamma: float = 0.15, probability: float = 1.0
+        self,
+        *,
+        degrees: float = 5.0,
+        scale: float = 0.05,
+        shift: float = 1.5,
+        gamma: float = 0.15,
+        probability: float = 1.0,
     ) -> None:
         super().__init__()
         self.degrees, self.scale, self.shift = float(degrees), float(scale), float(shift)

@@ -7,7 +7,16 @@ from collections.abc import Iterator, Sequence
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from learnreg.data.datasets import Augmentation, Case, ImageCache, ImagePair, OrderedPairs, PairDataset, collate, reversed_pairs
+from learnreg.data.datasets import (
+    Augmentation,
+    Case,
+    ImageCache,
+    ImagePair,
+    OrderedPairs,
+    PairDataset,
+    collate,
+    reversed_pairs,
+)
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.typing import Path
@@ -16,9 +25,9 @@ from learnreg.typing import Path
 class RegistrationData(pl.LightningDataModule):
     """Pairs from a folder, a CSV or a Learn2Reg ``dataset.json``.
 
-    Unpaired images train as all ordered pairs, shuffled (``trainer.limit_train_batches`` is an epoch); validation pairs each image of
-    its block with the block in reversed order. Where the data prescribe pairs (a CSV with
-    ``fixed,moving``), the blocks are taken from those.
+    Unpaired images train as all ordered pairs, shuffled (``trainer.limit_train_batches`` is an
+    epoch); validation pairs each image of its block with the block in reversed order. Where the
+    data prescribe pairs (a CSV with ``fixed,moving``), the blocks are taken from those.
 
     Args:
         path: See :func:`learnreg.data.formats.read_subjects` and ``read_pairs``.
@@ -67,7 +76,9 @@ class RegistrationData(pl.LightningDataModule):
         for name, (first, last) in self.blocks.items():
             if not 0 <= first < last <= count:
                 kind = "pairs" if self._pairs else "images"
-                raise ValueError(f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}.")
+                raise ValueError(
+                    f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}."
+                )
 
     def pairs(self, name: str = "validation") -> list[Pair]:
         """Files of the fixed pairs of a block."""

@@ -144,7 +144,9 @@ def _json_items(file: FilePath, keys: tuple[str, ...], *, required: bool = True)
         if isinstance(items, list) and items:
             return [item if isinstance(item, dict) else {"image": item} for item in items]
     if required:
-        raise ValueError(f"{file} has no list {' or '.join(repr(key) for key in keys[:2])} as Learn2Reg's dataset.json has.")
+        raise ValueError(
+            f"{file} has no list {' or '.join(repr(key) for key in keys[:2])} as Learn2Reg's dataset.json has."
+        )
     return []
 
 

@@ -58,7 +58,9 @@ class ModelSpace:
         if isinstance(self.spacing, (int, float)):
             return [float(self.spacing)] * ndim
         if len(self.spacing) != ndim:
-            raise ValueError(f"The model works in {len(self.spacing)}-D (spacing {self.spacing}), the image is {ndim}-D.")
+            raise ValueError(
+                f"The model works in {len(self.spacing)}-D (spacing {self.spacing}), the image is {ndim}-D."
+            )
         return [float(s) for s in self.spacing]
 
     def grid_for(self, grid: Grid, *, cover: bool = False) -> Grid:
@@ -74,14 +76,16 @@ class ModelSpace:
         shape = [self.multiple * -(-int(n) // self.multiple) for n in needed]
         if self.shape is not None:
             if len(self.shape) != grid.ndim:
-                raise ValueError(f"The model works in {len(self.shape)}-D (shape {tuple(self.shape)}), the image is {grid.ndim}-D.")
+                raise ValueError(
+                    f"The model works in {len(self.shape)}-D (shape {tuple(self.shape)}), the image is {grid.ndim}-D."
+                )
             fits = all(n <= m for n, m in zip(needed, self.shape, strict=True))
             if fits or not cover:
                 shape = [int(n) for n in self.shape]
         centered = Grid.regular(shape, spacing, dtype=grid.dtype).to(grid.device)
         affine = centered.affine.clone()
         affine[:, : grid.ndim, grid.ndim] += grid.center[:1]
-        return _on_samples(Grid(shape, affine), grid)
+        return _on_samples(Grid(tuple(shape), affine), grid)
 
     def place(self, image: Image, *, cover: bool = False) -> Image:
         """``image`` on its model grid, zeros around it; labels by nearest neighbor."""
@@ -98,7 +102,7 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> I
         transform: From points of ``onto`` to points of the image; ``None`` is the identity.
     """
     points = onto.points if transform is None else transform.map_grid(onto)
-    coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)))
+    coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)).tolist())
     averaged = resize_image(image, coarse.shape)
     pulled = pull(Image(averaged.data, averaged.grid, averaged.mask), points, onto)
     labels = None if image.labels is None else warp_labels(image.labels, image.grid, points)

@@ -13,7 +13,9 @@ from learnreg.separable import apply_separable, gaussian_matrix
 from learnreg.transforms import Velocity
 
 
-def random_velocity(grid: Grid, *, magnitude: float, smoothness: float, generator: torch.Generator, steps: int = 6) -> Velocity:
+def random_velocity(
+    grid: Grid, *, magnitude: float, smoothness: float, generator: torch.Generator, steps: int = 6
+) -> Velocity:
     """White noise smoothed by a Gaussian, whose flow is a random diffeomorphism.
 
     Args:
@@ -38,7 +40,13 @@ def _scaled(field: Tensor, magnitude: float) -> Tensor:
 
 
 def changed_intensities(
-    image: Image, *, generator: torch.Generator, bias: float = 0.2, gamma: float = 0.2, noise: float = 0.02, smoothness: float = 40.0
+    image: Image,
+    *,
+    generator: torch.Generator,
+    bias: float = 0.2,
+    gamma: float = 0.2,
+    noise: float = 0.02,
+    smoothness: float = 40.0,
 ) -> Image:
     """Intensities in [0, 1] with a random gamma, a smooth multiplicative bias field, and noise.
 

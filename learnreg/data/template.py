@@ -32,7 +32,9 @@ def mni152_template() -> Image:
         Fonov et al., Unbiased average age-appropriate atlases, NeuroImage 2011; shipped by nilearn.
     """
     if find_spec("nilearn") is None:
-        raise ModuleNotFoundError("The template is part of nilearn, which is not installed: pip install 'learnreg[demo]'.")
+        raise ModuleNotFoundError(
+            "The template is part of nilearn, which is not installed: pip install 'learnreg[demo]'."
+        )
     folder = resources.files("nilearn") / "datasets" / "data"
 
     def read(kind: str) -> Image:

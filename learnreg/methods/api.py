@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TypeAlias
 
 import SimpleITK as sitk
 import torch
@@ -18,7 +19,7 @@ from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.transforms import Transform
 from learnreg.typing import Path
 
-ImageLike = Image | sitk.Image | Path
+ImageLike: TypeAlias = Image | sitk.Image | Path
 
 
 def register(
@@ -86,4 +87,6 @@ def as_image(image: ImageLike, name: str = "image") -> Image:
         return image_from_sitk(image, name=f"the {name} image")
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
-    raise TypeError(f"The {name} image must be a path, a SimpleITK image or a learnreg Image, got {type(image).__name__}.")
+    raise TypeError(
+        f"The {name} image must be a path, a SimpleITK image or a learnreg Image, got {type(image).__name__}."
+    )

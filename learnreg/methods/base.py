@@ -83,9 +83,12 @@ def check_pair(fixed: Image, moving: Image) -> None:
     """Raise ``ValueError`` for a pair that no method can register."""
     if fixed.ndim != moving.ndim:
         raise ValueError(
-            f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; register images of one dimension."
+            f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "
+            "register images of one dimension."
         )
     if fixed.batch_size != 1 or moving.batch_size != 1:
         raise ValueError(f"A method registers one pair, got batches of {fixed.batch_size} and {moving.batch_size}.")
     if fixed.data.shape[1] != moving.data.shape[1]:
-        raise ValueError(f"The images have {fixed.data.shape[1]} and {moving.data.shape[1]} channels; give as many in both.")
+        raise ValueError(
+            f"The images have {fixed.data.shape[1]} and {moving.data.shape[1]} channels; give as many in both."
+        )

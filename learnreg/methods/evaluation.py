@@ -35,7 +35,10 @@ METRICS: tuple[tuple[str, str, int], ...] = (
 
 
 def evaluate(
-    cases: Iterable[Case], methods: Mapping[str, Method], *, on_case: Callable[[Case, Mapping[str, Registration]], Any] | None = None
+    cases: Iterable[Case],
+    methods: Mapping[str, Method],
+    *,
+    on_case: Callable[[Case, Mapping[str, Registration]], Any] | None = None,
 ) -> list[Row]:
     """Register every case with every method, and score it; the first row of a case is its start.
 
@@ -137,10 +140,13 @@ def table(rows: Sequence[Row]) -> str:
     lines = [["method", *(title for _, title, _ in columns)]]
     for row in summary:
         cells = [
-            f"{row[key]:.{digits}f} ± {row[f'{key}_std']:.{digits}f}" if key in row else "" for key, _, digits in columns
+            f"{row[key]:.{digits}f} ± {row[f'{key}_std']:.{digits}f}" if key in row else ""
+            for key, _, digits in columns
         ]
         lines.append([row["method"], *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(text)

@@ -24,23 +24,29 @@ def load_method(name: str) -> Method:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    overrides, folder = [], config_dir()
+    folder = config_dir()
     if name.endswith((".yaml", ".yml")):
         file = FilePath(name).expanduser().resolve()
         if not file.is_file():
             raise FileNotFoundError(f"No such method file: {file}. Copy one from {folder / 'method'}.")
         config = OmegaConf.load(file)
         if "defaults" in config:
-            raise ValueError(f"{file} has a defaults list; write its objectives out, or put it in conf/method of a checkout.")
+            raise ValueError(
+                f"{file} has a defaults list; write its objectives out, or put it in conf/method of a checkout."
+            )
     else:
         if name not in method_names():
             close = difflib.get_close_matches(name, method_names(), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(method_names())}, or give a YAML file."
+            hint = (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"choose from {', '.join(method_names())}, or give a YAML file."
+            )
             raise ValueError(f"Unknown method {name!r}; {hint}")
         if GlobalHydra.instance().is_initialized():
             raise RuntimeError("load_method composes its own configuration; call it outside of hydra.main.")
         with initialize_config_dir(str(folder), version_base="1.3"):
-            config = compose(f"method/{name}", overrides=overrides).method
+            config = compose(f"method/{name}").method
     plain = OmegaConf.to_container(config, resolve=True)
     check_targets(plain)
     method = instantiate(plain, _convert_="all")

@@ -23,5 +23,7 @@ def target_registration_error(transform: Transform, fixed: PointTensor, moving: 
         ValueError: The shapes differ.
     """
     if fixed.shape != moving.shape:
-        raise ValueError(f"Landmarks must come in pairs, got {tuple(fixed.shape)} fixed and {tuple(moving.shape)} moving.")
+        raise ValueError(
+            f"Landmarks must come in pairs, got {tuple(fixed.shape)} fixed and {tuple(moving.shape)} moving."
+        )
     return (transform(fixed) - moving).norm(dim=-1)

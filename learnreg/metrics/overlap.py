@@ -25,7 +25,9 @@ def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) 
         ValueError: The shapes differ.
     """
     if warped.shape != fixed.shape:
-        raise ValueError(f"dice_scores needs label maps of one shape, got {tuple(warped.shape)} and {tuple(fixed.shape)}.")
+        raise ValueError(
+            f"dice_scores needs label maps of one shape, got {tuple(warped.shape)} and {tuple(fixed.shape)}."
+        )
     scores = []
     for label in labels:
         w, f = (warped == label).flatten(1), (fixed == label).flatten(1)

@@ -71,7 +71,9 @@ def voxels_to_mm(voxels: FieldTensor, grid: Grid) -> tuple[FieldTensor, Grid]:
 def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
     """3x3x3 convolution, instance norm, leaky ReLU."""
     act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
-    return Convolution(ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA")
+    return Convolution(
+        ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA"
+    )
 
 
 def field_head(ndim: int, inputs: int) -> Convolution:

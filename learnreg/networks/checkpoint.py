@@ -58,11 +58,15 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
     """
     file = FilePath(path).expanduser()
     if not file.is_file():
-        raise FileNotFoundError(f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints.")
+        raise FileNotFoundError(
+            f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints."
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py.") from error
+        raise ValueError(
+            f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py."
+        ) from error
     stored = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(stored, dict) or "state_dict" not in content:
         raise ValueError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
@@ -72,11 +76,15 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
             "train again or install the version that wrote it."
         )
     network = build(stored["network"], trusted)
-    weights = {key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)}
+    weights = {
+        key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)
+    }
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{file} does not fit its network, {stored['network'].get('_target_')}; the class has changed.") from error
+        raise ValueError(
+            f"{file} does not fit its network, {stored['network'].get('_target_')}; the class has changed."
+        ) from error
     objective = build(stored["objective"], trusted)
     if not isinstance(objective, Objective):
         raise ValueError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
@@ -93,7 +101,10 @@ def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Mod
 
     for target in _targets(config):
         if not target.startswith(tuple(trusted)):
-            raise ValueError(f"The checkpoint asks for {target}, outside the trusted {', '.join(trusted)}; pass trusted= to allow it.")
+            raise ValueError(
+                f"The checkpoint asks for {target}, outside the trusted {', '.join(trusted)}; "
+                "pass trusted= to allow it."
+            )
         try:
             allowed = issubclass(get_class(target), nn.Module)
         except Exception as error:  # hydra raises whatever the import raises

@@ -39,7 +39,9 @@ class Pyramid(Network):
     ) -> None:
         super().__init__()
         if ndim not in (2, 3) or not channels:
-            raise ValueError(f"Pyramid needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}.")
+            raise ValueError(
+                f"Pyramid needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}."
+            )
         self.ndim, self.in_channels, self.steps = ndim, in_channels, steps
         widths = [int(c) for c in channels]
         self.stride = 2 ** len(widths)

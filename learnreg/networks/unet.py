@@ -44,7 +44,9 @@ class UNet(Network):
     ) -> None:
         super().__init__()
         if ndim not in (2, 3) or not channels:
-            raise ValueError(f"UNet needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}.")
+            raise ValueError(
+                f"UNet needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}."
+            )
         if output not in ("velocity", "displacement"):
             raise ValueError(f"UNet output is velocity or displacement, got {output!r}.")
         self.ndim, self.output, self.steps, self.in_channels = ndim, output, steps, in_channels
@@ -52,7 +54,8 @@ class UNet(Network):
         self.stride = 2 ** len(widths)
         inputs = [2 * in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
-            nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o)) for i, o in zip(inputs, widths, strict=True)
+            nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o))
+            for i, o in zip(inputs, widths, strict=True)
         )
         self.decoder = nn.ModuleList(
             nn.Sequential(convolution(ndim, below + skip, skip), convolution(ndim, skip, skip))

@@ -96,7 +96,9 @@ def descend(
     return torch.stack(losses).tolist() if losses else []
 
 
-def _keep_best(best: list[Tensor], parameters: list[torch.nn.Parameter], value: Tensor, lowest: Tensor | None) -> Tensor:
+def _keep_best(
+    best: list[Tensor], parameters: list[torch.nn.Parameter], value: Tensor, lowest: Tensor | None
+) -> Tensor:
     """Copy the parameters where ``value`` is the lowest so far, without asking the device."""
     better = torch.ones_like(value, dtype=torch.bool) if lowest is None else value < lowest
     for kept, parameter in zip(best, parameters, strict=True):
@@ -108,7 +110,8 @@ def _has_converged(losses: list[Tensor], settings: Descent) -> bool:
     values = torch.stack(losses).tolist()
     if not all(value == value and abs(value) != float("inf") for value in values[-settings.window :]):
         raise ValueError(
-            "The registration diverged: the loss is not finite. Use a smaller learning rate or a larger regularization weight."
+            "The registration diverged: the loss is not finite. "
+            "Use a smaller learning rate or a larger regularization weight."
         )
     if settings.tolerance <= 0 or len(values) < 2 * settings.window:
         return False

@@ -56,6 +56,8 @@ class LinearParametrization(Parametrization):
         ndim = center.shape[-1]
         self.kind, self.radius = kind, float(radius)
         basis = _linear_basis(kind, ndim).to(center)
+        self.center: Tensor
+        self.basis: Tensor
         self.register_buffer("center", center)
         self.register_buffer("basis", basis)
         self.translation = nn.Parameter(torch.zeros_like(center))
@@ -110,7 +112,12 @@ class FieldParametrization(Parametrization):
 
     @staticmethod
     def from_transform(
-        transform: Transform | None, grid: Grid, kind: FieldKind = "velocity", *, coarsening: float = 2.0, steps: int = 5
+        transform: Transform | None,
+        grid: Grid,
+        kind: FieldKind = "velocity",
+        *,
+        coarsening: float = 2.0,
+        steps: int = 5,
     ) -> FieldParametrization:
         """Start from a transform; ``grid`` is the fixed grid of the first level.
 
@@ -126,7 +133,8 @@ class FieldParametrization(Parametrization):
             field = Displacement(transform.field, transform.grid).displacement(control)
         else:
             raise ValueError(
-                f"A velocity cannot start from a {type(transform).__name__}; give it as `initial`, or search a displacement."
+                f"A velocity cannot start from a {type(transform).__name__}; "
+                "give it as `initial`, or search a displacement."
             )
         return FieldParametrization(field, control, kind, coarsening=coarsening, steps=steps)
 

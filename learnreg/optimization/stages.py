@@ -132,7 +132,11 @@ class IterativeStage(Stage):
             raise ValueError(f"A stage needs as many iterations as levels, got {list(iterations)} for {list(factors)}.")
         self.objective = objective
         self.factors, self.limits = tuple(float(f) for f in factors), tuple(int(n) for n in iterations)
-        self.learning_rate, self.rate_growth, self.tolerance = float(learning_rate), float(rate_growth), float(tolerance)
+        self.learning_rate, self.rate_growth, self.tolerance = (
+            float(learning_rate),
+            float(rate_growth),
+            float(tolerance),
+        )
         self.optimizer = optimizer
 
     @property
@@ -221,7 +225,7 @@ class FieldStage(IterativeStage):
         optimizer: See :class:`IterativeStage`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a preset
         self,
         objective: Objective,
         kind: FieldKind = "velocity",
@@ -240,10 +244,7 @@ class FieldStage(IterativeStage):
         self.kind, self.coarsening, self.steps = kind, float(coarsening), int(steps)
 
     def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> FieldParametrization:
-        return FieldParametrization.from_transform(
-            start, grid, self.kind, coarsening=self.coarsening, steps=self.steps
-        )
-
+        return FieldParametrization.from_transform(start, grid, self.kind, coarsening=self.coarsening, steps=self.steps)
 
 
 def run_stages(

@@ -89,16 +89,19 @@ def _shown(data: Tensor, window: tuple[float, float]) -> Slice:
     return shown
 
 
-def _row(axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slice, index: Tensor, axis: int, grid: Grid) -> None:
+def _row(
+    axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slice, index: Tensor, axis: int, grid: Grid
+) -> None:
     """One plane: the images, their differences, the grid and the determinant."""
     spacing = grid.spacing[0].flip(0).tolist()
-    rows, columns = [a for a in range(grid.ndim) if grid.ndim == 2 or a != axis]
+    rows, columns = _upright([a for a in range(grid.ndim) if grid.ndim == 2 or a != axis], grid)
     aspect = spacing[rows] / spacing[columns]
     middle = _middle(volumes["fixed"], axis)
     flips = _is_reversed(grid, rows), _is_reversed(grid, columns)
 
     def cut(volume: Slice) -> Slice:
-        plane = volume if volume.ndim == 2 else volume.take(middle, axis=axis)
+        plane: Slice = volume if volume.ndim == 2 else np.moveaxis(volume, axis, 0)[middle]
+        plane = plane if rows < columns else plane.T
         return plane[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
 
     for ax, (name, volume) in zip(axes, volumes.items(), strict=False):
@@ -106,6 +109,7 @@ def _row(axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slic
         colors = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if signed else {"cmap": "gray", "vmin": 0, "vmax": 1}
         ax.imshow(cut(volume), aspect=aspect, **colors)
     lattice = index if grid.ndim == 2 else index.select(axis, middle)
+    lattice = lattice if rows < columns else lattice.transpose(0, 1)
     _draw_grid(axes[5], lattice[..., [grid.ndim - 1 - columns, grid.ndim - 1 - rows]].numpy(), aspect, flips)
     shown = axes[6].imshow(cut(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=aspect)
     axes[6].figure.colorbar(shown, ax=axes[6], fraction=0.046)
@@ -122,13 +126,24 @@ def _middle(volume: Slice, axis: int) -> int:
     return int(np.clip(round(float((profile * np.arange(len(profile))).sum()) / total), 0, len(profile) - 1))
 
 
+def _upright(axes: list[int], grid: Grid) -> list[int]:
+    """The two array axes of a plane, the one closer to the head (or the front) first: it runs down the page."""
+    if grid.ndim == 2:
+        return axes
+    return sorted(axes, key=lambda a: -_main_axis(grid, a))
+
+
+def _main_axis(grid: Grid, array_axis: int) -> int:
+    """Which of x, y, z an array axis runs along, closest."""
+    return int(grid.direction[0, :, grid.ndim - 1 - array_axis].abs().argmax())
+
+
 def _is_reversed(grid: Grid, array_axis: int) -> bool:
     """Whether to mirror an axis so that superior and anterior are up and the patient's left is right."""
     if grid.ndim == 2:
         return False
-    cosines = grid.direction[0, :, grid.ndim - 1 - array_axis]
-    main = int(cosines.abs().argmax())
-    return bool((cosines[main] > 0) == (main == 2))
+    main = _main_axis(grid, array_axis)
+    return bool((grid.direction[0, main, grid.ndim - 1 - array_axis] > 0) == (main == 2))
 
 
 def _draw_grid(ax: Axes, lattice: Slice, aspect: float, flips: tuple[bool, bool]) -> None:

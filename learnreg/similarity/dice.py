@@ -24,7 +24,10 @@ def dice_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None =
         Milletari et al., V-Net, 3DV 2016, section 3.
     """
     with torch.autocast(warped.device.type, enabled=False):
-        w, f = warped.float() if warped.dtype.itemsize < 4 else warped, fixed.to(torch.promote_types(fixed.dtype, torch.float32))
+        w, f = (
+            warped.float() if warped.dtype.itemsize < 4 else warped,
+            fixed.to(torch.promote_types(fixed.dtype, torch.float32)),
+        )
         weights = torch.ones_like(f) if mask is None else mask.to(f.dtype).expand_as(f)
         dims = list(range(2, f.ndim))
         total = (w * w * weights).sum(dims) + (f * f * weights).sum(dims)

@@ -24,7 +24,9 @@ class Mixture(nn.Module):
     def __init__(self, terms: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
         super().__init__()
         if set(terms) != set(weights) or not terms:
-            raise ValueError(f"Mixture needs one weight for each term, got terms {sorted(terms)}, weights {sorted(weights)}.")
+            raise ValueError(
+                f"Mixture needs one weight for each term, got terms {sorted(terms)}, weights {sorted(weights)}."
+            )
         self.terms = nn.ModuleDict(dict(terms))
         self.weights = {name: float(weight) for name, weight in weights.items()}
 

@@ -25,7 +25,10 @@ def ncc_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
         product = standardized(warped, mask) * standardized(fixed, mask)
         if mask is None:
             return 1 - product.mean()
-        each = [masked_mean(p.unsqueeze(0), m.unsqueeze(0)) for p, m in zip(product, mask.expand(len(product), *mask.shape[1:]), strict=True)]
+        each = [
+            masked_mean(p.unsqueeze(0), m.unsqueeze(0))
+            for p, m in zip(product, mask.expand(len(product), *mask.shape[1:]), strict=True)
+        ]
         return 1 - torch.stack(each).mean()
 
 

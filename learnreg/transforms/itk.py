@@ -52,7 +52,9 @@ def _part_to_itk(part: Transform, grid: Grid | None) -> sitk.Transform:
         if field.shape[0] != 1:
             raise ValueError(f"to_itk writes one transform, got a batch of {field.shape[0]}; take one of them.")
         return sitk.DisplacementFieldTransform(to_sitk(field[0].double(), where, vector=True))
-    raise TypeError(f"to_itk cannot write a {type(part).__name__}; sample it first: Displacement(t.displacement(g), g).")
+    raise TypeError(
+        f"to_itk cannot write a {type(part).__name__}; sample it first: Displacement(t.displacement(g), g)."
+    )
 
 
 def from_itk(transform: sitk.Transform) -> Transform:
@@ -113,4 +115,6 @@ def read_transform(path: Path) -> Transform:
             return from_itk(sitk.ReadTransform(str(file)))
         return _from_field(sitk.ReadImage(str(file), sitk.sitkVectorFloat64))
     except RuntimeError as error:
-        raise ValueError(f"{file} cannot be read as a transform; give .h5, .tfm, .mat or a displacement image.") from error
+        raise ValueError(
+            f"{file} cannot be read as a transform; give .h5, .tfm, .mat or a displacement image."
+        ) from error

@@ -68,7 +68,9 @@ def test_learn2reg_sdlogj_is_its_published_formula():
     field = smooth_field(grid, 1.5)
     voxels = field[0].flip(0).numpy()  # components (z, y, x)
     kernel = np.array([-0.5, 0, 0.5])
-    gradient = np.stack([np.stack([scipy.ndimage.correlate1d(voxels[c], kernel, axis=a) for a in range(3)]) for c in range(3)])
+    gradient = np.stack(
+        [np.stack([scipy.ndimage.correlate1d(voxels[c], kernel, axis=a) for a in range(3)]) for c in range(3)]
+    )
     jacobian = np.moveaxis(gradient, (0, 1), (-2, -1)) + np.eye(3)
     inner = np.linalg.det(jacobian)[2:-2, 2:-2, 2:-2]
     expected = np.log(np.clip(inner + 3, 1e-9, 1e9)).std()

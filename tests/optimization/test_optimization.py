@@ -67,13 +67,17 @@ def test_a_rigid_motion_turns_about_its_center():
 def test_affine_recovery(other):
     """Mean error over the fixed grid, mm, before and after."""
     truth = Affine.about(
-        torch.tensor([[[1.1, 0.08, 0.0], [-0.1, 0.95, 0.05], [0.0, -0.05, 1.05]]]), torch.tensor([[2.0, -1.5, 1.0]]), torch.zeros(1, 3)
+        torch.tensor([[[1.1, 0.08, 0.0], [-0.1, 0.95, 0.05], [0.0, -0.05, 1.05]]]),
+        torch.tensor([[2.0, -1.5, 1.0]]),
+        torch.zeros(1, 3),
     )
     fixed_grid = make_grid("LPS", (20, 22, 28), (1.5, 1.5, 2.0), torch.float32)
     moving_grid = make_grid(other, (24, 30, 26), (1.4, 1.6, 1.5), torch.float32)
     fixed = Image(textured(fixed_grid.points), fixed_grid)
     moving = Image(textured(truth.inverse().map_grid(moving_grid)), moving_grid)
-    stage = LinearStage(Objective(NCC()), "affine", factors=(2, 1), iterations=(100, 60), learning_rate=0.2, tolerance=0.0)
+    stage = LinearStage(
+        Objective(NCC()), "affine", factors=(2, 1), iterations=(100, 60), learning_rate=0.2, tolerance=0.0
+    )
     found = run_stages([CenterOfMass(), stage], fixed, moving).transform
     inner = blob_image(fixed_grid).labels[:, 0] > 0
     error = (found.map_grid(fixed.grid) - truth.map_grid(fixed.grid)).norm(dim=-1)[inner].mean()
@@ -134,7 +138,13 @@ def test_divergence_is_an_error():
 
     parameters = FieldParametrization.from_transform(None, fixed.grid)
     with pytest.raises(ValueError, match="diverged"):
-        descend(parameters, Objective(Broken()), Image(fixed.data, fixed.grid), Image(moving.data, moving.grid), Descent(20, 0.1))
+        descend(
+            parameters,
+            Objective(Broken()),
+            Image(fixed.data, fixed.grid),
+            Image(moving.data, moving.grid),
+            Descent(20, 0.1),
+        )
 
 
 def test_parametrization_from_transform_and_refined():

@@ -31,7 +31,12 @@ class RegularizerLaws:
     def test_energy_does_not_depend_on_the_orientation(self):
         values = torch.rand(1, 3, 6, 7, 8, dtype=torch.float64)
         energies = [
-            float(self.make()(torch.einsum("ij,bj...->bi...", d, values), Grid.regular((6, 7, 8), (1.0, 2.0, 3.0), direction=d, dtype=torch.float64)))
+            float(
+                self.make()(
+                    torch.einsum("ij,bj...->bi...", d, values),
+                    Grid.regular((6, 7, 8), (1.0, 2.0, 3.0), direction=d, dtype=torch.float64),
+                )
+            )
             for d in DIRECTIONS.values()
         ]
         assert max(energies) == pytest.approx(min(energies), rel=1e-9)
@@ -55,7 +60,9 @@ class RegularizerLaws:
         grid = Grid.regular((6, 7, 8))
         field = torch.rand(1, 3, *grid.shape)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert float(self.make()(field.bfloat16(), grid)) == pytest.approx(float(self.make()(field, grid)), rel=0.05)
+            assert float(self.make()(field.bfloat16(), grid)) == pytest.approx(
+                float(self.make()(field, grid)), rel=0.05
+            )
 
 
 class TestDiffusion(RegularizerLaws):

@@ -24,7 +24,9 @@ class SimilarityLaws:
         image, grid = self.pair()
         losses = []
         for shift in SHIFTS:
-            moved = warp(image, Affine.translation(torch.tensor([shift, 0.0, 0.0], dtype=torch.float64)), grid, padding="border")
+            moved = warp(
+                image, Affine.translation(torch.tensor([shift, 0.0, 0.0], dtype=torch.float64)), grid, padding="border"
+            )
             losses.append(float(self.make()(moved.data, image.data)))
         assert losses.index(min(losses)) == SHIFTS.index(0.0)
         assert sorted(losses[:3], reverse=True) == losses[:3]
@@ -51,14 +53,18 @@ class SimilarityLaws:
         spoiled = image.data.clone()
         spoiled[..., 14:] = torch.rand(spoiled[..., 14:].shape, generator=torch.Generator().manual_seed(1)).double() * 5
         similarity = self.make()
-        assert float(similarity(spoiled, image.data, mask)) == pytest.approx(float(similarity(image.data, image.data, mask)), abs=1e-6)
+        assert float(similarity(spoiled, image.data, mask)) == pytest.approx(
+            float(similarity(image.data, image.data, mask)), abs=1e-6
+        )
         assert float(similarity(spoiled, image.data)) > float(similarity(image.data, image.data)) + 1e-3
 
     def test_a_mask_of_ones_changes_nothing(self):
         image, _ = self.pair()
         other = image.data.roll(1, -1)
         ones = torch.ones_like(image.data)
-        assert float(self.make()(other, image.data, ones)) == pytest.approx(float(self.make()(other, image.data)), abs=1e-6)
+        assert float(self.make()(other, image.data, ones)) == pytest.approx(
+            float(self.make()(other, image.data)), abs=1e-6
+        )
 
     def test_gradcheck(self):
         generator = torch.Generator().manual_seed(2)

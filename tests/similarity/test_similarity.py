@@ -47,7 +47,9 @@ class TestLNCC(SimilarityLaws):
         a, b = (torch.rand(1, 1, 14, 15, 16, dtype=torch.float64) for _ in range(2))
 
         def mean(x):
-            return scipy.ndimage.uniform_filter(x, 5, mode="constant") / scipy.ndimage.uniform_filter(np.ones_like(x), 5, mode="constant")
+            return scipy.ndimage.uniform_filter(x, 5, mode="constant") / scipy.ndimage.uniform_filter(
+                np.ones_like(x), 5, mode="constant"
+            )
 
         x, y = a[0, 0].numpy(), b[0, 0].numpy()
         cov = mean(x * y) - mean(x) * mean(y)
@@ -108,4 +110,6 @@ def test_dice_loss():
 
 def test_dice_gradcheck():
     warped = torch.rand(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: dice_loss(w, torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0)).double()), (warped,))
+    assert torch.autograd.gradcheck(
+        lambda w: dice_loss(w, torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0)).double()), (warped,)
+    )

@@ -16,7 +16,9 @@ def smooth_field(grid, size):
 
 def an_affine():
     linear = torch.tensor([[1.05, 0.1, -0.05], [-0.08, 0.95, 0.12], [0.03, -0.1, 1.02]], dtype=torch.float64)
-    return Affine.about(linear[None], torch.tensor([[1.3, -0.6, 0.7]], dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    return Affine.about(
+        linear[None], torch.tensor([[1.3, -0.6, 0.7]], dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    )
 
 
 class TestAffine(TransformLaws):

@@ -1,0 +1,218 @@
+import json
+import time
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from matplotlib.image import imread
+
+from learnreg.apps.main import main
+from learnreg.io import to_sitk, write_image
+from tests.conftest import blob_image, make_grid
+from tests.networks.test_checkpoint import save
+from tests.test_configs import run
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A pair on different oblique anisotropic grids, with labels."""
+    fixed = blob_image(make_grid("RAS", (24, 26, 30), (1.2, 1.2, 1.5), torch.float32))
+    moving = blob_image(
+        make_grid("oblique", (26, 30, 26), (1.3, 1.1, 1.5), torch.float32), (2.5, -1.5, 1.0), (8.0, 8.0, 6.5)
+    )
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        write_image(image.data[0] * 800 + 100, image.grid, tmp_path / f"{name}.nii.gz")
+        write_image(image.labels[0].to(torch.int16), image.grid, tmp_path / f"{name}_labels.nii.gz")
+    return tmp_path
+
+
+def call(*arguments):
+    main([str(a) for a in arguments])
+
+
+def test_register_writes_everything(files, capsys):
+    out = files / "out"
+    call(
+        "register",
+        files / "fixed.nii.gz",
+        files / "moving.nii.gz",
+        "-o",
+        out,
+        "--method",
+        "fast",
+        "--fixed-labels",
+        files / "fixed_labels.nii.gz",
+        "--moving-labels",
+        files / "moving_labels.nii.gz",
+    )
+    assert sorted(p.name for p in out.iterdir()) == ["figure.png", "metrics.json", "transform.h5", "warped.nii.gz"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["seconds"] > 0
+    assert metrics["after"]["dice"] > metrics["before"]["dice"] + 0.1
+    assert metrics["after"]["ncc"] > metrics["before"]["ncc"]
+    assert imread(out / "figure.png").shape[1] > 800
+    assert "Dice" in capsys.readouterr().out
+    fixed, moving = (sitk.ReadImage(str(files / f"{n}.nii.gz")) for n in ("fixed", "moving"))
+    theirs = sitk.GetArrayFromImage(
+        sitk.Resample(moving, fixed, sitk.ReadTransform(str(out / "transform.h5")), sitk.sitkLinear, 0.0)
+    )
+    ours = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "warped.nii.gz")))
+    assert (np.abs(theirs - ours) <= 0.01 * np.ptp(ours)).mean() > 0.99
+
+    call(
+        "apply",
+        out / "transform.h5",
+        files / "moving_labels.nii.gz",
+        "-r",
+        files / "fixed.nii.gz",
+        "-o",
+        files / "l.nii.gz",
+        "--labels",
+    )
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(str(files / "l.nii.gz")))
+    assert set(np.unique(labels)) == {0, 1, 2}
+    call("apply", out / "transform.h5", files / "moving.nii.gz", "-r", files / "fixed.nii.gz", "-o", files / "w.nii.gz")
+    assert np.allclose(sitk.GetArrayFromImage(sitk.ReadImage(str(files / "w.nii.gz"))), ours, atol=0.5)
+
+    call(
+        "register",
+        files / "fixed.nii.gz",
+        files / "moving.nii.gz",
+        "-o",
+        files / "again",
+        "--method",
+        "affine",
+        "--initial",
+        out / "transform.h5",
+        "--quiet",
+    )
+    assert (files / "again" / "metrics.json").exists()
+
+
+def test_register_2d(tmp_path):
+    grid = make_grid(shape=(24, 26, 30)).resized((24, 26, 30))
+    image = blob_image(grid, radii=(20.0, 14.0, 12.0)).data[0, 0].float()
+    for name, values in (("f.png", image[12]), ("m.png", image[12].roll(2, 0))):
+        sitk.WriteImage(
+            sitk.GetImageFromArray((255 * values.numpy()).clip(0, 255).astype(np.uint8)), str(tmp_path / name)
+        )
+    call("register", tmp_path / "f.png", tmp_path / "m.png", "-o", tmp_path / "out", "--method", "affine", "--quiet")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["after"]["ncc"] > max(0.98, metrics["before"]["ncc"])
+
+
+def test_evaluate(files, capsys):
+    for kind, suffix in (("images", ""), ("labels", "_labels")):
+        (files / "set" / kind).mkdir(parents=True)
+        for name in ("fixed", "moving"):
+            (files / f"{name}{suffix}.nii.gz").rename(files / "set" / kind / f"{name}.nii.gz")
+    call(
+        "evaluate",
+        files / "set",
+        "--method",
+        "affine",
+        "--method",
+        "fast",
+        "--shape",
+        40,
+        40,
+        40,
+        "--spacing",
+        "1.5",
+        "-o",
+        files / "t",
+        "--quiet",
+    )
+    printed = capsys.readouterr().out
+    assert "SDlogJ L2R" in printed
+    content = json.loads((files / "t" / "metrics.json").read_text())
+    dice = {row["method"]: row["dice"] for row in content["summary"]}
+    assert dice["fast"] > dice["affine"] > dice["start"]
+    assert len((files / "t" / "cases.csv").read_text().splitlines()) == 7
+    assert (files / "t" / "table.md").exists()
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments)
+    assert stop.value.code != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    return lines[-1] if len(lines) == 1 or "usage" in lines[0] else pytest.fail("\n".join(lines))
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
+    fixed, moving, out = files / "fixed.nii.gz", files / "moving.nii.gz", files / "out"
+    good = sitk.ReadImage(str(fixed))
+
+    def written(name, array, vector=False):
+        image = sitk.GetImageFromArray(array, isVector=vector)
+        sitk.WriteImage(image, str(files / name))
+        return files / name
+
+    zeros = written("zeros.nii.gz", np.zeros((8, 8, 8), np.float32))
+    four = written("four.nii.gz", np.zeros((2, 8, 8, 8), np.float32))
+    color = written("color.png", np.zeros((8, 8, 3), np.uint8), vector=True)
+    holes = sitk.GetArrayFromImage(good)
+    holes[3, 3, 3] = np.nan
+    nan = written("nan.nii.gz", holes)
+    flat = written("flat.mha", np.random.rand(8, 8).astype(np.float32))
+    short = written("short.nii.gz", np.zeros((4, 4, 4), np.uint8))
+    text = files / "text.txt"
+    text.write_text("no image")
+    save(files / "old.ckpt", format=0)
+    cases = [
+        ((files / "none.nii.gz", moving), "No such image"),
+        ((four, moving), "is 4-D"),
+        ((color, moving), "one gray channel"),
+        ((zeros, moving), "the fixed image is constant"),
+        ((nan, moving), "1 NaN"),
+        ((flat, moving), "fixed image is 2-D and the moving image is 3-D"),
+        ((text, moving), "cannot be read as an image"),
+        ((fixed, moving, "--fixed-labels", short, "--moving-labels", short), "labels"),
+        ((fixed, moving, "--fixed-labels", short), "together"),
+        ((fixed, moving, "--method", "deformabel"), "did you mean 'deformable'"),
+        ((fixed, moving, "--checkpoint", files / "none.ckpt"), "No such checkpoint"),
+        ((fixed, moving, "--checkpoint", text), "read safely"),
+        ((fixed, moving, "--checkpoint", files / "old.ckpt"), "checkpoint format 0"),
+        ((fixed, moving, "--refine", "3"), "--checkpoint too"),
+        ((fixed, moving, "--method", "fast", "--checkpoint", text), "not both"),
+        ((fixed, moving, "--device", "quantum"), "unknown"),
+        ((fixed, moving, "--threads", "0"), "at least 1"),
+    ]
+    for arguments, message in cases:
+        assert message in fails(capsys, "register", *arguments, "-o", out)
+        assert not out.exists(), arguments
+    call("register", fixed, moving, "-o", out, "--method", "affine", "--quiet")
+    assert "--overwrite" in fails(capsys, "register", fixed, moving, "-o", out)
+    call("register", fixed, moving, "-o", out, "--method", "affine", "--quiet", "--overwrite")
+
+
+def test_bad_evaluations(files, capsys):
+    assert "No such data set" in fails(capsys, "evaluate", files / "nothing")
+    assert "has no labels" in fails(capsys, "evaluate", files)
+    assert "goes beyond" in fails(capsys, "evaluate", files, "--block", "0:99")
+
+
+def test_debug_shows_the_traceback(files):
+    with pytest.raises(FileNotFoundError):
+        call("register", files / "none.nii.gz", files / "none.nii.gz", "-o", files / "o", "--debug")
+
+
+def test_methods_lists_presets(capsys):
+    call("methods")
+    assert "deformable" in capsys.readouterr().out
+
+
+def test_help_is_fast():
+    for arguments in (["--help"], ["register", "--help"], ["evaluate", "--help"]):
+        began = time.perf_counter()
+        done = run("-m", "learnreg.apps.main", *arguments)
+        assert time.perf_counter() - began < 2
+        assert done.returncode == 0
+        assert "usage" in done.stdout
+
+
+def test_to_sitk_keeps_vectors_apart():
+    grid = make_grid()
+    assert to_sitk(torch.zeros(3, *grid.shape), grid, vector=True).GetNumberOfComponentsPerPixel() == 3

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import learnreg
+from learnreg.configs import method_names
+from learnreg.data.datasets import Case
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.io import to_sitk, write_image
+from learnreg.methods import IterativeMethod, OneShotMethod, load_method, register
+from learnreg.methods.evaluation import evaluate, score, summarize, table
+from learnreg.metrics import dice_scores
+from learnreg.networks import Pyramid
+from learnreg.networks.checkpoint import Checkpoint
+from learnreg.objective import Objective, Penalty
+from learnreg.optimization import LinearStage
+from learnreg.regularization import Diffusion
+from learnreg.similarity import MSE, NCC
+from learnreg.transforms import Affine, Composite, Displacement
+from tests.conftest import DIRECTIONS, blob_image, make_grid
+
+
+def pair(name="LPS", other="oblique"):
+    fixed = blob_image(make_grid(name, (24, 26, 30), (1.2, 1.2, 1.5), torch.float32))
+    moving_grid = make_grid(other, (26, 30, 26), (1.3, 1.1, 1.5), torch.float32)
+    return fixed, blob_image(moving_grid, (2.5, -1.5, 1.0), (8.0, 8.0, 6.5))
+
+
+def untrained(space=None):
+    torch.manual_seed(0)
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.002)})
+    network = Pyramid(3, (4, 8)).eval()
+    return Checkpoint(network, objective, space or {"spacing": 1.5, "shape": [32, 32, 32], "multiple": 16}, {})
+
+
+def improved(result):
+    before = dice_scores(
+        learnreg.warp(result.moving, Affine.identity(3), result.fixed.grid).labels, result.fixed.labels, [1, 2]
+    )
+    return float(before.mean()), float(dice_scores(result.warped.labels, result.fixed.labels, [1, 2]).mean())
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_preset_improves_a_pair(name):
+    before, after = improved(register(*pair(), name))
+    assert before < 0.75
+    assert after > before + (0.05 if name in ("rigid", "affine") else 0.1)
+
+
+@pytest.mark.parametrize("other", sorted(DIRECTIONS))
+def test_the_result_does_not_depend_on_the_orientation_of_the_files(other):
+    before, after = improved(register(*pair("RAS", other), "fast"))
+    assert after > max(before, 0.85)
+
+
+def test_paths_sitk_images_and_images_are_the_same(tmp_path):
+    fixed, moving = pair()
+    for name, image in (("f", fixed), ("m", moving)):
+        write_image(image.data[0], image.grid, tmp_path / f"{name}.nii.gz")
+    by_path = register(tmp_path / "f.nii.gz", str(tmp_path / "m.nii.gz"), "affine")
+    by_sitk = register(*(to_sitk(i.data[0], i.grid) for i in (fixed, moving)), "affine")
+    by_image = register(Image(fixed.data, fixed.grid), Image(moving.data, moving.grid), "affine")
+    for other in (by_sitk, by_image):
+        assert torch.allclose(by_path.transform.matrix, other.transform.matrix, atol=1e-3)
+
+
+@pytest.mark.parametrize("names", [("LPS", "oblique"), ("oblique", "permuted"), ("permuted", "RAS")])
+def test_sitk_applies_the_saved_transform_with_the_same_result(names, tmp_path):
+    """99 % of voxels within 1 % of the intensity range, on oblique anisotropic grids that differ."""
+    result = register(*pair(*names), "deformable")
+    result.save_transform(tmp_path / "t.h5")
+    fixed, moving = (to_sitk(i.data[0], i.grid) for i in (result.fixed, result.moving))
+    theirs = sitk.GetArrayFromImage(
+        sitk.Resample(moving, fixed, sitk.ReadTransform(str(tmp_path / "t.h5")), sitk.sitkLinear, 0.0)
+    )
+    difference = np.abs(theirs - result.warped.data[0, 0].numpy())
+    assert (difference <= 0.01 * (theirs.max() - theirs.min())).mean() > 0.99
+
+
+def test_one_shot_of_a_network_that_predicts_nothing_is_the_alignment_of_centers():
+    fixed, moving = pair()
+    result = OneShotMethod(untrained())(fixed, moving)
+    shift = result.transform(fixed.grid.center[:, None]) - fixed.grid.center[:, None]
+    assert (shift[:, 0] - (moving.grid.center - fixed.grid.center)).abs().max() < 1.0  # mm; the model's grid is 1.5 mm
+    assert isinstance(result.transform, Composite)
+
+
+def test_refinement_goes_on_from_the_network_on_any_grid():
+    fixed, moving = pair("permuted", "oblique")
+    plain, refined = (OneShotMethod(untrained(), refine=n)(fixed, moving) for n in (0, 40))
+    assert improved(refined)[1] > improved(plain)[1] + 0.05
+    assert len(refined.history[0].losses) == 40
+
+
+def test_one_shot_covers_images_larger_than_the_models_shape():
+    fixed, moving = pair()
+    result = OneShotMethod(untrained({"spacing": 1.0, "shape": [16, 16, 16], "multiple": 16}), refine=5)(fixed, moving)
+    assert result.warped.data.shape == fixed.data.shape
+
+
+def test_initial_transform_is_used():
+    fixed, moving = pair()
+    initial = Affine.translation([2.5, -1.5, 1.0])
+    stage = LinearStage(Objective(NCC()), "translation", factors=(2,), iterations=(0,))
+    result = IterativeMethod([stage])(fixed, moving, initial=initial)
+    assert torch.allclose(result.transform.matrix, initial.matrix)
+
+
+def test_evaluation_against_a_known_transform():
+    fixed, moving = pair()
+    truth = Affine.translation([3.0, 0.0, 4.0])
+    row = score(Case("a", fixed, moving, truth), Affine.identity(3))
+    assert row["error_mm"] == pytest.approx(5.0, abs=1e-4)
+    assert score(Case("a", fixed, fixed, truth), truth)["error_mm"] == pytest.approx(0, abs=1e-5)
+    assert score(Case("a", fixed, fixed), Affine.identity(3))["dice"] == 1
+    with pytest.raises(ValueError, match="nothing to evaluate against"):
+        score(Case("a", Image(fixed.data, fixed.grid), moving), truth)
+
+
+def test_evaluation_table():
+    cases = [Case(str(i), *pair()) for i in range(2)]
+    rows = evaluate(cases, {"affine": load_method("affine")})
+    assert [row["method"] for row in rows] == ["start", "affine"] * 2
+    summary = summarize(rows)
+    assert summary[1]["dice"] > summary[0]["dice"]
+    assert summary[1]["cases"] == 2
+    lines = table(rows).splitlines()
+    assert len(lines) == 4
+    assert len({len(line) for line in lines}) == 1
+    assert "SDlogJ L2R" in lines[0]
+
+
+def test_a_method_does_not_see_the_labels():
+    class Looks(IterativeMethod):
+        def __call__(self, fixed, moving, **kwargs):
+            assert fixed.labels is None
+            assert moving.labels is None
+            return super().__call__(fixed, moving, **kwargs)
+
+    evaluate([Case("a", *pair())], {"looks": Looks(load_method("affine").stages)})
+
+
+def test_failures(tmp_path):
+    fixed, moving = pair()
+    flat = Image(torch.rand(1, 1, 8, 8), Grid.regular((8, 8)))
+    with pytest.raises(ValueError, match="fixed image is 3-D and the moving image is 2-D"):
+        register(fixed, flat)
+    with pytest.raises(ValueError, match="the moving image is constant"):
+        register(fixed, Image(torch.zeros_like(moving.data), moving.grid))
+    with pytest.raises(ValueError, match="did you mean 'deformable'"):
+        register(fixed, moving, "deformabel")
+    with pytest.raises(ValueError, match="choose from affine"):
+        register(fixed, moving, "xyz")
+    with pytest.raises(FileNotFoundError, match="No such method file"):
+        register(fixed, moving, str(tmp_path / "mine.yaml"))
+    with pytest.raises(ValueError, match="give a checkpoint too"):
+        register(fixed, moving, refine=3)
+    with pytest.raises(TypeError, match="must be a path"):
+        register(np.zeros((3, 3)), moving)
+    with pytest.raises(ValueError, match="batches of 2"):
+        register(Image(fixed.data.repeat(2, 1, 1, 1, 1), fixed.grid), moving)
+    (tmp_path / "odd.yaml").write_text("_target_: learnreg.similarity.MSE\n")
+    with pytest.raises(ValueError, match="not a Method"):
+        load_method(str(tmp_path / "odd.yaml"))
+    (tmp_path / "typo.yaml").write_text("_target_: learnreg.methods.iterative.IterativeMethod\nstage: []\n")
+    with pytest.raises(ValueError, match="did you mean 'stages'"):
+        load_method(str(tmp_path / "typo.yaml"))
+
+
+def test_a_users_own_method_file(tmp_path):
+    from learnreg.configs import config_dir
+
+    own = tmp_path / "own.yaml"
+    own.write_text((config_dir() / "method" / "affine.yaml").read_text(encoding="utf-8"))
+    assert register(*pair(), str(own)).history
+
+
+def test_displacement_output_can_be_refined_too():
+    class Still(torch.nn.Module):
+        def forward(self, fixed, moving):
+            grid = fixed.grid.resized(tuple(n // 2 for n in fixed.grid.shape))
+            return Displacement(torch.zeros(1, 3, *grid.shape), grid)
+
+    checkpoint = untrained()
+    still = Checkpoint(Still(), checkpoint.objective, checkpoint.space, {})
+    fixed, moving = pair()
+    assert isinstance(OneShotMethod(still, refine=3)(fixed, moving).transform.transforms[0], Displacement)
+
+
+def test_lazy_names():
+    for name in learnreg.__all__:
+        assert getattr(learnreg, name) is not None
+    with pytest.raises(AttributeError, match="no attribute"):
+        learnreg.nothing  # noqa: B018

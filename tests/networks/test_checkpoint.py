@@ -1,0 +1,74 @@
+import pickle
+
+import pytest
+import torch
+
+from learnreg.networks.checkpoint import FORMAT, KEY, build, load_checkpoint, recipe
+from learnreg.networks.unet import UNet
+
+NETWORK = {"_target_": "learnreg.networks.UNet", "ndim": 2, "channels": [4, 4]}
+OBJECTIVE = {
+    "_target_": "learnreg.objective.Objective",
+    "similarity": {"_target_": "learnreg.similarity.MSE"},
+    "supervision": {"_target_": "learnreg.objective.LabelOverlap", "labels": [1]},
+}
+
+
+def save(path, network=NETWORK, objective=OBJECTIVE, **changes):
+    weights = {f"network.{k}": v for k, v in UNet(2, (4, 4)).state_dict().items()}
+    stored = {**recipe(network, objective, {"spacing": 1.0, "shape": [16, 16], "multiple": 4}), **changes}
+    torch.save({"state_dict": weights, KEY: stored}, path)
+    return path
+
+
+def test_round_trip(tmp_path):
+    loaded = load_checkpoint(save(tmp_path / "a.ckpt"))
+    assert isinstance(loaded.network, UNet)
+    assert not loaded.network.training
+    assert loaded.objective.supervision is None
+    assert loaded.space["shape"] == [16, 16]
+
+
+class Evil:
+    def __reduce__(self):
+        return (open, ("evil.txt", "w"))
+
+
+def test_no_code_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "evil.ckpt").open("wb") as file:
+        pickle.dump({"state_dict": Evil(), KEY: {}}, file, protocol=2)
+    with pytest.raises(ValueError, match="read safely"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+    torch.save({"state_dict": Evil(), KEY: {}}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="read safely"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "evil.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("os.system", "outside the trusted"),
+        ("learnreg.io.write_image", "no torch.nn.Module|does not have"),
+        ("learnreg.networks.None", "does not have"),
+    ],
+)
+def test_only_modules_of_trusted_packages_are_built(target, message):
+    with pytest.raises(ValueError, match=message):
+        build({"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target, "command": "true"}]})
+
+
+def test_failures(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such checkpoint"):
+        load_checkpoint(tmp_path / "none.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="read safely"):
+        load_checkpoint(tmp_path / "text.ckpt")
+    torch.save({"weights": 1}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="no checkpoint of learnreg"):
+        load_checkpoint(tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=f"checkpoint format 99, .* reads {FORMAT}"):
+        load_checkpoint(save(tmp_path / "new.ckpt", format=99))
+    with pytest.raises(ValueError, match="does not fit its network"):
+        load_checkpoint(save(tmp_path / "wide.ckpt", network={**NETWORK, "channels": [8, 8]}))

@@ -1,0 +1,146 @@
+"""Every experiment is composed, built and run for a step; typing errors are told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from learnreg.configs import check_targets, config_dir, method_names, unknown_key
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted(file.stem for file in (config_dir() / "experiment").glob("*.yaml"))
+
+
+def run(*arguments, cwd=ROOT, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables}
+    for name in ("LEARNREG_DEBUG", "LEARNREG_DATA"):
+        if name not in variables:
+            environment.pop(name, None)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        encoding="utf-8",
+    )
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    """As many tiny labeled images as an experiment's blocks ask for, in the folders it expects."""
+    folder = tmp_path_factory.mktemp("data") / "hippocampus"
+    rng = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for i in range(160):
+        labels = np.zeros((10, 12, 8), np.uint8)
+        labels[3:6, 4:8, 2:5], labels[6:8, 4:8, 2:5] = 1, 2
+        values = labels + rng.random(labels.shape)
+        sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.float32)), str(folder / "images" / f"{i:03}.nii.gz"))
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labels" / f"{i:03}.nii.gz"))
+    return folder.parent
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
+    done = run(
+        "train.py",
+        f"experiment={name}",
+        "debug=step",
+        "trainer.accelerator=cpu",
+        f"hydra.run.dir={tmp_path}/run",
+        LEARNREG_DATA=str(small_data),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().splitlines()[-1].startswith(f"Run folder: {tmp_path}/run")
+    for file in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/config.yaml", "metrics/metrics.csv"):
+        assert (tmp_path / "run" / file).exists(), file
+    assert list((tmp_path / "run" / "figures").glob("*.png"))
+
+
+def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
+    """``--config-dir``, options of the trainer, and the table at the end."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - quickstart\n  - override /network: unet\n"
+        "network: {channels: [4, 8]}\ndata: {subjects: 2, validation_subjects: 2, spacing: 8.0}\nreport_pairs: 1\nrefine: 2\n"
+    )
+    done = run(
+        str(ROOT / "train.py"),
+        "--config-dir",
+        str(tmp_path),
+        "experiment=mine",
+        "method=affine",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "trainer.max_time=00:00:01:00",
+        f"hydra.run.dir={tmp_path}/run",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in report["summary"]] == ["start", "classical", "one-shot", "refined"]
+    assert "| classical" in done.stdout
+    assert len(list((tmp_path / "run" / "figures").glob("validation_pair_1_*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment=quikstart"], "quickstart"),
+        (["experiment=quickstart", "trainer.max_epoch=3"], "did you mean 'max_epochs'"),
+        (["experiment=quickstart", "sed=3"], "did you mean 'seed'"),
+        (["experiment=quickstart", "network.chanels=[4]"], "did you mean 'channels'"),
+        (["experiment=hippocampus"], "set LEARNREG_DATA"),
+        (["data.path=/nowhere", "data.train=[0,2]", "data.validation=[2,4]"], "No such data set: /nowhere"),
+        (["experiment=quickstart", "resume=/nowhere.ckpt"], "No such checkpoint"),
+    ],
+)
+def test_bad_command_lines_are_one_line(arguments, message, tmp_path):
+    done = run("train.py", *arguments, f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("error: ")
+    assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seeed: 3", "did you mean 'seed'"),
+        ("network: {chanels: [4]}", "did you mean 'channels'"),
+        ("trainer: {max_epoch: 3}", "did you mean 'max_epochs'"),
+        ("objective: {similarity: {weight: {mse: 5}}}", "did you mean 'weights'"),
+    ],
+)
+def test_misspelt_keys_of_an_experiment_file_are_told(text, message, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ndefaults:\n  - quickstart\n{text}\n")
+    done = run("train.py", "--config-dir", str(tmp_path), "experiment=mine", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1, done.stderr
+
+
+def test_check_targets():
+    good = {"_target_": "learnreg.similarity.LNCC", "window": 5}
+    check_targets({"a": [good]})
+    with pytest.raises(ValueError, match=r"a\[0\].windw'; did you mean 'window'"):
+        check_targets({"a": [{"_target_": "learnreg.similarity.LNCC", "windw": 5}]})
+    with pytest.raises(ValueError, match="cannot be imported"):
+        check_targets({"_target_": "learnreg.similarity.Nothing"})
+    assert "choose from" in unknown_key("x", "x", ["alpha", "beta"])
+
+
+def test_presets_exist():
+    assert {"affine", "deformable", "fast"} <= set(method_names())

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from learnreg.data.datasets import OrderedPairs, collate
+from learnreg.networks import Pyramid
+from learnreg.networks.checkpoint import load_checkpoint, recipe
+from learnreg.objective import LabelOverlap, Objective, Penalty
+from learnreg.regularization import Diffusion
+from learnreg.similarity import MSE
+from learnreg.training.callbacks import AmortizationGap, Pictures, amortization_gap
+from learnreg.training.module import RegistrationModule, scores
+from learnreg.transforms import Affine
+from tests.conftest import blob_image, make_grid
+
+GRID = make_grid(shape=(16, 16, 16), spacing=(1.5, 1.5, 1.5), dtype=torch.float32)
+NETWORK = {"_target_": "learnreg.networks.Pyramid", "ndim": 3, "channels": [8, 8], "steps": 4}
+OBJECTIVE = {
+    "_target_": "learnreg.objective.Objective",
+    "similarity": {"_target_": "learnreg.similarity.MSE"},
+    "penalties": {
+        "diffusion": {
+            "_target_": "learnreg.objective.Penalty",
+            "weight": 0.01,
+            "regularizer": {"_target_": "learnreg.regularization.Diffusion"},
+        }
+    },
+}
+
+
+def make(supervised=True, **kwargs):
+    torch.manual_seed(0)
+    supervision = LabelOverlap([1, 2]) if supervised else None
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.01)}, supervision)
+    stored = recipe(NETWORK, OBJECTIVE, {"spacing": 1.5, "shape": [16, 16, 16], "multiple": 16})
+    return RegistrationModule(
+        Pyramid(3, (8, 8), steps=4), objective, lambda p: torch.optim.AdamW(p, lr=5e-3), recipe=stored, **kwargs
+    )
+
+
+def loader():
+    images = [blob_image(GRID, (float(i), 0.0, -float(i)), (8.0, 7.0, 6.0 + 0.5 * i)) for i in range(-1, 2)]
+    return torch.utils.data.DataLoader(OrderedPairs(images, lambda i: i), batch_size=2, collate_fn=collate)
+
+
+def trainer(tmp_path, **kwargs):
+    settings = {
+        "max_epochs": 4,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "inference_mode": False,
+    }
+    return pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", log_every_n_steps=1, **{**settings, **kwargs})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+class TestTraining:
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_the_loss_falls_and_a_checkpoint_can_be_used(self, tmp_path, symmetric):
+        module = make(symmetric=symmetric)
+        best = pl.callbacks.ModelCheckpoint(tmp_path, "best", monitor="val/dice", mode="max")
+        run = trainer(tmp_path, callbacks=[best], max_epochs=12)
+        before = float(run.validate(module, loader(), verbose=False)[0]["val/loss"])
+        run.fit(module, loader(), loader())
+        after = run.callback_metrics
+        assert float(after["val/loss"]) < 0.9 * before
+        assert {"val/dice", "val/sd_log_jacobian", "val/folding", "train/dice", "train/similarity"} <= set(after)
+        loaded = load_checkpoint(tmp_path / "best.ckpt")
+        assert isinstance(loaded.network, Pyramid)
+        assert loaded.objective.supervision is None
+
+    def test_resuming_goes_on(self, tmp_path):
+        first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
+        first.fit(make(), loader())
+        again = trainer(tmp_path, max_epochs=2)
+        again.fit(make(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+        assert again.global_step == 2 * first.global_step
+
+    def test_callbacks(self, tmp_path):
+        run = trainer(
+            tmp_path, max_epochs=1, callbacks=[AmortizationGap(3, 1), Pictures(str(tmp_path / "figures"), every=1)]
+        )
+        run.fit(make(), loader(), loader())
+        assert math.isfinite(float(run.callback_metrics["val/amortization_gap"]))
+        assert len(list((tmp_path / "figures").glob("step_*.png"))) == 1
+
+    def test_the_rate_rises_and_falls_with_time_too(self, tmp_path):
+        module, rates = make(), []
+
+        class Watch(pl.Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+        trainer(tmp_path, max_epochs=10, callbacks=[Watch()]).fit(module, loader())
+        assert rates[-1] < 0.01 * max(rates)
+        assert rates.index(max(rates)) < 0.2 * len(rates)
+        rates.clear()
+        trainer(tmp_path, max_epochs=-1, max_time="00:00:00:02", callbacks=[Watch()]).fit(make(), loader())
+        assert rates[-1] < 0.3 * max(rates)
+
+
+def test_amortization_gap_is_positive_for_an_untrained_network():
+    batch = next(iter(loader()))
+    fixed, moving = batch
+    pair = [type(i)(i.data[:1], i.grid, None, i.labels[:1]) for i in (fixed, moving)]
+    short, long = (amortization_gap(make(), *pair, steps=n, learning_rate=0.2) for n in (3, 20))
+    assert 0 < short < long
+
+
+def test_scores_are_means_over_the_batch():
+    image = blob_image(GRID)
+    values = scores(image, image, Affine.identity(3))
+    assert float(values["dice"]) == 1
+    assert float(values["folding"]) == 0
+    assert "dice" not in scores(type(image)(image.data, image.grid), image, Affine.identity(3))
