@@ -150,8 +150,8 @@ def _draw_grid(ax: Axes, lattice: Slice, aspect: float, flips: tuple[bool, bool]
     """Every few lines of the mapped lattice, ``(rows, columns, 2)``, ``(x, y)`` in voxels of the fixed grid."""
     x, y = lattice[..., 0], lattice[..., 1]
     height, width = x.shape
-    step = max(1, round(max(height, width) / 32))
-    for lines in ((x[::step].T, y[::step].T), (x[:, ::step], y[:, ::step])):
+    down, across = max(1, round(height / 32)), max(1, round(width / 32))
+    for lines in ((x[::down].T, y[::down].T), (x[:, ::across], y[:, ::across])):
         ax.plot(*lines, color="tab:blue", linewidth=0.5)
     horizontal, vertical = (-0.5, width - 0.5), (height - 0.5, -0.5)
     ax.set_xlim(horizontal[::-1] if flips[1] else horizontal)
