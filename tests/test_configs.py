@@ -61,7 +61,7 @@ def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().splitlines()[-1].startswith(f"Run folder: {tmp_path}/run")
-    for file in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".hydra/config.yaml", "metrics/metrics.csv"):
+    for file in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics/metrics.csv"):
         assert (tmp_path / "run" / file).exists(), file
     assert list((tmp_path / "run" / "figures").glob("*.png"))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +95,19 @@ def _known_keys() -> list[str]:
         return sorted(set(walk(OmegaConf.to_container(compose("train"), resolve=False))))
 
 
+def _quieten() -> None:
+    """Leave out what Lightning says about itself; errors and its progress bar stay."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
 def run(config: dict[str, Any]) -> float | None:
     """Build everything, train, and report; returns the best monitored value."""
     import pytorch_lightning as pl
@@ -100,10 +115,11 @@ def run(config: dict[str, Any]) -> float | None:
     from hydra.utils import instantiate
 
     from learnreg.apps.train_report import report
-    from learnreg.apps.wiring import build_module, check_launch
+    from learnreg.apps.wiring import build_module, check_launch, close, save_config
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
+    _quieten()
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"], _convert_="all")
     data.setup()
@@ -116,12 +132,21 @@ def run(config: dict[str, Any]) -> float | None:
     )
     if config["resume"]:
         load_checkpoint(config["resume"])
-    trainer.fit(module, datamodule=data, ckpt_path=config["resume"], weights_only=True if config["resume"] else None)
     folder = HydraConfig.get().runtime.output_dir
+    if trainer.is_global_zero:
+        weights = sum(p.numel() for p in module.network.parameters())
+        print(
+            f"Training {type(module.network).__name__}, {weights / 1e6:.2f} M weights; run folder: {folder}", flush=True
+        )
+        save_config(config, folder)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config)
+    trainer.fit(module, datamodule=data, ckpt_path=config["resume"], weights_only=True if config["resume"] else None)
+    close(trainer.loggers)
     if trainer.is_global_zero:
         if config["report_pairs"]:
             report(config, data, folder)
-        print(f"Run folder: {folder} (checkpoints/best.ckpt, checkpoints/last.ckpt, metrics.csv, figures/)")
+        print(f"Run folder: {folder} (checkpoints/best.ckpt, checkpoints/last.ckpt, metrics/, figures/)")
     best = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     return None if best is None else float(best)
 

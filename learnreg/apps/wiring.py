@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.apps.errors import UserError
+from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import recipe
 from learnreg.training.module import RegistrationModule
+
+
+def save_config(config: dict[str, Any], folder: str) -> None:
+    """``config.yaml``: what the run was made of, with every interpolation resolved."""
+    write_atomically(Path(folder) / "config.yaml", lambda part: OmegaConf.save(OmegaConf.create(config), part))
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """Let Weights & Biases send and print what it has, before the run's own last line."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish()
 
 
 def check_launch(config: dict[str, Any]) -> None:
