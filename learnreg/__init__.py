@@ -6,6 +6,7 @@ The names below are imported when they are first used: ``import learnreg`` is in
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from learnreg.transforms import Affine, Composite, Displacement, Transform, Velocity
     from learnreg.transforms.itk import read_transform, write_transform
     from learnreg.warping import warp
+
+# Waiting OpenMP threads must sleep, not spin: on a machine that runs anything else, a spinning pool
+# makes a registration tens of times slower. It counts when torch is imported after this.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -120,6 +120,8 @@ def run(config: dict[str, Any]) -> float | None:
 
     check_launch(config)
     _quieten()
+    if config["resume"]:
+        load_checkpoint(config["resume"])
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"], _convert_="all")
     data.setup()
@@ -130,8 +132,6 @@ def run(config: dict[str, Any]) -> float | None:
         logger=[instantiate(entry, _convert_="all") for entry in config["logger"].values() if entry],
         _convert_="all",
     )
-    if config["resume"]:
-        load_checkpoint(config["resume"])
     folder = HydraConfig.get().runtime.output_dir
     if trainer.is_global_zero:
         weights = sum(p.numel() for p in module.network.parameters())

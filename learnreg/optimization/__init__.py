@@ -1,6 +1,7 @@
 """The classical solver: parametrizations, the descent loop, and stages from coarse to fine."""
 
 from learnreg.optimization.descent import Descent, descend
+from learnreg.optimization.features import IntensityAndGradient
 from learnreg.optimization.parametrization import FieldParametrization, LinearParametrization, Parametrization
 from learnreg.optimization.stages import (
     CenterOfMass,
@@ -18,6 +19,7 @@ __all__ = [
     "Descent",
     "FieldParametrization",
     "FieldStage",
+    "IntensityAndGradient",
     "IterativeStage",
     "LevelHistory",
     "LinearParametrization",

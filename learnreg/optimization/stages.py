@@ -222,6 +222,7 @@ class FieldStage(IterativeStage):
         coarsening: Spacing of the control grid, in voxels of each level.
         steps: Squarings of a velocity.
         tolerance: See :class:`Descent`.
+        features: ``Image -> Image`` whose channels are matched instead of the intensities.
         optimizer: See :class:`IterativeStage`.
     """
 
@@ -236,12 +237,27 @@ class FieldStage(IterativeStage):
         coarsening: float = 2.0,
         steps: int = 5,
         tolerance: float = 0.01,
+        features: nn.Module | None = None,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(
             objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance, optimizer=optimizer
         )
         self.kind, self.coarsening, self.steps = kind, float(coarsening), int(steps)
+        self.features = features
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        start: Transform | None = None,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        if self.features is not None:
+            fixed, moving = self.features(fixed), self.features(moving)
+        return super().forward(fixed, moving, initial, start=start, on_step=on_step)
 
     def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> FieldParametrization:
         return FieldParametrization.from_transform(start, grid, self.kind, coarsening=self.coarsening, steps=self.steps)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from learnreg.optimization import (
     Descent,
     FieldParametrization,
     FieldStage,
+    IntensityAndGradient,
     LinearParametrization,
     LinearStage,
     descend,
@@ -177,3 +179,25 @@ def test_2d():
     stage = LinearStage(Objective(NCC()), "rigid", factors=(2, 1), iterations=(60, 30), learning_rate=0.3)
     found = run_stages([stage], Image(fixed.data, grid), Image(moving.data, grid)).transform
     assert torch.allclose(found(torch.zeros(1, 1, 2))[0, 0], torch.tensor([4.0, 2.0]), atol=0.2)
+
+
+def test_gradient_channel_is_numpys(grid):
+    """Magnitude per finest voxel side (1 mm here), doubled: a unit step between two samples counts 1."""
+    image = blob_image(grid)
+    channels = IntensityAndGradient()(image).data[0]
+    spacing = grid.spacing[0].flip(0).tolist()
+    gradient = np.stack(np.gradient(image.data[0, 0].numpy(), *spacing))
+    assert torch.equal(channels[0], image.data[0, 0])
+    assert np.abs(channels[1].numpy() - 2 * np.linalg.norm(gradient, axis=0)).max() < 1e-9
+    step = Image((torch.arange(10) >= 5).float().expand(1, 1, 4, 10), Grid.regular((4, 10), 3.0))
+    assert float(IntensityAndGradient()(step).data[0, 1].max()) == pytest.approx(1.0)
+
+
+def test_features_are_matched_and_the_history_says_so():
+    fixed, moving = pair(center=(1.5, -1.0, 0.5))
+    images = [Image(i.data, i.grid) for i in (fixed, moving)]
+    plain, both = (
+        FieldStage(Objective(MSE()), factors=(2,), iterations=(5,), features=f)(*images).history[0].losses[0]
+        for f in (None, IntensityAndGradient())
+    )
+    assert plain != both

@@ -1,0 +1,26 @@
+"""Feature channels: computed once for each image, then warped with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from learnreg.image import Image
+
+
+class IntensityAndGradient(nn.Module):
+    """The image with the magnitude of its gradient as a second channel.
+
+    A similarity that averages over channels then also matches borders, whatever lies on their two
+    sides. The gradient is per finest voxel side, doubled, so that a step from 0 to 1 between two
+    samples has magnitude 1, the size of the step.
+    """
+
+    def forward(self, image: Image) -> Image:
+        """Channels ``C`` to ``2 C``; intensities in [0, 1]."""
+        side = image.grid.spacing[0].min()
+        total = torch.zeros_like(image.data)
+        for axis, spacing in enumerate(image.grid.spacing[0].flip(0)):
+            if image.grid.shape[axis] > 1:
+                total = total + (torch.gradient(image.data, dim=axis + 2)[0] * (2 * side / spacing)).square()
+        return image.with_data(torch.cat([image.data, total.sqrt()], dim=1))
