@@ -7,8 +7,9 @@ than the same operator as a convolution or a pooling (see ``scripts/benchmark.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,23 +42,43 @@ def _along(values: Tensor, matrix: Tensor, offset: int) -> Tensor:
     return (matrix @ flat).reshape(*values.shape[:axis], matrix.shape[0], *trailing)
 
 
-@lru_cache(maxsize=128)
+class _Placed(Protocol):
+    def __call__(self, size: int, parameter: float, /, like: Tensor | None = None) -> Tensor: ...
+
+
+def _placed(make: Callable[..., Tensor]) -> _Placed:
+    """Keep a matrix once it is made, for each type and device: ``like`` says for which values it is."""
+
+    @lru_cache(maxsize=128)
+    def kept(size: int, parameter: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return make(size, parameter).to(device=device, dtype=dtype)
+
+    @wraps(make)
+    def placed(size: int, parameter: float, /, like: Tensor | None = None) -> Tensor:
+        values = torch.empty(0) if like is None else like
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        return kept(size, parameter, dtype, values.device)
+
+    return placed
+
+
+@_placed
 def box_matrix(size: int, width: int) -> Tensor:
     """``(size, size)`` mean over ``width`` (odd) samples; at the border over those that exist."""
     index = torch.arange(size)
-    window = ((index[:, None] - index[None]).abs() <= width // 2).float()
+    window = ((index[:, None] - index[None]).abs() <= width // 2).double()
     return window / window.sum(1, keepdim=True)
 
 
-@lru_cache(maxsize=128)
+@_placed
 def gaussian_matrix(size: int, sigma: float) -> Tensor:
     """``(size, size)`` Gaussian average, ``sigma`` in samples; rows sum to 1, also at the border."""
     index = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((index[:, None] - index[None]) / max(sigma, 1e-6)) ** 2)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    return weights / weights.sum(1, keepdim=True)
 
 
-@lru_cache(maxsize=128)
+@_placed
 def resize_matrix(size: int, new_size: int) -> Tensor:
     """``(new_size, size)`` linear interpolation between samplings of one field of view.
 
@@ -65,14 +86,14 @@ def resize_matrix(size: int, new_size: int) -> Tensor:
     """
     centers = ((torch.arange(new_size, dtype=torch.float64) + 0.5) * size / new_size - 0.5).clamp(0, size - 1)
     distance = (centers[:, None] - torch.arange(size, dtype=torch.float64)[None]).abs()
-    return (1 - distance).clamp(min=0).float()
+    return (1 - distance).clamp(min=0)
 
 
-@lru_cache(maxsize=128)
+@_placed
 def average_matrix(size: int, new_size: int) -> Tensor:
     """``(new_size, size)`` mean over the cells that a coarser sampling of the field of view covers."""
     edges = torch.arange(new_size + 1, dtype=torch.float64) * size / new_size
     cells = torch.arange(size, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
     overlap = overlap.clamp(min=0)
-    return (overlap / overlap.sum(1, keepdim=True)).float()
+    return overlap / overlap.sum(1, keepdim=True)

@@ -152,7 +152,9 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """``(B, C, *)`` values on another sampling of the same field of view: linear up, cell means down."""
     matrices = []
     for old, new in zip(values.shape[2:], shape, strict=True):
-        matrices.append(None if old == new else resize_matrix(old, new) if new > old else average_matrix(old, new))
+        matrices.append(
+            None if old == new else resize_matrix(old, new, values) if new > old else average_matrix(old, new, values)
+        )
     return apply_separable(values, matrices)
 
 

@@ -74,8 +74,8 @@ class TemplateData(pl.LightningDataModule):
         spacing: float = 4.0,
         subjects: int = 24,
         validation_subjects: int = 6,
-        magnitude: float = 6.0,
-        smoothness: float = 12.0,
+        magnitude: float = 8.0,
+        smoothness: float = 20.0,
         batch_size: int = 1,
         seed: int = 0,
     ) -> None:

@@ -47,7 +47,7 @@ def lncc_loss(
         raise ValueError(f"lncc_loss needs an odd window of at least 3 voxels, got {window}.")
     with torch.autocast(warped.device.type, enabled=False):
         w, f = standardized(warped, mask), standardized(fixed, mask)
-        average = LocalAverage(w.shape[2:], window, mask, w.dtype)
+        average = LocalAverage(w, window, mask)
         mean_w, mean_f = average(w), average(f)
         cov = average(w * f) - mean_w * mean_f
         var_w = (average(w * w) - mean_w * mean_w).clamp(min=0) + floor
@@ -59,9 +59,9 @@ def lncc_loss(
 class LocalAverage:
     """Mean in a box, over the voxels that the mask counts."""
 
-    def __init__(self, shape: torch.Size, window: int, mask: MaskTensor | None, dtype: torch.dtype) -> None:
-        self.matrices = [box_matrix(n, window) for n in shape]
-        self.mask = None if mask is None else mask.to(dtype)
+    def __init__(self, like: Tensor, window: int, mask: MaskTensor | None) -> None:
+        self.matrices = [box_matrix(n, window, like) for n in like.shape[2:]]
+        self.mask = None if mask is None else mask.to(like.dtype)
         self.share = None if self.mask is None else apply_separable(self.mask, self.matrices).clamp(min=1e-6)
 
     def __call__(self, values: Tensor) -> Tensor:
