@@ -29,6 +29,7 @@ class TrainConfig:
         callbacks: Lightning callbacks by name.
         logger: Lightning loggers by name.
         method: The classical method that the report compares with.
+        refinement: The stage that corrects a network's answer; checkpoints keep it.
         seed: Of weights, shuffling and augmentation.
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
@@ -45,6 +46,7 @@ class TrainConfig:
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     method: dict[str, Any] = field(default_factory=dict)
+    refinement: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     symmetric: bool = False
     warmup: float = 0.02

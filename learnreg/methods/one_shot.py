@@ -11,8 +11,8 @@ from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, StepCallback, check_pair
 from learnreg.networks.checkpoint import Checkpoint
-from learnreg.optimization import FieldStage, LevelHistory
-from learnreg.transforms import Displacement, Transform, Velocity, align_centers, chain
+from learnreg.optimization import IterativeStage, LevelHistory
+from learnreg.transforms import Transform, align_centers, chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +31,21 @@ class OneShotMethod(Method):
 
     Args:
         checkpoint: See :func:`learnreg.networks.checkpoint.load_checkpoint`.
-        refine: Classical steps from the network's answer, on the objective it was trained with.
-        learning_rate: mm a step of the refinement, for a voxel side of 1 mm.
+        refine: Classical steps from the network's answer, by the checkpoint's refinement stage.
+
+    Raises:
+        ValueError: ``refine`` is negative, or the checkpoint has no refinement stage.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, refine: int = 0, learning_rate: float = 0.25) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, refine: int = 0) -> None:
         if refine < 0:
             raise ValueError(f"refine is a number of steps, at least 0, got {refine}.")
-        self.checkpoint, self.refine, self.learning_rate = checkpoint, int(refine), float(learning_rate)
+        if refine and not isinstance(checkpoint.refinement, IterativeStage):
+            raise ValueError("This checkpoint has no refinement stage; train it with one (refinement=default).")
+        self.checkpoint, self.refine = checkpoint, int(refine)
         self.space = ModelSpace(**checkpoint.space)
+        if isinstance(checkpoint.refinement, IterativeStage):
+            self.correction = checkpoint.refinement.limited(self.refine)
 
     @property
     def iterations(self) -> int:
@@ -76,20 +82,6 @@ class OneShotMethod(Method):
     def refined(
         self, pair: ModelPair, answer: Transform, on_step: StepCallback | None = None
     ) -> tuple[Transform, tuple[LevelHistory, ...]]:
-        """The network's answer as the start of a descent on the training objective."""
-        if not isinstance(answer, (Velocity, Displacement)):
-            raise ValueError(f"Refinement needs a network that returns a field, got {type(answer).__name__}.")
-        kind = "velocity" if isinstance(answer, Velocity) else "displacement"
-        coarsening = max(full / own for full, own in zip(pair.fixed.grid.shape, answer.grid.shape, strict=True))
-        stage = FieldStage(
-            self.checkpoint.objective,
-            kind,  # type: ignore[arg-type]
-            factors=(1,),
-            iterations=(self.refine,),
-            learning_rate=self.learning_rate,
-            coarsening=coarsening,
-            steps=answer.steps if isinstance(answer, Velocity) else 0,
-            tolerance=0,
-        )
-        result = stage(pair.fixed, pair.moving, start=answer, on_step=on_step)
-        return result.transform, result.history
+        """The network's answer after a correction: composed with it, and alone in being penalized."""
+        result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
+        return chain(result.transform, answer), result.history

@@ -22,24 +22,32 @@ TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained network with the objective and the grid that it was trained for.
+    """A trained network with the objective and the grid that it was trained for, and how to refine it.
 
     Args:
         network: In evaluation mode.
-        objective: For images alone; what instance optimization minimizes.
+        objective: The objective of the training, for images alone.
         space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
-        recipe: Plain configuration of all three.
+        recipe: Plain configuration of it all.
+        refinement: The stage that corrects the network's answer for one pair, or ``None``.
     """
 
     network: nn.Module
     objective: Objective
     space: dict[str, Any]
     recipe: dict[str, Any]
+    refinement: nn.Module | None = None
 
 
-def recipe(network: Mapping[str, Any], objective: Mapping[str, Any], space: Mapping[str, Any]) -> dict[str, Any]:
+def recipe(
+    network: Mapping[str, Any],
+    objective: Mapping[str, Any],
+    space: Mapping[str, Any],
+    refinement: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """What a checkpoint stores beside the weights: plain configurations, and the format's number."""
-    return {"format": FORMAT, "network": dict(network), "objective": dict(objective), "space": dict(space)}
+    stored: dict[str, Any] = {"network": dict(network), "objective": dict(objective), "space": dict(space)}
+    return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
 
 
 def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
@@ -88,7 +96,8 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
     objective = build(stored["objective"], trusted)
     if not isinstance(objective, Objective):
         raise ValueError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
-    return Checkpoint(network.eval(), objective.unsupervised(), dict(stored["space"]), stored)
+    refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
+    return Checkpoint(network.eval(), objective.unsupervised(), dict(stored["space"]), stored, refinement)
 
 
 def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:

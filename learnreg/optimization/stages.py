@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,6 +143,21 @@ class IterativeStage(Stage):
     @property
     def iterations(self) -> int:
         return sum(self.limits)
+
+    def limited(self, iterations: int) -> IterativeStage:
+        """The same stage of one level with another number of steps, and no longer way to go.
+
+        More steps than configured are smaller ones, so that no vector goes farther in all.
+
+        Raises:
+            ValueError: The stage has several levels.
+        """
+        if len(self.limits) != 1:
+            raise ValueError(f"A refinement has one level, this stage has {len(self.limits)}.")
+        other = copy.copy(self)
+        other.limits = (int(iterations),)
+        other.learning_rate = self.learning_rate * min(1.0, self.limits[0] / max(iterations, 1))
+        return other
 
     @abstractmethod
     def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> Parametrization:

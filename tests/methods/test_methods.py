@@ -15,7 +15,7 @@ from learnreg.metrics import dice_scores
 from learnreg.networks import Pyramid
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.objective import Objective, Penalty
-from learnreg.optimization import LinearStage
+from learnreg.optimization import FieldStage, LinearStage
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE, NCC
 from learnreg.transforms import Affine, Composite, Displacement
@@ -32,7 +32,8 @@ def untrained(space=None):
     torch.manual_seed(0)
     objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.002)})
     network = Pyramid(3, (4, 8)).eval()
-    return Checkpoint(network, objective, space or {"spacing": 1.5, "shape": [32, 32, 32], "multiple": 16}, {})
+    stage = FieldStage(objective, factors=(1,), iterations=(40,), learning_rate=0.3, tolerance=0)
+    return Checkpoint(network, objective, space or {"spacing": 1.5, "shape": [32, 32, 32], "multiple": 16}, {}, stage)
 
 
 def improved(result):
@@ -184,9 +185,21 @@ def test_displacement_output_can_be_refined_too():
             return Displacement(torch.zeros(1, 3, *grid.shape), grid)
 
     checkpoint = untrained()
-    still = Checkpoint(Still(), checkpoint.objective, checkpoint.space, {})
+    still = Checkpoint(Still(), checkpoint.objective, checkpoint.space, {}, checkpoint.refinement)
     fixed, moving = pair()
-    assert isinstance(OneShotMethod(still, refine=3)(fixed, moving).transform.transforms[0], Displacement)
+    assert isinstance(OneShotMethod(still, refine=3)(fixed, moving).transform.transforms[1], Displacement)
+    with pytest.raises(ValueError, match="no refinement stage"):
+        OneShotMethod(Checkpoint(Still(), checkpoint.objective, checkpoint.space, {}), refine=3)
+    with pytest.raises(ValueError, match="at least 0"):
+        OneShotMethod(checkpoint, refine=-1)
+
+
+def test_more_refinement_steps_are_smaller_ones():
+    stage = untrained().refinement
+    assert stage.limited(80).learning_rate == pytest.approx(stage.learning_rate / 2)
+    assert stage.limited(10).learning_rate == stage.learning_rate
+    with pytest.raises(ValueError, match="one level"):
+        load_method("deformable").stages[2].limited(3)
 
 
 def test_lazy_names():
