@@ -53,7 +53,6 @@ class Stage(nn.Module):
         moving: Image,
         initial: Transform | None = None,
         *,
-        start: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> StageResult:
         """Search ``T`` so that ``moving o initial o T`` matches ``fixed``.
@@ -62,7 +61,6 @@ class Stage(nn.Module):
             fixed: One image.
             moving: One image.
             initial: What earlier stages found, applied after ``T``.
-            start: Where the search for ``T`` begins; ``None`` is the identity.
             on_step: Called with the number of iterations done.
         """
 
@@ -81,7 +79,6 @@ class CenterOfMass(Stage):
         moving: Image,
         initial: Transform | None = None,
         *,
-        start: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> StageResult:
         target, source = center_of_mass(fixed), center_of_mass(moving)
@@ -160,7 +157,7 @@ class IterativeStage(Stage):
         return other
 
     @abstractmethod
-    def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> Parametrization:
+    def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
         """The free parameters of the first level, whose fixed grid is ``grid``."""
 
     def forward(
@@ -169,7 +166,6 @@ class IterativeStage(Stage):
         moving: Image,
         initial: Transform | None = None,
         *,
-        start: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> StageResult:
         parameters: Parametrization | None = None
@@ -178,7 +174,7 @@ class IterativeStage(Stage):
         for factor, limit in zip(self.factors, self.limits, strict=True):
             level_fixed, level_moving = at_level(fixed, factor), at_level(moving, factor)
             grid = level_fixed.grid
-            parameters = self.parametrization(fixed, grid, start) if parameters is None else parameters.refined(grid)
+            parameters = self.parametrization(fixed, grid) if parameters is None else parameters.refined(grid)
             rate = self.learning_rate * side * factor**self.rate_growth
             settings = Descent(limit, rate, self.tolerance, optimizer=self.optimizer)
             losses = descend(
@@ -219,9 +215,7 @@ class LinearStage(IterativeStage):
         super().__init__(objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance)
         self.kind = kind
 
-    def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> LinearParametrization:
-        if start is not None:
-            raise ValueError("A linear stage starts from the identity; give the start as `initial`.")
+    def parametrization(self, fixed: Image, grid: Grid) -> LinearParametrization:
         radius = float(fixed.grid.extent[0].norm()) / 4
         return LinearParametrization(center_of_mass(fixed)[:1], radius, self.kind)
 
@@ -268,15 +262,14 @@ class FieldStage(IterativeStage):
         moving: Image,
         initial: Transform | None = None,
         *,
-        start: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> StageResult:
         if self.features is not None:
             fixed, moving = self.features(fixed), self.features(moving)
-        return super().forward(fixed, moving, initial, start=start, on_step=on_step)
+        return super().forward(fixed, moving, initial, on_step=on_step)
 
-    def parametrization(self, fixed: Image, grid: Grid, start: Transform | None) -> FieldParametrization:
-        return FieldParametrization.from_transform(start, grid, self.kind, coarsening=self.coarsening, steps=self.steps)
+    def parametrization(self, fixed: Image, grid: Grid) -> FieldParametrization:
+        return FieldParametrization.from_transform(None, grid, self.kind, coarsening=self.coarsening, steps=self.steps)
 
 
 def run_stages(

@@ -169,8 +169,6 @@ def test_parametrization_from_transform_and_refined():
 def test_stage_failures():
     with pytest.raises(ValueError, match="as many iterations as levels"):
         LinearStage(Objective(LNCC()), factors=(4, 2), iterations=(10,))
-    with pytest.raises(ValueError, match="starts from the identity"):
-        LinearStage(Objective(NCC()), factors=(2,), iterations=(1,))(*pair(), start=Affine.identity(3))
 
 
 def test_2d():
