@@ -115,7 +115,7 @@ def run(config: dict[str, Any]) -> float | None:
     from hydra.utils import instantiate
 
     from learnreg.apps.train_report import report
-    from learnreg.apps.wiring import build_module, check_launch, close, save_config
+    from learnreg.apps.wiring import build_module, check_launch, close, save_config, validate_last
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
@@ -142,6 +142,7 @@ def run(config: dict[str, Any]) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
     trainer.fit(module, datamodule=data, ckpt_path=config["resume"], weights_only=True if config["resume"] else None)
+    validate_last(trainer, module, data)
     close(trainer.loggers)
     if trainer.is_global_zero:
         if config["report_pairs"]:

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.apps.errors import UserError
@@ -21,6 +24,20 @@ from learnreg.training.module import RegistrationModule
 def save_config(config: dict[str, Any], folder: str) -> None:
     """``config.yaml``: what the run was made of, with every interpolation resolved."""
     write_atomically(Path(folder) / "config.yaml", lambda part: OmegaConf.save(OmegaConf.create(config), part))
+
+
+def validate_last(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
+    """Score the last weights too, which may come after the last validation, and keep them if they are the best."""
+    values = trainer.validate(module, datamodule=data, verbose=False)[0]
+    best = trainer.checkpoint_callback
+    if not isinstance(best, ModelCheckpoint) or best.dirpath is None or best.monitor is None:
+        return
+    if best.monitor not in values:
+        return
+    score = torch.tensor(values[best.monitor])
+    if best.best_model_score is None or (score > best.best_model_score.cpu()) == (best.mode == "max"):
+        best.best_model_score = score
+        trainer.save_checkpoint(Path(best.dirpath) / f"{best.filename}.ckpt")
 
 
 def close(loggers: Iterable[Logger]) -> None:
