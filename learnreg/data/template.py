@@ -23,7 +23,7 @@ GRAY_MATTER, WHITE_MATTER = 1, 2
 
 
 def mni152_template() -> Image:
-    """The ICBM 2009a T1 head at 1 mm, 189x233x197, with gray matter 1 and white matter 2 as labels.
+    """The ICBM 2009a T1 brain at 1 mm, 189x233x197, with gray matter 1 and white matter 2 as labels.
 
     Raises:
         ModuleNotFoundError: nilearn is not installed.
@@ -56,7 +56,7 @@ class Synthetic:
 
 
 class TemplateData(pl.LightningDataModule):
-    """Random diffeomorphisms and intensity changes of the MNI152 head.
+    """Random diffeomorphisms and intensity changes of the MNI152 brain.
 
     Args:
         spacing: mm, of all images; 2 to 4.
