@@ -43,6 +43,10 @@ def _explain(error: Exception) -> str:
     message = str(error).splitlines()[0]
     if "LEARNREG_DATA" in message:
         return "This experiment needs the folder with the images: set LEARNREG_DATA=/path/to/data."
+    missing = getattr(error, "full_key", None)
+    if message.startswith("Missing mandatory value"):
+        names = ", ".join(sorted(file.stem for file in (config_dir() / "experiment").glob("*.yaml")))
+        return f"Set {missing}=..., or choose an experiment: experiment={names}."
     return f"Config: {message}"
 
 
