@@ -30,14 +30,16 @@ def hausdorff95(warped: LabelTensor, fixed: LabelTensor, grid: Grid, labels: Seq
     """
     from monai.metrics import compute_hausdorff_distance
 
-    w, f = one_hot(warped, labels).cpu(), one_hot(fixed, labels).cpu()
     spacing = grid.spacing[0].flip(0).tolist()
-    distance = torch.full((w.shape[0], len(labels)), float("nan"))
-    both = (w.flatten(2).amax(-1) > 0) & (f.flatten(2).amax(-1) > 0)
-    for b, k in both.nonzero().tolist():
-        pair = (w[b : b + 1, k : k + 1], f[b : b + 1, k : k + 1])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # MONAI calls its own deprecated argument
-            found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
-        distance[b, k] = found[0, 0]
+    distance = torch.full((warped.shape[0], len(labels)), float("nan"))
+    for k, label in enumerate(labels):  # one label at a time: a hundred one-hot volumes do not fit
+        w, f = (one_hot(maps.cpu(), [label]) for maps in (warped, fixed))
+        for b in range(len(w)):
+            pair = (w[b : b + 1], f[b : b + 1])
+            if not (pair[0].any() and pair[1].any()):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # MONAI calls its own deprecated argument
+                found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+            distance[b, k] = found[0, 0]
     return distance
