@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from learnreg.data.datasets import Case, reversed_pairs
+from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.fields import exponential
@@ -80,14 +80,10 @@ def hippocampus(options: argparse.Namespace) -> None:
     pairs = reversed_pairs(read_subjects(options.data)[options.first : options.last])
     rows: list[Row] = []
     for fixed, moving in tqdm(pairs):
-        images = [_centered(space.place(subject.read())) for subject in (fixed, moving)]
+        images = [centered(space.place(subject.read())) for subject in (fixed, moving)]
         rows += evaluate([Case(f"{fixed.name} < {moving.name}", *images)], methods)
     print(f"{len(pairs)} pairs, {options.threads} threads")
     print(table(rows))
-
-
-def _centered(image: Image) -> Image:
-    return Image(image.data, Grid.regular(image.grid.shape), None, image.labels)
 
 
 def pieces(options: argparse.Namespace) -> None:

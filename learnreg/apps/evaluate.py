@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 from learnreg import __version__
 from learnreg.apps.errors import UserError
 from learnreg.apps.register import set_device
-from learnreg.data.datasets import Case, reversed_pairs
+from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
-from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_atomically
 from learnreg.methods.api import choose_method
@@ -83,9 +82,7 @@ def _cases(pairs: Sequence[Pair], options: argparse.Namespace) -> Iterator[Case]
 def _read(subject: Subject, options: argparse.Namespace) -> Image:
     image = subject.read()
     if options.shape:
-        placed = ModelSpace(options.spacing, options.shape).place(image)
-        grid = Grid.regular(placed.grid.shape, options.spacing)
-        image = Image(placed.data, grid, placed.mask, placed.labels)
+        image = centered(ModelSpace(options.spacing, options.shape).place(image))
     return image
 
 

@@ -35,7 +35,7 @@ def _task(config: DictConfig) -> float | None:
             plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
             raise UserError(_explain(error)) from error
-        check_targets({k: v for k, v in plain.items() if k != "method"})
+        check_targets(plain)
         return run(plain)
 
 
@@ -69,10 +69,10 @@ def _check_command_line(arguments: list[str]) -> None:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             compose("train", overrides=overrides, return_hydra_config=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error, arguments)) from error
+        raise UserError(_one_line(error)) from error
 
 
-def _one_line(error: Exception, arguments: list[str]) -> str:
+def _one_line(error: Exception) -> str:
     """Hydra's message on one line, with the choices or the likely key."""
     cause: BaseException = error
     while cause.__cause__ is not None:

@@ -55,11 +55,12 @@ class ImageCache:
     def __call__(self, subject: Subject) -> Image:
         if subject not in self._images:
             image = normalized(subject.read(), name=str(subject.image))
-            self._images[subject] = _centered(self.space.place(image))
+            self._images[subject] = centered(self.space.place(image))
         return self._images[subject]
 
 
-def _centered(image: Image) -> Image:
+def centered(image: Image) -> Image:
+    """The image moved so that the middle of its field of view lies at 0."""
     grid = Grid.regular(image.grid.shape, image.grid.spacing[0].tolist(), direction=image.grid.direction[0])
     return Image(image.data, grid, image.mask, image.labels)
 
