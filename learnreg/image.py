@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.grid import Grid
-from learnreg.typing import ImageTensor, LabelTensor, MaskTensor
+from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, PointTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +22,8 @@ class Image:
         grid: Where the samples lie.
         mask: ``(B, 1, *grid.shape)``, non-zero where the image counts; ``None`` is everywhere.
         labels: ``(B, 1, *grid.shape)``, integer segmentation, 0 is background.
+        landmarks: ``(B, K, D)`` mm LPS; number k marks the same place in both images of a pair, NaN
+            where it is not marked.
 
     Raises:
         ValueError: A tensor does not have the grid's shape.
@@ -30,6 +33,7 @@ class Image:
     grid: Grid
     mask: MaskTensor | None = None
     labels: LabelTensor | None = None
+    landmarks: PointTensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("data", "mask", "labels"):
@@ -41,6 +45,10 @@ class Image:
                     f"Image.{name} must be (B, C, {', '.join(map(str, self.grid.shape))}) to fit its grid, "
                     f"got {tuple(value.shape)}."
                 )
+        if self.landmarks is not None and (self.landmarks.ndim != 3 or self.landmarks.shape[2] != self.grid.ndim):
+            raise ValueError(
+                f"Image.landmarks must be (B, K, {self.grid.ndim}) in mm, got {tuple(self.landmarks.shape)}."
+            )
         if self.grid.affine.shape[0] not in (1, self.data.shape[0]):
             raise ValueError(
                 f"Image.grid has {self.grid.affine.shape[0]} affines for {self.data.shape[0]} images; "
@@ -66,6 +74,7 @@ class Image:
             self.grid.to(device=data.device, dtype=dtype),
             None if self.mask is None else self.mask.to(data.device),
             None if self.labels is None else self.labels.to(data.device),
+            None if self.landmarks is None else self.landmarks.to(device=data.device, dtype=dtype),
         )
 
     def with_data(self, data: ImageTensor) -> Image:
@@ -74,7 +83,9 @@ class Image:
 
 
 def stack(images: Sequence[Image]) -> Image:
-    """One batch from images of equal shape; masks and labels are kept if all have them.
+    """One batch from images of equal shape; masks, labels and landmarks are kept if all have them.
+
+    Shorter lists of landmarks are filled up with NaN.
 
     Raises:
         ValueError: The shapes differ.
@@ -87,9 +98,16 @@ def stack(images: Sequence[Image]) -> Image:
         affine = affine[:1]
     masks = [image.mask for image in images if image.mask is not None]
     labels = [image.labels for image in images if image.labels is not None]
+    landmarks = [image.landmarks for image in images if image.landmarks is not None]
     return Image(
         torch.cat([image.data for image in images]),
         Grid(images[0].grid.shape, affine),
         torch.cat(masks) if len(masks) == len(images) else None,
         torch.cat(labels) if len(labels) == len(images) else None,
+        _cat_points(landmarks) if len(landmarks) == len(images) else None,
     )
+
+
+def _cat_points(points: Sequence[PointTensor]) -> PointTensor:
+    most = max(p.shape[1] for p in points)
+    return torch.cat([F.pad(p, (0, 0, 0, most - p.shape[1]), value=torch.nan) for p in points])

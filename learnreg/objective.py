@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from learnreg.fields import channels_first
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.numerics import remembered
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.transforms import Transform, chain
-from learnreg.typing import FieldTensor, MaskTensor, PointTensor, Scalar
+from learnreg.typing import FieldTensor, ImageTensor, MaskTensor, PointTensor, Scalar
 from learnreg.warping import pull, sample
 
 
@@ -32,21 +35,47 @@ class Loss:
 
 
 class Penalty(nn.Module):
-    """A regularizer with its weight.
+    """A regularizer with its weight, and what it acts on.
 
     Args:
-        regularizer: ``(field, grid) -> scalar``.
+        regularizer: ``(field, grid) -> scalar``; with ``where`` also the local weights.
         weight: Factor in the objective, at least 0.
+        on: ``"field"``, what carries the transform: a displacement, velocity or control points; or
+            ``"displacement"``, where the transform takes each sample of the fixed grid, for what is
+            said of the map itself, such as its Jacobian.
+        where: Local factor as an image in the fixed space; ``None`` is 1 everywhere.
+
+    Raises:
+        ValueError: The weight is negative, or ``on`` is unknown.
     """
 
-    def __init__(self, regularizer: nn.Module, weight: float) -> None:
+    def __init__(
+        self,
+        regularizer: nn.Module,
+        weight: float,
+        *,
+        on: Literal["field", "displacement"] = "field",
+        where: Image | None = None,
+    ) -> None:
         super().__init__()
         if weight < 0:
             raise ValueError(f"Penalty.weight must be at least 0, got {weight}.")
-        self.regularizer, self.weight = regularizer, float(weight)
+        if on not in ("field", "displacement"):
+            raise ValueError(f"A penalty acts on a field or on the displacement, not on {on!r}.")
+        self.regularizer, self.weight, self.on, self.where = regularizer, float(weight), on, where
 
     def forward(self, fields: Sequence[tuple[FieldTensor, Grid]]) -> Scalar:
-        return torch.stack([self.regularizer(field, grid) for field, grid in fields]).sum()
+        """Sum over the fields."""
+        if self.where is None:
+            return torch.stack([self.regularizer(field, grid) for field, grid in fields]).sum()
+        local = [_resampled(self.where.data.to(field), self.where.grid, grid) for field, grid in fields]
+        pairs = zip(fields, local, strict=True)
+        return torch.stack([self.regularizer(field, grid, weight) for (field, grid), weight in pairs]).sum()
+
+
+@remembered
+def _resampled(data: ImageTensor, grid: Grid, onto: Grid) -> ImageTensor:
+    return sample(data, grid, onto.points, padding="border")
 
 
 class LabelOverlap(nn.Module):
@@ -63,37 +92,70 @@ class LabelOverlap(nn.Module):
             raise ValueError("LabelOverlap needs the label values that count, such as labels=[1, 2].")
         self.labels, self.weight = tuple(int(v) for v in labels), float(weight)
 
-    def forward(self, fixed: Image, moving: Image, points: PointTensor, mask: MaskTensor | None) -> Scalar:
-        """Dice loss at mapped ``points`` ``(B, *fixed.grid.shape, D)``."""
+    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if fixed.labels is None or moving.labels is None:
             raise ValueError(
                 "The objective has label supervision but an image has no labels; "
                 "give labels with every image or leave `supervision` out (objective.supervision=null)."
             )
         memberships = one_hot(moving.labels, self.labels, moving.data.dtype)
-        warped = sample(memberships, moving.grid, points)
+        warped = sample(memberships, moving.grid, transform.map_grid(fixed.grid))
         return dice_loss(warped, one_hot(fixed.labels, self.labels, warped.dtype), mask)
+
+
+class LandmarkDistance(nn.Module):
+    """Supervision by landmarks: mean distance in mm of the mapped fixed ones to the moving ones.
+
+    Args:
+        weight: Factor in the objective, per mm.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = float(weight)
+
+    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
+        if fixed.landmarks is None or moving.landmarks is None or fixed.landmarks.shape != moving.landmarks.shape:
+            raise ValueError(
+                "The objective has landmark supervision but the images have no landmarks in pairs; "
+                "give Image.landmarks of one length to both, NaN where one is not marked."
+            )
+        return landmark_loss(transform(fixed.landmarks.nan_to_num()), moving.landmarks, fixed.landmarks)
+
+
+def landmark_loss(mapped: PointTensor, moving: PointTensor, fixed: PointTensor) -> Scalar:
+    """Mean distance of ``mapped`` to ``moving`` ``(B, K, D)`` mm, over the landmarks marked in both images.
+
+    Smooth within a micrometer of a match, where the distance has no gradient; 0 without landmarks.
+    """
+    marked = ~(moving.isnan() | fixed.isnan()).any(-1)
+    square = (mapped - moving.nan_to_num()).square().sum(-1)
+    distance = (square + 1e-6).sqrt() - 1e-3
+    return (distance * marked).sum() / marked.sum().clamp(min=1)
 
 
 class Objective(nn.Module):
     """``E(T) = D(fixed, moving o T) + sum_k w_k R_k(T)``, with optional supervision.
 
+    A symmetric transform is scored where its two sides meet: ``D(fixed o S, moving o T)``.
+
     Args:
         similarity: ``(warped, fixed, mask) -> scalar``, lower is better.
         penalties: Regularizers with their weights, by name.
-        supervision: Overlap of labels, where both images have them.
+        supervision: Terms ``(fixed, moving, transform, mask) -> scalar`` with a ``weight``, by name:
+            overlap of labels, distance of landmarks.
     """
 
     def __init__(
         self,
         similarity: nn.Module,
         penalties: Mapping[str, Penalty] | None = None,
-        supervision: LabelOverlap | None = None,
+        supervision: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.similarity = similarity
         self.penalties = nn.ModuleDict(dict(penalties or {}))
-        self.supervision = supervision
+        self.supervision = nn.ModuleDict(dict(supervision or {}))
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, initial: Transform | None = None) -> Loss:
         """Score a transform.
@@ -105,30 +167,45 @@ class Objective(nn.Module):
             initial: Applied after ``transform``, composed without resampling and not penalized.
 
         Raises:
-            ValueError: The images differ in dimension.
+            ValueError: The images differ in dimension, or lack what the supervision needs.
         """
         if fixed.ndim != moving.ndim:
             raise ValueError(
                 f"fixed is {fixed.ndim}-D and moving is {moving.ndim}-D; register images of one dimension."
             )
-        points = chain(transform, initial).map_grid(fixed.grid)
-        warped = pull(Image(moving.data, moving.grid, moving.mask), points, fixed.grid)
-        mask = _both(fixed.mask, warped.mask)
-        terms: dict[str, Tensor] = {"similarity": self.similarity(warped.data, fixed.data, mask)}
+        grid = fixed.grid
+        fixed_side, moving_side = transform.sides()
+        own = moving_side.map_grid(grid)
+        points = own if initial is None else initial(own)
+        warped = pull(Image(moving.data, moving.grid, moving.mask), points, grid)
+        reference = fixed
+        if fixed_side is not None:
+            reference = pull(Image(fixed.data, grid, fixed.mask), fixed_side.map_grid(grid), grid)
+        mask = _both(reference.mask, warped.mask)
+        terms: dict[str, Tensor] = {"similarity": self.similarity(warped.data, reference.data, mask)}
         total = terms["similarity"]
-        fields = transform.fields()
-        if fields:
-            for name, penalty in self.penalties.items():
-                terms[name] = penalty(fields)
-                total = total + float(penalty.weight) * terms[name]  # type: ignore[arg-type]
-        if self.supervision is not None:
-            terms["dice"] = self.supervision(fixed, moving, points, mask)
-            total = total + self.supervision.weight * terms["dice"]
+        for name, value in self._penalties(transform, own, grid).items():
+            terms[name] = value
+            total = total + float(self.penalties[name].weight) * value  # type: ignore[arg-type]
+        whole = chain(transform, initial)
+        for name, term in self.supervision.items():
+            terms[name] = term(fixed, moving, whole, _both(fixed.mask, None if fixed_side else warped.mask))
+            total = total + float(term.weight) * terms[name]  # type: ignore[arg-type]
         return Loss(total, terms, warped)
+
+    def _penalties(self, transform: Transform, points: PointTensor, grid: Grid) -> dict[str, Scalar]:
+        """Each penalty by name; none acts on a transform without fields."""
+        fields = transform.fields()
+        if not fields:
+            return {}
+        displacement = ((channels_first(points - grid.points), grid),)
+        return {
+            name: penalty(fields if penalty.on == "field" else displacement) for name, penalty in self.penalties.items()
+        }
 
     def unsupervised(self) -> Objective:
         """The same objective for images alone."""
-        return Objective(self.similarity, dict(self.penalties.items()), None)  # type: ignore[arg-type]
+        return Objective(self.similarity, dict(self.penalties.items()))  # type: ignore[arg-type]
 
 
 def _both(first: MaskTensor | None, second: MaskTensor | None) -> MaskTensor | None:

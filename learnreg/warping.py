@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import ImageTensor, PointTensor
+from learnreg.typing import ImageTensor, LabelTensor, PointTensor
 
 if TYPE_CHECKING:
     from learnreg.transforms.base import Transform
 
 Mode = Literal["linear", "nearest"]
 Padding = Literal["zeros", "border"]
+LabelMode = Literal["nearest", "linear"]
 
 
 def sample(
@@ -97,36 +99,83 @@ def warp(
     *,
     mode: Mode = "linear",
     padding: Padding = "zeros",
+    labels: LabelMode = "nearest",
 ) -> Image:
     """Pull ``moving`` onto another grid: ``warped(x) = moving(transform(x))``.
 
     Args:
-        moving: The image to resample; its mask and labels come along by nearest neighbor.
+        moving: The image to resample; its mask comes along by nearest neighbor, its landmarks by the
+            inverse of the transform.
         transform: Points of the fixed space, mm, to points of the moving space, mm.
         onto: The fixed grid.
         mode: Interpolation of the intensities.
         padding: What lies outside the moving image.
+        labels: Interpolation of the labels, see :func:`warp_labels`.
 
     Returns:
         An image on ``onto``. Its mask is also 0 where the moving image does not reach, if
         ``moving`` has a mask.
     """
-    return pull(moving, transform.map_grid(onto), onto, mode=mode, padding=padding)
+    warped = pull(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)
+    if moving.landmarks is None:
+        return warped
+    return replace(warped, landmarks=transform.inverse()(moving.landmarks))
 
 
-def pull(moving: Image, points: PointTensor, onto: Grid, *, mode: Mode = "linear", padding: Padding = "zeros") -> Image:
-    """:func:`warp` with the mapped points ``(B, *onto.shape, D)`` at hand."""
+def pull(
+    moving: Image,
+    points: PointTensor,
+    onto: Grid,
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "zeros",
+    labels: LabelMode = "nearest",
+) -> Image:
+    """:func:`warp` with the mapped points ``(B, *onto.shape, D)`` at hand; landmarks are dropped."""
     data = sample(moving.data, moving.grid, points, mode=mode, padding=padding)
-    mask = labels = None
+    mask = segmentation = None
     if moving.mask is not None:
         mask = sample(moving.mask.to(data.dtype), moving.grid, points.detach(), mode="nearest")
     if moving.labels is not None:
-        labels = warp_labels(moving.labels, moving.grid, points.detach())
-    return Image(data, onto, mask, labels)
+        segmentation = warp_labels(moving.labels, moving.grid, points.detach(), mode=labels)
+    return Image(data, onto, mask, segmentation)
 
 
-def warp_labels(labels: Tensor, grid: Grid, points: PointTensor) -> Tensor:
-    """Integer labels at points by nearest neighbor, 0 outside; exact for any label number."""
+def warp_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest") -> LabelTensor:
+    """Integer labels at points, 0 outside; exact for any label number.
+
+    Args:
+        labels: ``(B, 1, *grid.shape)``.
+        grid: Where they lie.
+        points: ``(B, *P, D)``, mm.
+        mode: ``"nearest"`` neighbor, or ``"linear"``: each label is a map of 0 and 1 that is
+            interpolated, the greatest wins, and of equal ones the lowest label. Borders become smooth.
+
+    Returns:
+        ``(B, 1, *P)``.
+
+    Raises:
+        ValueError: The mode is unknown.
+    """
+    if mode == "nearest":
+        return _nearest_labels(labels, grid, points)
+    if mode != "linear":
+        raise ValueError(f"Unknown mode {mode!r} for labels; choose nearest or linear.")
+    best = winner = None
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    for value in labels.unique(sorted=True):  # one label at a time: a brain has over a hundred
+        share = sample((labels == value).to(dtype), grid, points, padding="border")
+        if best is None or winner is None:
+            best, winner = share, torch.full_like(share, int(value), dtype=labels.dtype)
+        else:
+            winner = torch.where(share > best, value, winner)
+            best = torch.maximum(best, share)
+    assert winner is not None  # noqa: S101 - labels are not empty
+    inside = (grid.to_normalized(points).abs() <= 1).all(dim=-1).unsqueeze(1)
+    return torch.where(inside, winner, torch.zeros_like(winner))
+
+
+def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> LabelTensor:
     batch = max(labels.shape[0], points.shape[0])
     index = grid.to_index(points.expand(batch, *points.shape[1:]))
     size = grid.size
@@ -159,8 +208,8 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def resize_image(image: Image, shape: tuple[int, ...]) -> Image:
-    """``image`` and its mask on a coarser or finer sampling of its own field of view; labels are dropped."""
+    """``image``, mask and landmarks on a coarser or finer sampling of its own field of view; labels are dropped."""
     if tuple(shape) == image.grid.shape:
         return image
     mask = None if image.mask is None else (resize(image.mask.to(image.data.dtype), shape) >= 0.5).to(image.data.dtype)
-    return Image(resize(image.data, shape), image.grid.resized(shape), mask)
+    return Image(resize(image.data, shape), image.grid.resized(shape), mask, landmarks=image.landmarks)

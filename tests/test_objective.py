@@ -3,8 +3,8 @@ import torch
 
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.objective import LabelOverlap, Objective, Penalty
-from learnreg.regularization import Diffusion
+from learnreg.objective import LabelOverlap, LandmarkDistance, Objective, Penalty
+from learnreg.regularization import Diffusion, LogJacobian
 from learnreg.similarity import LNCC, MSE
 from learnreg.transforms import Affine, Displacement, Velocity
 from tests.conftest import blob_image, make_grid
@@ -17,7 +17,7 @@ def make(**kwargs):
 def test_total_is_the_weighted_sum(grid):
     fixed, moving = blob_image(grid), blob_image(grid, (2.0, 0.0, 0.0))
     field = torch.rand(1, 3, *grid.shape, dtype=torch.float64)
-    loss = make(supervision=LabelOverlap([1, 2], weight=2.0))(fixed, moving, Displacement(field, grid))
+    loss = make(supervision={"dice": LabelOverlap([1, 2], weight=2.0)})(fixed, moving, Displacement(field, grid))
     expected = loss.terms["similarity"] + 0.5 * loss.terms["diffusion"] + 2.0 * loss.terms["dice"]
     assert torch.allclose(loss.total, expected)
     assert loss.warped.grid is grid
@@ -51,7 +51,7 @@ def test_both_masks_count(grid):
 
 def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):
     fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
-    objective = Objective(LNCC(3), supervision=LabelOverlap([1, 2]))
+    objective = Objective(LNCC(3), supervision={"dice": LabelOverlap([1, 2])})
     field = torch.zeros(1, 3, *grid.shape, dtype=torch.float64, requires_grad=True)
     apart = objective(fixed, moving, Displacement(field, grid)).terms["dice"]
     apart.backward()
@@ -61,13 +61,57 @@ def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):
 
 
 def test_unsupervised_drops_the_labels(grid):
-    objective = make(supervision=LabelOverlap([1]))
+    objective = make(supervision={"dice": LabelOverlap([1])})
     image = Image(blob_image(grid).data, grid)
     with pytest.raises(ValueError, match="no labels"):
         objective(image, image, Affine.identity(3, dtype=torch.float64))
     assert objective.unsupervised()(image, image, Affine.identity(3, dtype=torch.float64)).terms.keys() == {
         "similarity"
     }
+
+
+def test_a_penalty_acts_on_the_field_or_on_the_displacement(grid):
+    image, field = blob_image(grid), 3 * torch.rand(1, 3, *grid.shape, dtype=torch.float64)
+    velocity = Velocity(field, grid)
+    objective = Objective(
+        MSE(), {"own": Penalty(Diffusion(), 1.0), "map": Penalty(LogJacobian(), 1.0, on="displacement")}
+    )
+    terms = objective(image, image, velocity).terms
+    assert float(terms["own"]) == pytest.approx(float(Diffusion()(field, grid)))
+    assert float(terms["map"]) == pytest.approx(float(LogJacobian()(velocity.displacement(grid), grid)))
+    with pytest.raises(ValueError, match="acts on a field or on the displacement"):
+        Penalty(Diffusion(), 1.0, on="velocity")
+
+
+def test_local_weights_are_given_in_physical_space(grid):
+    """On a coarser field grid, sampled there."""
+    coarse = grid.coarsened(2)
+    where = Image((grid.points[..., :1].movedim(-1, 1) > grid.center[0, 0]).double(), grid)
+    field = torch.rand(1, 3, *coarse.shape, dtype=torch.float64)
+    left = (coarse.points[..., 0] < grid.center[0, 0] - 6)[:, None]
+    objective = Objective(MSE(), {"local": Penalty(Diffusion(), 1.0, where=where)})
+    image = blob_image(grid)
+    smooth_left = torch.where(left, torch.zeros_like(field), field)
+    rough_left = torch.where(left, field, torch.zeros_like(field))
+    values = [float(objective(image, image, Displacement(f, coarse)).terms["local"]) for f in (smooth_left, rough_left)]
+    assert values[0] > 5 * values[1]
+
+
+def test_landmark_distance(grid):
+    points = torch.tensor([[[1.0, 2.0, 3.0], [0.0, -4.0, 2.0], [torch.nan] * 3]], dtype=torch.float64)
+    shift = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
+    data = blob_image(grid).data
+    fixed, moving = Image(data, grid, landmarks=points), Image(data, grid, landmarks=points + shift)
+    objective = Objective(MSE(), supervision={"landmarks": LandmarkDistance(0.1)})
+    loss = objective(fixed, moving, Affine.identity(3, dtype=torch.float64))
+    assert float(loss.terms["landmarks"]) == pytest.approx(5, abs=2e-3)
+    assert float(loss.total) == pytest.approx(0.5, abs=2e-4)
+    assert float(objective(fixed, moving, Affine.translation(shift)).terms["landmarks"]) == pytest.approx(0, abs=1e-9)
+    offset = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    objective(fixed, moving, Affine.translation(offset)).terms["landmarks"].backward()
+    assert torch.allclose(offset.grad, -shift / 5, atol=1e-4)
+    with pytest.raises(ValueError, match="no landmarks in pairs"):
+        objective(Image(data, grid), moving, Affine.identity(3))
 
 
 def test_failures():

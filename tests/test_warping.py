@@ -5,11 +5,11 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.image import Image, stack
 from learnreg.io import to_sitk
 from learnreg.transforms import Affine, Displacement
 from learnreg.transforms.itk import to_itk
-from learnreg.warping import resample, resize, resize_image, sample, warp
+from learnreg.warping import resample, resize, resize_image, sample, warp, warp_labels
 from tests.conftest import DIRECTIONS, blob_image, make_grid, smooth_image
 
 
@@ -136,3 +136,37 @@ def test_failures(grid):
         sample(torch.zeros(1, 1, *grid.shape), grid, torch.zeros(1, 4, 2))
     with pytest.raises(ValueError, match="the grid's shape"):
         sample(torch.zeros(1, 1, 3, 3, 3), grid, grid.points)
+
+
+def test_linear_labels_are_scipys_maximum(grid):
+    labels = torch.randint(0, 4, (1, 1, *grid.shape), generator=torch.Generator().manual_seed(0)) * 7
+    points = grid.points + 0.37 * grid.spacing[0]
+    ours = warp_labels(labels, grid, points, mode="linear")[0, 0].numpy()
+    index = grid.to_index(points)[0].flip(-1).movedim(-1, 0).numpy()
+    shares = np.stack(
+        [
+            scipy.ndimage.map_coordinates((labels[0, 0] == v).double().numpy(), index, order=1, mode="nearest")
+            for v in (0, 7, 14, 21)
+        ]
+    )
+    sure = np.sort(shares, 0)[-1] - np.sort(shares, 0)[-2] > 1e-6
+    inside = ((index >= -0.5) & (index <= np.array(grid.shape).reshape(3, 1, 1, 1) - 0.5)).all(0)
+    assert np.array_equal(ours[sure & inside], 7 * shares.argmax(0)[sure & inside])
+    assert (ours[~inside] == 0).all()
+    assert torch.equal(warp_labels(labels, grid, grid.points, mode="linear"), labels)
+    with pytest.raises(ValueError, match="nearest or linear"):
+        warp_labels(labels, grid, points, mode="cubic")
+
+
+def test_landmarks_go_with_the_image(grid):
+    image = smooth_image(grid)
+    points = grid.points[:, 3, 4, 5:8]
+    moving = Image(image.data, grid, landmarks=points)
+    shift = Affine.translation(torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64))
+    assert torch.allclose(warp(moving, shift, grid).landmarks, points - shift.matrix[:, :3, 3])
+    assert torch.equal(resize_image(moving, (7, 8, 10)).landmarks, points)
+    both = stack([moving, Image(image.data, grid, landmarks=points[:, :1])])
+    assert both.landmarks.shape == (2, 3, 3)
+    assert both.landmarks[1, 1:].isnan().all()
+    with pytest.raises(ValueError, match="Image.landmarks must be"):
+        Image(image.data, grid, landmarks=points[0])

@@ -62,7 +62,8 @@ class ImageCache:
 def centered(image: Image) -> Image:
     """The image moved so that the middle of its field of view lies at 0."""
     grid = Grid.regular(image.grid.shape, image.grid.spacing[0].tolist(), direction=image.grid.direction[0])
-    return Image(image.data, grid, image.mask, image.labels)
+    landmarks = None if image.landmarks is None else image.landmarks - image.grid.center.unsqueeze(1)
+    return Image(image.data, grid, image.mask, image.labels, landmarks)
 
 
 class PairDataset(Dataset[ImagePair], Generic[S]):

@@ -97,7 +97,7 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> I
     """Resample without aliasing: cells are averaged first where ``onto`` is coarser.
 
     Args:
-        image: The image, with its labels and mask.
+        image: The image, with its labels, mask and landmarks.
         onto: The new grid.
         transform: From points of ``onto`` to points of the image; ``None`` is the identity.
     """
@@ -106,7 +106,10 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> I
     averaged = resize_image(image, coarse.shape)
     pulled = pull(Image(averaged.data, averaged.grid, averaged.mask), points, onto)
     labels = None if image.labels is None else warp_labels(image.labels, image.grid, points)
-    return Image(pulled.data, onto, pulled.mask, labels)
+    landmarks = image.landmarks
+    if landmarks is not None and transform is not None:
+        landmarks = transform.inverse()(landmarks)
+    return Image(pulled.data, onto, pulled.mask, labels, landmarks)
 
 
 def _spacing_along(onto: Grid, grid: Grid) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from learnreg.data.preprocessing import normalized
 from learnreg.image import Image
@@ -39,8 +40,7 @@ class IterativeMethod(Method):
         check_pair(fixed, moving)
         began = time.perf_counter()
         target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
-        target = Image(target.data, target.grid, target.mask)
-        source = Image(source.data, source.grid, source.mask)
+        target, source = replace(target, labels=None), replace(source, labels=None)
         found = run_stages(self.stages, target, source, initial=initial, on_step=on_step)
         seconds = time.perf_counter() - began
         return Registration(found.transform, fixed, moving, initial, found.history, seconds)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from learnreg.grid import Grid
-from learnreg.typing import FieldTensor, Scalar
+from learnreg.numerics import full_precision
+from learnreg.regularization.differences import cell_mean, steps
+from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
-def bending_loss(field: FieldTensor, grid: Grid) -> Scalar:
+@full_precision
+def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
     """Mean over the interior of ``sum_ij |d^2 u / dx_i dx_j|^2``, in 1/mm^2 for a field in mm.
+
+    An axis with fewer than 3 samples does not count.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
-        grid: Where it is sampled; an axis with fewer than 3 samples does not count.
+        grid: Where it is sampled.
+        weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
 
     Returns:
         A scalar, 0 for any affine displacement.
@@ -23,25 +28,17 @@ def bending_loss(field: FieldTensor, grid: Grid) -> Scalar:
         Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999, eq. 8.
     """
     total = field.new_zeros(())
-    spacing = grid.spacing.T.flip(0)  # (D, N) in array order
     axes = [axis for axis in range(grid.ndim) if grid.shape[axis] >= 3]
     for axis in axes:
-        second = field.diff(n=2, dim=axis + 2) / _columns(spacing[axis] ** 2, field)
-        total = total + grid.ndim * second.square().mean()
+        total = total + cell_mean(steps(field, grid, axis, 2).square(), weight).mean()
         for other in axes[axes.index(axis) + 1 :]:
-            mixed = field.diff(dim=axis + 2).diff(dim=other + 2) / _columns(spacing[axis] * spacing[other], field)
-            total = total + 2 * grid.ndim * mixed.square().mean()
+            mixed = steps(steps(field, grid, axis), grid, other)
+            total = total + 2 * cell_mean(mixed.square(), weight).mean()
     return total
-
-
-def _columns(values: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """``(N,)`` shaped to divide a field."""
-    return values.reshape(-1, *([1] * (field.ndim - 1)))
 
 
 class Bending(nn.Module):
     """Second-order smoothness, free for affine maps, see :func:`bending_loss`."""
 
-    def forward(self, field: FieldTensor, grid: Grid) -> Scalar:
-        with torch.autocast(field.device.type, enabled=False):
-            return bending_loss(field.to(torch.promote_types(field.dtype, torch.float32)), grid)
+    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+        return bending_loss(field, grid, weight)

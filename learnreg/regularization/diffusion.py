@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from learnreg.grid import Grid
-from learnreg.typing import FieldTensor, Scalar
+from learnreg.numerics import full_precision
+from learnreg.regularization.differences import cell_mean, steps
+from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
-def diffusion_loss(field: FieldTensor, grid: Grid) -> Scalar:
+@full_precision
+def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
     """Mean over the grid of ``|grad u|^2``, dimensionless for a displacement in mm.
 
     Forward differences over the spacing: the value hardly changes when the field is resampled,
@@ -18,6 +20,7 @@ def diffusion_loss(field: FieldTensor, grid: Grid) -> Scalar:
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
         grid: Where it is sampled.
+        weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
 
     Returns:
         A scalar, 0 for a translation.
@@ -26,17 +29,14 @@ def diffusion_loss(field: FieldTensor, grid: Grid) -> Scalar:
         Fischer and Modersitzki, Fast diffusion registration, 2002.
     """
     total = field.new_zeros(())
-    for axis, spacing in enumerate(grid.spacing.T.flip(0)):
+    for axis in range(grid.ndim):
         if grid.shape[axis] > 1:
-            steps = field.diff(dim=axis + 2).square().flatten(1).sum(1)
-            count = field[0, 0].numel() * (grid.shape[axis] - 1) / grid.shape[axis]
-            total = total + (steps / (spacing**2 * count)).mean()
+            total = total + cell_mean(steps(field, grid, axis).square(), weight).mean()
     return total
 
 
 class Diffusion(nn.Module):
-    """First-order smoothness, see :func:`diffusion_loss`."""
+    """First-order smoothness, see :func:`diffusion_loss`. The usual choice for velocities."""
 
-    def forward(self, field: FieldTensor, grid: Grid) -> Scalar:
-        with torch.autocast(field.device.type, enabled=False):
-            return diffusion_loss(field.to(torch.promote_types(field.dtype, torch.float32)), grid)
+    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+        return diffusion_loss(field, grid, weight)

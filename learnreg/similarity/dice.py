@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from learnreg.numerics import full_precision
 from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, Scalar
 
 
+@full_precision
 def dice_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
     """``1 - mean Dice`` of membership maps, over images and the channels that are not empty.
 
@@ -23,17 +25,12 @@ def dice_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None =
     Source:
         Milletari et al., V-Net, 3DV 2016, section 3.
     """
-    with torch.autocast(warped.device.type, enabled=False):
-        w, f = (
-            warped.float() if warped.dtype.itemsize < 4 else warped,
-            fixed.to(torch.promote_types(fixed.dtype, torch.float32)),
-        )
-        weights = torch.ones_like(f) if mask is None else mask.to(f.dtype).expand_as(f)
-        dims = list(range(2, f.ndim))
-        total = (w * w * weights).sum(dims) + (f * f * weights).sum(dims)
-        present = ((f * weights).sum(dims) > 0).to(f.dtype)
-        dice = 2 * (w * f * weights).sum(dims) / total.clamp(min=1e-6)
-        return 1 - (dice * present).sum() / present.sum().clamp(min=1)
+    weights = torch.ones_like(fixed) if mask is None else mask.to(fixed.dtype).expand_as(fixed)
+    dims = list(range(2, fixed.ndim))
+    total = (warped.square() * weights).sum(dims) + (fixed.square() * weights).sum(dims)
+    present = ((fixed * weights).sum(dims) > 0).to(fixed.dtype)
+    dice = 2 * (warped * fixed * weights).sum(dims) / total.clamp(min=1e-6)
+    return 1 - (dice * present).sum() / present.sum().clamp(min=1)
 
 
 def one_hot(labels: LabelTensor, values: Sequence[int], dtype: torch.dtype = torch.float32) -> ImageTensor:

@@ -1,19 +1,20 @@
-"""What the similarities share: weighted means, and computing in float32."""
+"""What the similarities share: weighted means, and values free of scale and offset."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from learnreg.numerics import remembered
 from learnreg.typing import MaskTensor
 
 
 def masked_mean(values: Tensor, mask: MaskTensor | None) -> Tensor:
-    """Mean over all voxels, or weighted by ``mask``; an empty mask gives 0."""
+    """Mean over the voxels of an image, weighted by ``mask``, then over the batch; an empty mask gives 0."""
     if mask is None:
         return values.mean()
     weights = mask.to(values.dtype).expand_as(values)
-    return (values * weights).sum() / weights.sum().clamp(min=1e-6)
+    return ((values * weights).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)).mean()
 
 
 def masked_moments(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tensor]:
@@ -28,6 +29,18 @@ def masked_moments(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Ten
     return mean, ((values - mean).square() * weights).sum(dims, keepdim=True) / total
 
 
+def masked_range(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tensor]:
+    """Least and greatest value an image and channel, ``(B, C, 1, ...)``, where the mask is not 0."""
+    dims = list(range(2, values.ndim))
+    if mask is None:
+        return values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
+    counted = (mask > 0).expand_as(values)
+    least = torch.where(counted, values, torch.inf).amin(dims, keepdim=True)
+    greatest = torch.where(counted, values, -torch.inf).amax(dims, keepdim=True)
+    empty = least > greatest
+    return torch.where(empty, 0.0, least), torch.where(empty, 0.0, greatest)
+
+
 def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
     """``(x - mean) / std`` an image and channel, in at least float32; a constant image becomes 0.
 
@@ -39,3 +52,6 @@ def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
     smallest = torch.finfo(values.dtype).tiny
     flat = variance <= 1e-12 * mean.square() + smallest
     return torch.where(flat, 0.0, values - mean) * torch.where(flat, 1.0, variance).rsqrt()
+
+
+standardized_fixed = remembered(standardized)

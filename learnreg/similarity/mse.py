@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from learnreg.numerics import full_precision
 from learnreg.similarity.masking import masked_mean
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
+@full_precision
 def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
     """Mean of ``(warped - fixed)^2`` over the mask, 0 for equal images.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from learnreg.similarity.masking import masked_mean, standardized
+from learnreg.numerics import full_precision
+from learnreg.similarity.masking import masked_mean, standardized, standardized_fixed
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
+@full_precision
 def ncc_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
     """``1 - Pearson correlation``, a mean over batch and channels.
 
@@ -21,15 +22,7 @@ def ncc_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
         A scalar in [0, 2]: 0 for ``warped = a fixed + b`` with ``a > 0``, 1 for no relation or a
         constant image.
     """
-    with torch.autocast(warped.device.type, enabled=False):
-        product = standardized(warped, mask) * standardized(fixed, mask)
-        if mask is None:
-            return 1 - product.mean()
-        each = [
-            masked_mean(p.unsqueeze(0), m.unsqueeze(0))
-            for p, m in zip(product, mask.expand(len(product), *mask.shape[1:]), strict=True)
-        ]
-        return 1 - torch.stack(each).mean()
+    return 1 - masked_mean(standardized(warped, mask) * standardized_fixed(fixed, mask), mask)
 
 
 class NCC(nn.Module):

@@ -35,6 +35,10 @@ class Transform(ABC):
         """The fields that carry the map, with their grids: what a regularizer penalizes. Affine: none."""
         return ()
 
+    def sides(self) -> tuple[Transform | None, Transform]:
+        """What maps the space where both images are compared to the fixed (``None``: itself) and the moving image."""
+        return None, self
+
     def map_grid(self, grid: Grid) -> PointTensor:
         """Where the samples of ``grid`` go, ``(B, *grid.shape, D)``, mm."""
         return self(grid.points)

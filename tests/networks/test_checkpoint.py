@@ -10,7 +10,7 @@ NETWORK = {"_target_": "learnreg.networks.UNet", "ndim": 2, "channels": [4, 4]}
 OBJECTIVE = {
     "_target_": "learnreg.objective.Objective",
     "similarity": {"_target_": "learnreg.similarity.MSE"},
-    "supervision": {"_target_": "learnreg.objective.LabelOverlap", "labels": [1]},
+    "supervision": {"dice": {"_target_": "learnreg.objective.LabelOverlap", "labels": [1]}},
 }
 
 
@@ -25,7 +25,7 @@ def test_round_trip(tmp_path):
     loaded = load_checkpoint(save(tmp_path / "a.ckpt"))
     assert isinstance(loaded.network, UNet)
     assert not loaded.network.training
-    assert loaded.objective.supervision is None
+    assert not loaded.objective.supervision
     assert loaded.space["shape"] == [16, 16]
 
 

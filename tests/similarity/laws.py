@@ -3,15 +3,33 @@
 import pytest
 import torch
 
+from learnreg.grid import Grid
 from learnreg.transforms import Affine
 from learnreg.warping import warp
-from tests.conftest import make_grid, smooth_image
+from tests.conftest import make_grid, smooth_image, smooth_values
 
 SHIFTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+RELATIONS = {
+    "identity": lambda x: x,
+    "scaled": lambda x: 1e4 * x,
+    "offset": lambda x: x + 1000.0,
+    "tiny": lambda x: 1e-3 * x - 3e-3,
+    "inverted": lambda x: 5.0 - 2.0 * x,
+    "monotone": lambda x: torch.exp(0.8 * x),
+    "folded": lambda x: (x - 0.2) ** 2,
+}
+LINEAR = {"scaled", "offset", "tiny"}
+
+
+def noise(like, size, seed=0):
+    return size * torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
 class SimilarityLaws:
-    invariant = False  # under a I + b with a > 0
+    unchanged_by: set = set()  # relations between the images that leave the value as it is
+    finds_under: set = set()  # relations under which the true shift still is the best
+    lowest, bounded_by = 0.0, float("inf")
+    smallest = 5  # side of an image for gradcheck
 
     def make(self) -> torch.nn.Module:
         raise NotImplementedError
@@ -22,41 +40,46 @@ class SimilarityLaws:
 
     def test_lowest_at_the_true_shift(self):
         image, grid = self.pair()
-        losses = []
-        for shift in SHIFTS:
-            moved = warp(
-                image, Affine.translation(torch.tensor([shift, 0.0, 0.0], dtype=torch.float64)), grid, padding="border"
-            )
-            losses.append(float(self.make()(moved.data, image.data)))
-        assert losses.index(min(losses)) == SHIFTS.index(0.0)
-        assert sorted(losses[:3], reverse=True) == losses[:3]
-        assert sorted(losses[2:]) == losses[2:]
+        for relation in {"identity"} | self.finds_under | self.unchanged_by:
+            fixed = RELATIONS[relation](image.data)
+            losses = []
+            for shift in SHIFTS:
+                transform = Affine.translation(torch.tensor([shift, 0.0, 0.0], dtype=torch.float64))
+                moved = warp(image, transform, grid, padding="border")
+                losses.append(float(self.make()(moved.data, fixed)))
+            assert losses.index(min(losses)) == SHIFTS.index(0.0), relation
+            assert sorted(losses[:3], reverse=True) == losses[:3], relation
+            assert sorted(losses[2:]) == losses[2:], relation
 
-    @pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (1e4, 0.0), (1.0, 1000.0), (250.0, -3.0)])
-    def test_scale_and_offset(self, scale, offset):
-        if not self.invariant:
-            pytest.skip("claims no invariance")
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+    def test_value_is_unchanged(self, precision):
+        """By autocast, and by the relations of which the similarity says so."""
         image, _ = self.pair()
-        noisy = image.data + 0.1 * torch.randn(image.data.shape, generator=torch.Generator().manual_seed(0)).double()
-        similarity = self.make()
-        plain = float(similarity(noisy, image.data))
-        changed = float(similarity((scale * noisy + offset).float(), (scale * image.data + offset).float()))
-        assert changed == pytest.approx(plain, abs=2e-3)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            automatic = float(similarity((scale * noisy + offset).float(), (scale * image.data + offset).float()))
-        assert automatic == pytest.approx(plain, abs=2e-3)
+        noisy = image.data + noise(image.data, 0.1)
+        plain = float(self.make()(noisy, image.data))
+        for relation in {"identity"} | self.unchanged_by:
+            first, second = noisy.float(), image.data.float()
+            if relation in LINEAR:
+                first = RELATIONS[relation](first)
+            with torch.autocast("cpu", dtype=precision, enabled=precision is not torch.float32):
+                value = self.make()(first, RELATIONS[relation](second))
+            assert value.dtype == torch.float32
+            assert float(value) == pytest.approx(plain, abs=2e-3), relation
 
     def test_a_mask_really_counts(self):
         image, _ = self.pair()
         mask = torch.zeros_like(image.data)
         mask[..., 4:12] = 1
         spoiled = image.data.clone()
-        spoiled[..., 14:] = torch.rand(spoiled[..., 14:].shape, generator=torch.Generator().manual_seed(1)).double() * 5
-        similarity = self.make()
-        assert float(similarity(spoiled, image.data, mask)) == pytest.approx(
-            float(similarity(image.data, image.data, mask)), abs=1e-6
+        spoiled[..., :4], spoiled[..., 12:] = noise(spoiled[..., :4], 2.0, 1), noise(spoiled[..., 12:], 5.0, 2)
+        similarity, other = self.make(), image.data + noise(image.data, 0.1)
+        other_spoiled = torch.where(mask > 0, other, spoiled)
+        expected = float(similarity(other, image.data, mask))
+        assert float(similarity(other_spoiled, image.data, mask)) == pytest.approx(expected, abs=1e-9)
+        assert float(similarity(other, torch.where(mask > 0, image.data, spoiled), mask)) == pytest.approx(
+            expected, abs=1e-9
         )
-        assert float(similarity(spoiled, image.data)) > float(similarity(image.data, image.data)) + 1e-3
+        assert float(similarity(other_spoiled, image.data)) > float(similarity(other, image.data)) + 1e-3
 
     def test_a_mask_of_ones_changes_nothing(self):
         image, _ = self.pair()
@@ -66,18 +89,63 @@ class SimilarityLaws:
             float(self.make()(other, image.data)), abs=1e-6
         )
 
+    def test_a_batch_is_the_mean_of_its_members(self):
+        image, _ = self.pair()
+        fixed = torch.cat([image.data, 2 * image.data.flip(-1)])
+        warped = fixed + noise(fixed, 0.2)
+        mask = torch.ones_like(fixed)
+        mask[0, ..., :5], mask[1, ..., 9:] = 0, 0
+        for m in (None, mask):
+            each = [
+                float(self.make()(warped[i : i + 1], fixed[i : i + 1], m if m is None else m[i : i + 1]))
+                for i in range(2)
+            ]
+            assert float(self.make()(warped, fixed, m)) == pytest.approx(sum(each) / 2, abs=1e-9)
+
+    def test_channels_are_averaged(self):
+        image, _ = self.pair()
+        fixed = torch.cat([image.data, image.data.flip(-2).exp()], 1)
+        warped = fixed + noise(fixed, 0.2)
+        each = [float(self.make()(warped[:, i : i + 1], fixed[:, i : i + 1])) for i in range(2)]
+        assert float(self.make()(warped, fixed)) == pytest.approx(sum(each) / 2, abs=1e-9)
+
+    def test_2d(self):
+        grid = Grid.regular((20, 24), dtype=torch.float64)
+        fixed = smooth_values(grid.points)[:, None]
+        similarity = self.make()
+        assert float(similarity(fixed.roll(2, -1), fixed)) > float(similarity(fixed, fixed)) + 1e-4
+
+    def test_what_is_remembered_of_the_fixed_image_is_right(self):
+        image, _ = self.pair()
+        fixed, warped = image.data.clone(), image.data + noise(image.data, 0.2)
+        similarity = self.make()
+        first = float(similarity(warped, fixed))
+        assert float(similarity(warped, fixed)) == first
+        assert float(similarity(warped, fixed.clone())) == first
+        fixed.copy_(fixed.flip(-1))  # the same object with other values
+        assert float(similarity(warped, fixed)) == float(similarity(warped, image.data.flip(-1)))
+
     def test_gradcheck(self):
         generator = torch.Generator().manual_seed(2)
-        fixed = torch.rand(2, 1, 5, 4, 5, dtype=torch.float64, generator=generator)
-        warped = torch.rand(2, 1, 5, 4, 5, dtype=torch.float64, generator=generator).requires_grad_()
-        mask = (torch.rand(2, 1, 5, 4, 5, generator=generator) > 0.3).double()
+        shape = (2, 1, self.smallest, self.smallest - 1, self.smallest)
+        fixed = torch.rand(shape, dtype=torch.float64, generator=generator)
+        warped = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        mask = (torch.rand(shape, generator=generator) > 0.1).double()
         assert torch.autograd.gradcheck(lambda w: self.make()(w, fixed), (warped,))
         assert torch.autograd.gradcheck(lambda w: self.make()(w, fixed, mask), (warped,))
 
     def test_constant_images_give_a_finite_loss_and_gradient(self):
-        fixed = torch.rand(1, 1, 6, 6, 6)
-        warped = torch.full((1, 1, 6, 6, 6), 3.0, requires_grad=True)
-        loss = self.make()(warped, fixed)
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert torch.isfinite(warped.grad).all()
+        fixed = torch.rand(1, 1, 8, 8, 8)
+        for first, second in ((torch.full_like(fixed, 3.0), fixed), (fixed, torch.full_like(fixed, 3.0))):
+            warped = first.clone().requires_grad_()
+            loss = self.make()(warped, second)
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert torch.isfinite(warped.grad).all()
+
+    def test_bounds(self):
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(5):
+            a, b = (torch.rand(1, 1, 12, 12, 12, generator=generator) for _ in range(2))
+            assert self.lowest <= float(self.make()(a, b)) <= self.bounded_by + 1e-6
+            assert self.lowest - 1e-6 <= float(self.make()(a, a)) <= self.bounded_by

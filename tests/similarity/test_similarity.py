@@ -1,11 +1,40 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 import scipy.ndimage
 import SimpleITK as sitk
+import skimage.metrics
 import torch
 
-from learnreg.similarity import LNCC, MSE, NCC, Mixture, dice_loss, lncc_loss, ncc_loss, one_hot
-from tests.similarity.laws import SimilarityLaws
+from learnreg.grid import Grid
+from learnreg.similarity import (
+    L1,
+    LNCC,
+    MIND,
+    MSE,
+    NCC,
+    NGF,
+    SSIM,
+    CorrelationRatio,
+    FeatureSimilarity,
+    Huber,
+    Mixture,
+    MutualInformation,
+    correlation_ratio_loss,
+    dice_loss,
+    huber_loss,
+    lncc_loss,
+    mutual_information_loss,
+    ncc_loss,
+    ngf_loss,
+    one_hot,
+    self_similarity,
+    structural_similarity,
+)
+from tests.conftest import make_grid, smooth_image
+from tests.similarity.laws import SimilarityLaws, noise
 
 
 class TestMSE(SimilarityLaws):
@@ -18,7 +47,8 @@ class TestMSE(SimilarityLaws):
 
 
 class TestNCC(SimilarityLaws):
-    invariant = True
+    unchanged_by = {"scaled", "offset", "tiny"}
+    bounded_by = 2
 
     def make(self):
         return NCC()
@@ -37,7 +67,9 @@ class TestNCC(SimilarityLaws):
 
 
 class TestLNCC(SimilarityLaws):
-    invariant = True
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    finds_under = {"monotone"}
+    bounded_by = 1
 
     def make(self):
         return LNCC(window=5)
@@ -93,6 +125,271 @@ class TestMixture(SimilarityLaws):
     def test_weights_must_fit(self):
         with pytest.raises(ValueError, match="one weight for each term"):
             Mixture({"mse": MSE()}, {"ncc": 1.0})
+
+
+class TestGaussianLNCC(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny"}
+    finds_under = {"monotone"}
+    bounded_by = 2
+
+    def make(self):
+        return LNCC(window=5, kernel="gaussian", squared=False)
+
+    def test_is_scipys_local_correlation(self):
+        a, b = (torch.rand(1, 1, 14, 15, 16, dtype=torch.float64) for _ in range(2))
+        ones = np.ones((14, 15, 16))
+
+        def mean(x):
+            def smooth(y):
+                return scipy.ndimage.gaussian_filter(y, math.sqrt(2), mode="constant", truncate=12)
+
+            return smooth(x) / smooth(ones)
+
+        x, y = a[0, 0].numpy(), b[0, 0].numpy()
+        cov = mean(x * y) - mean(x) * mean(y)
+        correlation = cov / np.sqrt((mean(x * x) - mean(x) ** 2) * (mean(y * y) - mean(y) ** 2))
+        ours = float(lncc_loss(a, b, window=5, kernel="gaussian", squared=False, floor=1e-9))
+        assert ours == pytest.approx(1 - np.mean(correlation), abs=1e-6)
+
+
+class TestL1(SimilarityLaws):
+    def make(self):
+        return L1()
+
+    def test_is_torchs(self):
+        a, b = torch.rand(2, 1, 5, 6, 7), torch.rand(2, 1, 5, 6, 7)
+        assert float(L1()(a, b)) == pytest.approx(float(torch.nn.functional.l1_loss(a, b)), rel=1e-6)
+
+
+class TestHuber(SimilarityLaws):
+    def make(self):
+        return Huber(0.15)
+
+    def test_is_torchs(self):
+        a, b = torch.rand(2, 1, 5, 6, 7), torch.rand(2, 1, 5, 6, 7)
+        expected = float(torch.nn.functional.huber_loss(a, b, delta=0.15))
+        assert float(huber_loss(a, b, delta=0.15)) == pytest.approx(expected, rel=1e-6)
+        with pytest.raises(ValueError, match="positive delta"):
+            huber_loss(a, b, delta=0.0)
+
+
+ALL_MAPS = {"monotone", "inverted", "folded"}
+
+
+class TestMutualInformation(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    finds_under = ALL_MAPS
+    lowest, bounded_by = -math.log(20), 0.0
+
+    def make(self):
+        return MutualInformation(24)
+
+    def test_is_itks_mattes_metric(self):
+        """With Mattes' windows, on the very voxels and bins that ITK uses."""
+        grid = make_grid(shape=(16, 18, 20), spacing=(1.0, 1.0, 1.0))
+        fixed = smooth_image(grid).data + noise(smooth_image(grid).data, 0.1)
+        warped = (fixed * 1.3).exp() + noise(fixed, 0.2, 1)
+        method = sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(32)
+        method.SetInitialTransform(sitk.TranslationTransform(3))
+        theirs = method.MetricEvaluate(*(sitk.GetImageFromArray(x[0, 0].numpy()) for x in (fixed, warped)))
+        ours = float(mutual_information_loss(warped, fixed, bins=32, orders=(3, 0)))
+        assert ours == pytest.approx(theirs, abs=2e-3)
+        assert float(mutual_information_loss(warped, fixed, bins=32)) == pytest.approx(theirs, rel=0.1)
+
+    def test_samples_are_chosen_by_the_seed(self):
+        image, _ = self.pair()
+        other = image.data.roll(1, -1)
+        few = [float(mutual_information_loss(other, image.data, samples=2000, seed=s)) for s in (1, 1, 2)]
+        assert few[0] == few[1] != few[2]
+        assert few[0] == pytest.approx(float(mutual_information_loss(other, image.data)), rel=0.1)
+
+    def test_failures(self):
+        image = self.pair()[0].data
+        with pytest.raises(ValueError, match="at least 8 bins"):
+            mutual_information_loss(image, image, bins=4)
+        with pytest.raises(ValueError, match="order 0, 1 or 3"):
+            mutual_information_loss(image, image, orders=(2, 1))
+
+
+class TestNormalizedMutualInformation(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    finds_under = ALL_MAPS
+    bounded_by = 1
+
+    def make(self):
+        return MutualInformation(24, normalized=True)
+
+    def test_is_scikit_images(self):
+        """With hard bins; two empty ones at both ends are ours alone."""
+        a, b = (torch.rand(1, 1, 12, 13, 14, dtype=torch.float64) for _ in range(2))
+        b = a + 0.3 * b
+        theirs = skimage.metrics.normalized_mutual_information(a[0, 0].numpy(), b[0, 0].numpy(), bins=20)
+        ours = 2 - float(mutual_information_loss(a, b, bins=24, normalized=True, orders=(0, 0)))
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+class TestCorrelationRatio(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    finds_under = {"monotone", "inverted"}
+    bounded_by = 1
+
+    def make(self):
+        return CorrelationRatio(24)
+
+    def test_is_the_variance_within_bins(self):
+        a, b = (torch.rand(1, 1, 12, 13, 14, dtype=torch.float64) for _ in range(2))
+        w, f = (a + b).flatten().numpy(), b.flatten().numpy()
+        edges = np.linspace(f.min(), f.max(), 21)
+        which = np.clip(np.digitize(f, edges) - 1, 0, 19)
+        within = sum(w[which == k].var() * (which == k).sum() for k in range(20) if (which == k).any())
+        ours = float(correlation_ratio_loss(a + b, b, bins=24, order=0))
+        assert ours == pytest.approx(within / (w.var() * w.size), abs=1e-9)
+
+    def test_a_function_of_the_fixed_image_is_explained(self):
+        labels = torch.randint(0, 5, (1, 1, 12, 12, 12), generator=torch.Generator().manual_seed(0)).double()
+        assert float(correlation_ratio_loss((labels - 2) ** 2, labels, bins=24)) == pytest.approx(0, abs=1e-9)
+
+
+class TestNGF(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    finds_under = ALL_MAPS - {"folded"}
+    bounded_by = 1
+
+    def make(self):
+        return NGF(0.2)
+
+    def test_is_the_squared_cosine_where_there_are_edges(self):
+        grid = Grid.regular((12, 12), dtype=torch.float64)
+        x, y = grid.points[..., 0][:, None], grid.points[..., 1][:, None]
+        mask = torch.zeros_like(x)
+        mask[..., 1:-1, 1:-1] = 1  # the border has one-sided differences
+        for angle in (0.0, 0.4, 1.0, math.pi / 2):
+            ramp = math.cos(angle) * x + math.sin(angle) * y
+            assert float(ngf_loss(ramp, x, mask, edge=1e-3)) == pytest.approx(1 - math.cos(angle) ** 2, abs=1e-4)
+
+    def test_edge_must_be_positive(self):
+        with pytest.raises(ValueError, match="positive edge"):
+            ngf_loss(torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 5, 5), edge=0.0)
+
+
+class TestMIND(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    finds_under = {"monotone"}
+    bounded_by = 1
+    smallest = 5
+
+    def make(self):
+        return MIND()
+
+    def test_descriptor_is_its_definition(self):
+        """Written out with scipy's filters, away from the border."""
+        x = torch.rand(14, 15, 16, dtype=torch.float64).numpy()
+        offsets = [np.array(v) for v in itertools.product((-2, 0, 2), repeat=3) if np.abs(v).sum() == 2]
+        pairs = [(a, b) for a, b in itertools.combinations(offsets, 2) if (a * b).sum() == 0 and (a + b).any()]
+        assert len(pairs) == 12
+        inner = (slice(4, -4),) * 3
+
+        def seen(v):
+            return scipy.ndimage.shift(x, -v, order=0, mode="nearest")
+
+        d = np.stack([scipy.ndimage.uniform_filter((seen(a) - seen(b)) ** 2, 3) for a, b in pairs])
+        d -= d.min(0)
+        expected = np.exp(-d / d.mean(0))
+        ours = self_similarity(torch.from_numpy(x)[None, None])[0].numpy()
+        order = [np.abs(ours[k][inner] - expected[:, *inner]).max((1, 2, 3)).argmin() for k in range(12)]
+        assert sorted(order) == list(range(12))
+        assert np.abs(ours[:, *inner] - expected[order][:, *inner]).max() < 1e-9
+
+    def test_failures(self):
+        with pytest.raises(ValueError, match="radius and dilation"):
+            self_similarity(torch.zeros(1, 1, 8, 8), radius=0)
+
+
+class TestSSIM(SimilarityLaws):
+    bounded_by = 2
+
+    def make(self):
+        return SSIM()
+
+    @pytest.mark.parametrize("kernel", ["box", "gaussian"])
+    @pytest.mark.parametrize("shape", [(24, 26), (18, 19, 20)])
+    def test_is_scikit_images_away_from_the_border(self, shape, kernel):
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.rand(1, 1, *shape, dtype=torch.float64, generator=generator) for _ in range(2))
+        b = 0.5 * a + b + 100
+        window, options = (7, {"win_size": 7}) if kernel == "box" else (5, {"gaussian_weights": True, "sigma": 2**0.5})
+        _, theirs = skimage.metrics.structural_similarity(
+            b[0, 0].numpy(), a[0, 0].numpy(), data_range=2.0, full=True, use_sample_covariance=False, **options
+        )
+        ours = structural_similarity(b, a, window=window, kernel=kernel, data_range=2.0)[0, 0].numpy()
+        inner = (slice(6, -6),) * len(shape)
+        tolerance = 1e-9 if kernel == "box" else 2e-3  # theirs cuts the Gaussian off at 3.5 sigma
+        assert np.abs(ours[inner] - theirs[inner]).max() < tolerance
+
+    def test_range_must_be_positive(self):
+        with pytest.raises(ValueError, match="must be positive"):
+            SSIM(data_range=0.0)
+
+
+class TestFeatureSimilarity(SimilarityLaws):
+    smallest = 6
+
+    def make(self):
+        torch.manual_seed(0)
+        return FeatureSimilarity(Features(), NCC())
+
+    def test_a_mask_really_counts(self):
+        """Features see beyond the mask; the mask weights their maps, at their own resolution."""
+        image, _ = self.pair()
+        mask = torch.zeros_like(image.data)
+        mask[..., :8] = 1
+        spoiled = image.data.clone()
+        spoiled[..., 16:] = 9
+        similarity, other = self.make(), image.data + noise(image.data, 0.1)
+        changed = torch.where(torch.arange(20) < 16, other, spoiled)
+        assert float(similarity(changed, image.data, mask)) == pytest.approx(
+            float(similarity(other, image.data, mask)), abs=1e-9
+        )
+        assert float(similarity(changed, image.data)) > float(similarity(other, image.data)) + 1e-3
+
+    def test_channels_are_averaged(self):
+        """Not by features: an extractor says how many channels it takes."""
+        with pytest.raises(RuntimeError):
+            self.make()(torch.rand(1, 2, 8, 8, 8), torch.rand(1, 2, 8, 8, 8))
+
+    def test_2d(self):
+        extractor = torch.nn.Conv2d(1, 4, 3, padding=1)
+        image = torch.rand(1, 1, 12, 12)
+        similarity = FeatureSimilarity(extractor)
+        assert float(similarity(image, image)) == 0
+        assert float(similarity(image.flip(-1), image)) > 0
+
+    def test_the_extractor_is_frozen(self):
+        similarity = self.make().train()
+        assert not similarity.extractor.training
+        assert not any(p.requires_grad for p in similarity.parameters())
+
+    def test_needs_maps(self):
+        with pytest.raises(TypeError, match="returns feature maps"):
+            FeatureSimilarity(Nothing())(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4))
+
+
+class Features(torch.nn.Module):
+    """Maps at two resolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.Conv3d(4, 6, 3, stride=2, padding=1)
+
+    def forward(self, image):
+        fine = torch.tanh(self.first.to(image.dtype)(image))
+        return [fine, self.second.to(image.dtype)(fine)]
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, image):
+        return {"no": "maps"}
 
 
 def test_dice_loss():

@@ -1,0 +1,42 @@
+"""Folding: how far below a margin the Jacobian determinant falls."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from learnreg.grid import Grid
+from learnreg.numerics import full_precision
+from learnreg.regularization.differences import cell_mean, determinant, gradient
+from learnreg.typing import FieldTensor, Scalar, Tensor
+
+
+@full_precision
+def folding_loss(displacement: FieldTensor, grid: Grid, weight: Tensor | None = None, *, margin: float = 0.0) -> Scalar:
+    """Mean of ``max(margin - det d(x + u)/dx, 0)``, dimensionless.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm; of a velocity it means nothing.
+        grid: Where it is sampled.
+        weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
+        margin: Determinants below it are penalized.
+
+    Returns:
+        A scalar, 0 where nothing folds.
+
+    Source:
+        Mok and Chung, Fast symmetric diffeomorphic image registration with convolutional neural
+        networks, CVPR 2020, eq. 6.
+    """
+    det = determinant(gradient(displacement, grid)).unsqueeze(1)
+    return cell_mean((margin - det).clamp(min=0), weight).mean()
+
+
+class Folding(nn.Module):
+    """Negative Jacobian determinants, see :func:`folding_loss`; for a penalty on the displacement."""
+
+    def __init__(self, margin: float = 0.0) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+        return folding_loss(field, grid, weight, margin=self.margin)

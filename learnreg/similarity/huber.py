@@ -1,0 +1,44 @@
+"""Huber's loss: squared for small differences, absolute for large ones."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+
+from learnreg.numerics import full_precision
+from learnreg.similarity.masking import masked_mean
+from learnreg.typing import ImageTensor, MaskTensor, Scalar
+
+
+@full_precision
+def huber_loss(
+    warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, delta: float = 0.1
+) -> Scalar:
+    """Mean over the mask of ``d^2 / 2`` for ``|d| <= delta``, else ``delta (|d| - delta / 2)``.
+
+    Args:
+        warped: ``(B, C, *grid)``.
+        fixed: ``(B, C, *grid)``.
+        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
+        delta: Difference from which the loss grows linearly, in units of the intensities.
+
+    Raises:
+        ValueError: ``delta`` is not positive.
+
+    Source:
+        Huber, Robust estimation of a location parameter, Ann. Math. Statist. 1964.
+    """
+    if delta <= 0:
+        raise ValueError(f"huber_loss needs a positive delta, got {delta}.")
+    return masked_mean(F.huber_loss(warped, fixed, reduction="none", delta=delta), mask)
+
+
+class Huber(nn.Module):
+    """Huber's loss, see :func:`huber_loss`. Smooth near a match, and outliers count less than squared."""
+
+    def __init__(self, delta: float = 0.1) -> None:
+        super().__init__()
+        self.delta = delta
+
+    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+        return huber_loss(warped, fixed, mask, delta=self.delta)

@@ -1,0 +1,87 @@
+"""Normalized gradient fields: edges of two images that run in parallel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from learnreg.numerics import full_precision, remembered
+from learnreg.similarity.masking import masked_mean, standardized
+from learnreg.typing import ImageTensor, MaskTensor, Scalar
+
+
+@full_precision
+def ngf_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, edge: float = 1.0) -> Scalar:
+    """``1 - mean <grad w, grad f>^2 / ((|grad w|^2 + e_w^2) (|grad f|^2 + e_f^2))``.
+
+    Args:
+        warped: ``(B, C, *grid)``.
+        fixed: ``(B, C, *grid)``.
+        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel. A voxel also has to have all
+            its neighbors in the mask.
+        edge: Gradients far below ``e``, this multiple of an image's mean gradient, count as noise.
+
+    Returns:
+        A scalar in [0, 1]; lower is better. It does not change with scale, offset or sign of either
+        image. Gradients are per voxel.
+
+    Raises:
+        ValueError: ``edge`` is not positive.
+
+    Source:
+        Haber and Modersitzki, Intensity gradient based registration and fusion of multi-modal images,
+        MICCAI 2006.
+    """
+    if edge <= 0:
+        raise ValueError(f"ngf_loss needs a positive edge, got {edge}.")
+    inner = mask if mask is None else _inner_fixed(mask)
+    n_w, n_f = _normalized_gradient(warped, mask, inner, edge), _fixed_gradient(fixed, mask, inner, edge)
+    return 1 - masked_mean((n_w * n_f).sum(2).square(), inner)
+
+
+def _normalized_gradient(image: Tensor, mask: Tensor | None, inner: Tensor | None, edge: float) -> Tensor:
+    """``grad I / sqrt(|grad I|^2 + e^2)``, ``(B, C, D, *grid)``."""
+    x = standardized(image, mask)
+    gradient = torch.stack([_central(x, axis) for axis in range(2, x.ndim)], dim=2)
+    square = gradient.square().sum(2, keepdim=True)
+    size = (square + torch.finfo(x.dtype).tiny).sqrt()
+    weights = torch.ones_like(size) if inner is None else inner.to(x.dtype).unsqueeze(2).expand_as(size)
+    dims = list(range(2, size.ndim))
+    typical = (size * weights).sum(dims, keepdim=True) / weights.sum(dims, keepdim=True).clamp(min=1e-6)
+    return gradient * (square + (edge * typical).square() + 1e-12).rsqrt()
+
+
+_fixed_gradient = remembered(_normalized_gradient)
+
+
+def _central(x: Tensor, axis: int) -> Tensor:
+    """Central difference along an axis, the border sample repeated beyond it."""
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
+    padded = torch.cat([first, x, last], dim=axis)
+    return (padded.narrow(axis, 2, x.shape[axis]) - padded.narrow(axis, 0, x.shape[axis])) / 2
+
+
+@remembered
+def _inner_fixed(mask: Tensor) -> Tensor:
+    """The mask without the voxels that have a neighbor outside of it."""
+    outside = (mask <= 0).float()
+    ndim = mask.ndim - 2
+    reach = outside
+    for axis in range(ndim):
+        kernel, padding = [1] * ndim, [0] * ndim
+        kernel[axis], padding[axis] = 3, 1
+        pool = F.max_pool3d if ndim == 3 else F.max_pool2d
+        reach = torch.maximum(reach, pool(outside, kernel, 1, padding))
+    return mask.float() * (reach == 0)
+
+
+class NGF(nn.Module):
+    """Normalized gradient fields, see :func:`ngf_loss`. For two modalities that share their borders."""
+
+    def __init__(self, edge: float = 1.0) -> None:
+        super().__init__()
+        self.edge = edge
+
+    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+        return ngf_loss(warped, fixed, mask, edge=self.edge)

@@ -1,0 +1,103 @@
+"""Parzen windows: histograms that have a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from learnreg.similarity.masking import masked_range
+from learnreg.typing import ImageTensor, MaskTensor
+
+PADDING = 2  # empty bins at both ends, so that a cubic window fits
+
+
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """How samples share themselves among bins.
+
+    Args:
+        index: ``K`` tensors ``(R, N)``, the bins that each sample touches, one row an image and channel.
+        share: ``K`` tensors ``(R, N)``, how much of it each gets; they sum to 1.
+        count: Number of bins.
+    """
+
+    index: tuple[Tensor, ...]
+    share: tuple[Tensor, ...]
+    count: int
+
+
+def binned(values: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, count: int, order: int) -> Bins:
+    """Spread intensities over bins that span the values inside the mask.
+
+    Args:
+        values: ``(B, C, *grid)``.
+        mask: ``(B, 1, *grid)``; only the values where it is not 0 set the range.
+        chosen: Flat indices of the voxels that are used; ``None`` takes all.
+        count: Number of bins, two empty ones at both ends included.
+        order: Of the B-spline window: 0 puts a sample into one bin, 1 into two, 3 into four.
+
+    Raises:
+        ValueError: Fewer than 8 bins, or an unknown order.
+    """
+    if count < 8:
+        raise ValueError(f"A Parzen histogram needs at least 8 bins, got {count}.")
+    if order not in (0, 1, 3):
+        raise ValueError(f"A Parzen window is a B-spline of order 0, 1 or 3, got {order}.")
+    least, greatest = (bound.flatten(0, 1).flatten(1) for bound in masked_range(values, mask))
+    rows = values.flatten(0, 1).flatten(1)
+    rows = rows if chosen is None else rows[:, chosen]
+    width = greatest - least
+    flat = width <= torch.finfo(values.dtype).eps * greatest.abs() + torch.finfo(values.dtype).tiny
+    position = (rows - least) / torch.where(flat, 1.0, width) * (count - 2 * PADDING) + PADDING
+    position = position.clamp(PADDING, count - PADDING)
+    whole = position.detach().floor().clamp(max=count - PADDING - 1)
+    index, t = whole.long(), position - whole
+    if order == 0:
+        return Bins((index,), (torch.ones_like(t),), count)
+    if order == 1:
+        return Bins((index, index + 1), (1 - t, t), count)
+    return Bins(tuple(index + k for k in (-1, 0, 1, 2)), cubic_shares(t), count)
+
+
+def cubic_shares(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of the four cubic B-splines around a position ``t`` in [0, 1) after a knot."""
+    s = 1 - t
+    return s**3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (4 - 6 * s**2 + 3 * s**3) / 6, t**3 / 6
+
+
+def joint_histogram(first: Bins, second: Bins, weights: Tensor) -> Tensor:
+    """Joint distribution ``(R, first.count, second.count)`` of two samples, each row of sum 1.
+
+    Args:
+        first: Bins of one image.
+        second: Bins of the other.
+        weights: ``(R, N)`` how much each sample counts.
+    """
+    rows, size = weights.shape[0], first.count * second.count
+    offset = torch.arange(rows, device=weights.device).unsqueeze(1) * size
+    total = weights.new_zeros(rows * size)
+    for i, p in zip(first.index, first.share, strict=True):
+        row, counted = offset + i * second.count, p * weights
+        for j, q in zip(second.index, second.share, strict=True):
+            total = total.index_add(0, (row + j).flatten(), (counted * q).flatten())
+    joint = total.reshape(rows, first.count, second.count)
+    return joint / joint.sum((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def sample_weights(mask: MaskTensor | None, like: ImageTensor, chosen: Tensor | None) -> Tensor:
+    """``(B C, N)`` the mask at the chosen voxels, ones without a mask."""
+    weights = torch.ones_like(like) if mask is None else mask.to(like.dtype).expand_as(like)
+    rows = weights.flatten(0, 1).flatten(1)
+    return rows if chosen is None else rows[:, chosen]
+
+
+@lru_cache(maxsize=8)
+def choose(total: int, samples: int | None, seed: int, device: torch.device) -> Tensor | None:
+    """``samples`` of ``total`` voxels, the same ones for the same seed; ``None`` where all are wanted."""
+    if samples is None or samples >= total:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(total, generator=generator)[:samples].sort().values.to(device)
