@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -39,26 +42,43 @@ def steps(field: FieldTensor, grid: Grid, axis: int, order: int = 1) -> Tensor:
     return field.diff(n=order, dim=axis + 2) / spacing**order
 
 
-def gradient(field: FieldTensor, grid: Grid) -> Tensor:
-    """``d u_i / d x_j`` along the physical axes, by forward differences: none of them is blind to a checkerboard.
+def gradient(field: FieldTensor, grid: Grid, corner: Sequence[int] | None = None) -> Tensor:
+    """``d u_i / d x_j`` along the physical axes, from the edges that meet in one corner of each cell.
+
+    Unlike central differences they are not blind to a checkerboard.
 
     Args:
         field: ``(B, D, *grid.shape)``.
         grid: Where it is sampled.
+        corner: 0 or 1 an array axis; ``None`` is the first corner, forward differences.
 
     Returns:
         ``(B, D, D, *cells)``: component, direction; one sample less along each axis that has two.
     """
     ndim = grid.ndim
+    corner = corner or [0] * ndim
     cells = [max(n - 1, 1) for n in grid.shape]
     by_index = []
     for axis in reversed(range(ndim)):  # x, y, z
         along = field.diff(dim=axis + 2) if grid.shape[axis] > 1 else torch.zeros_like(field)
         for other, n in enumerate(cells):
-            along = along.narrow(other + 2, 0, n)
+            if other != axis:
+                along = along.narrow(other + 2, corner[other] if grid.shape[other] > 1 else 0, n)
         by_index.append(along)
     to_index = grid.inverse_affine[:, :ndim, :ndim].to(field.dtype).expand(field.shape[0], -1, -1)
     return torch.einsum("bck...,bkl->bcl...", torch.stack(by_index, dim=2), to_index)
+
+
+def corner_determinants(displacement: FieldTensor, grid: Grid) -> Tensor:
+    """``det d(x + u)/dx`` in each corner of each cell, ``(B, 2^D, *cells)``.
+
+    A map of a grid can fold in a corner whose neighbors, or whose mean, do not tell.
+
+    Source:
+        Liu et al., On finite difference Jacobian computation in deformable image registration, IJCV 2024.
+    """
+    corners = product((0, 1), repeat=grid.ndim)
+    return torch.stack([determinant(gradient(displacement, grid, corner)) for corner in corners], dim=1)
 
 
 def determinant(gradient: Tensor) -> ScalarTensor:
