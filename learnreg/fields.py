@@ -52,6 +52,41 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 6) -> FieldTe
     return displacement
 
 
+def logarithm(
+    displacement: FieldTensor, grid: Grid, *, steps: int = 6, iterations: int = 20, tolerance: float = 1e-3
+) -> tuple[FieldTensor, Tensor]:
+    """Stationary velocity whose exponential is near a displacement: ``v <- v + (exp(-v) then u)``.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm; not every diffeomorphism has a logarithm.
+        grid: Where it is sampled.
+        steps: Squarings of the exponential.
+        iterations: At most so many; the best is kept.
+        tolerance: Stops when the residual falls below this many mm.
+
+    Returns:
+        The velocity, ``(B, D, *grid.shape)``, mm per unit time, and the residual
+        ``max |exp(v)(x) - x - u(x)|`` in mm, ``(B,)``.
+
+    Source:
+        Bossa et al., Contributions to 3D diffeomorphic atlas estimation, MICCAI 2007, with the first
+        term of the Baker-Campbell-Hausdorff series.
+    """
+    velocity = best = displacement
+    least: Tensor | None = None
+    for _ in range(iterations):
+        missed = exponential(velocity, grid, steps=steps) - displacement
+        residual = missed.norm(dim=1).flatten(1).amax(1)
+        better = torch.ones_like(residual, dtype=torch.bool) if least is None else residual < least
+        best = torch.where(better.reshape(-1, *([1] * (grid.ndim + 1))), velocity, best)
+        least = residual if least is None else torch.minimum(least, residual)
+        if bool((least <= tolerance).all()):
+            break
+        velocity = velocity + compose(exponential(-velocity, grid, steps=steps), displacement, grid)
+    assert least is not None  # noqa: S101 - there is at least one iteration
+    return best, least
+
+
 def invert(
     displacement: FieldTensor, grid: Grid, *, iterations: int = 50, tolerance: float = 1e-3
 ) -> tuple[FieldTensor, Tensor]:

@@ -4,7 +4,15 @@ import scipy.linalg
 import SimpleITK as sitk
 import torch
 
-from learnreg.fields import channels_first, compose, exponential, invert, jacobian_determinant, jacobian_matrix
+from learnreg.fields import (
+    channels_first,
+    compose,
+    exponential,
+    invert,
+    jacobian_determinant,
+    jacobian_matrix,
+    logarithm,
+)
 from learnreg.grid import Grid
 from learnreg.io import to_sitk
 from tests.conftest import make_grid, smooth_values
@@ -65,3 +73,13 @@ def test_gradcheck():
 def test_a_jacobian_needs_two_samples():
     with pytest.raises(ValueError, match="at least 2 samples"):
         jacobian_determinant(torch.zeros(1, 2, 1, 5), Grid.regular((1, 5)))
+
+
+def test_logarithm_undoes_the_exponential(grid):
+    """Mean in mm over the interior; at the border, beyond which fields stay constant, it comes within 0.1 mm."""
+    velocity = torch.stack([smooth_values(grid.points, s) for s in (0.0, 1.0, 2.0)], dim=1)
+    displacement = exponential(velocity, grid, steps=7)
+    found, residual = logarithm(displacement, grid, steps=7)
+    assert residual.max() < 0.1
+    assert (exponential(found, grid, steps=7) - displacement).norm(dim=1).amax() == pytest.approx(float(residual.max()))
+    assert (found - velocity).norm(dim=1)[:, 4:-4, 4:-4, 4:-4].mean() < 0.02

@@ -81,6 +81,7 @@ def descend(
         losses.append(value)
         loss.backward()
         optimizer.step()
+        parametrization.after_step(fixed)
         if on_step is not None:
             on_step(1)
         if (iteration + 1) % settings.window == 0 and _has_converged(losses, settings):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from learnreg.image import Image
+from learnreg.similarity import self_similarity
 
 
 class IntensityAndGradient(nn.Module):
@@ -24,3 +25,20 @@ class IntensityAndGradient(nn.Module):
             if image.grid.shape[axis] > 1:
                 total = total + (torch.gradient(image.data, dim=axis + 2)[0] * (2 * side / spacing)).square()
         return image.with_data(torch.cat([image.data, total.sqrt()], dim=1))
+
+
+class SelfSimilarity(nn.Module):
+    """MIND-SSC descriptors, computed once and warped, as ConvexAdam does; to be matched by MSE.
+
+    Args:
+        radius: See :func:`learnreg.similarity.self_similarity`.
+        dilation: See there.
+    """
+
+    def __init__(self, radius: int = 1, dilation: int = 2) -> None:
+        super().__init__()
+        self.radius, self.dilation = radius, dilation
+
+    def forward(self, image: Image) -> Image:
+        """Channels ``C`` to ``12 C``, or ``4 C`` in 2-D."""
+        return image.with_data(self_similarity(image.data, image.mask, radius=self.radius, dilation=self.dilation))

@@ -14,14 +14,10 @@ from torch import nn
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.objective import Objective
+from learnreg.optimization.dense import DenseParametrization
 from learnreg.optimization.descent import Descent, OptimizerFactory, StepCallback, descend
-from learnreg.optimization.parametrization import (
-    FieldKind,
-    FieldParametrization,
-    LinearKind,
-    LinearParametrization,
-    Parametrization,
-)
+from learnreg.optimization.linear import LinearKind, LinearParametrization
+from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
 from learnreg.transforms import Affine, Transform, chain
 from learnreg.warping import resize_image
 
@@ -221,31 +217,28 @@ class LinearStage(IterativeStage):
 
 
 class FieldStage(IterativeStage):
-    """Searches a dense displacement or stationary velocity.
+    """Searches a deformation, by whatever parametrization.
 
     Args:
         objective: What is minimized.
-        kind: ``"velocity"`` (diffeomorphic) or ``"displacement"``.
+        parametrization: ``(grid, start) -> Parametrization``, a class with its other arguments bound
+            (``_partial_: true`` in a configuration); ``None`` is a dense velocity.
         factors: See :class:`IterativeStage`.
         iterations: See :class:`IterativeStage`.
         learning_rate: See :class:`IterativeStage`.
-        coarsening: Spacing of the control grid, in voxels of each level.
-        steps: Squarings of a velocity.
         tolerance: See :class:`Descent`.
         features: ``Image -> Image`` whose channels are matched instead of the intensities.
         optimizer: See :class:`IterativeStage`.
     """
 
-    def __init__(  # noqa: PLR0913 - they are the lines of a preset
+    def __init__(
         self,
         objective: Objective,
-        kind: FieldKind = "velocity",
+        parametrization: ParametrizationFactory | None = None,
         *,
         factors: Sequence[float] = (4, 2, 1),
         iterations: Sequence[int] = (60, 60, 30),
         learning_rate: float = 0.5,
-        coarsening: float = 2.0,
-        steps: int = 5,
         tolerance: float = 0.01,
         features: nn.Module | None = None,
         optimizer: OptimizerFactory = torch.optim.Adam,
@@ -253,7 +246,7 @@ class FieldStage(IterativeStage):
         super().__init__(
             objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance, optimizer=optimizer
         )
-        self.kind, self.coarsening, self.steps = kind, float(coarsening), int(steps)
+        self.make_parametrization = parametrization or DenseParametrization
         self.features = features
 
     def forward(
@@ -268,8 +261,8 @@ class FieldStage(IterativeStage):
             fixed, moving = self.features(fixed), self.features(moving)
         return super().forward(fixed, moving, initial, on_step=on_step)
 
-    def parametrization(self, fixed: Image, grid: Grid) -> FieldParametrization:
-        return FieldParametrization.from_transform(None, grid, self.kind, coarsening=self.coarsening, steps=self.steps)
+    def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
+        return self.make_parametrization(grid, None)
 
 
 def run_stages(

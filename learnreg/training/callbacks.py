@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from learnreg.image import Image
-from learnreg.optimization import Descent, FieldParametrization, descend
+from learnreg.optimization import DenseParametrization, Descent, descend
 from learnreg.reporting.figures import registration_figure
 from learnreg.training.module import RegistrationModule
 from learnreg.transforms import Velocity
@@ -57,11 +57,15 @@ def amortization_gap(
     with torch.no_grad():
         answer = module(fixed, moving).detach()
         before = float(objective(fixed, moving, answer).total)
-    kind = "velocity" if isinstance(answer, Velocity) else "displacement"
-    field, grid = answer.fields()[0]
-    squarings = answer.steps if isinstance(answer, Velocity) else 0
+    grid = answer.fields()[0][1]
     with torch.enable_grad():
-        parameters = FieldParametrization(field.clone(), grid, kind, steps=squarings)  # type: ignore[arg-type]
+        parameters = DenseParametrization(
+            grid,
+            answer,
+            kind="velocity" if isinstance(answer, Velocity) else "displacement",
+            coarsening=1,
+            steps=answer.steps if isinstance(answer, Velocity) else 0,
+        )
         descend(parameters, objective, fixed, moving, Descent(steps, learning_rate, tolerance=0))
     with torch.no_grad():
         return before - float(objective(fixed, moving, parameters(fixed, moving)).total)

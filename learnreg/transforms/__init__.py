@@ -2,8 +2,29 @@
 
 from learnreg.transforms.affine import Affine, align_centers
 from learnreg.transforms.base import Transform
+from learnreg.transforms.bspline import BSpline, fit_bspline, spline_lattice
 from learnreg.transforms.composite import Composite, chain
 from learnreg.transforms.displacement import Displacement
+from learnreg.transforms.inverse import Inverse
+from learnreg.transforms.radial import Kernel, LandmarkSpline, kernel_lattice, spline_through_landmarks
+from learnreg.transforms.symmetric import Symmetric
 from learnreg.transforms.velocity import Velocity
 
-__all__ = ["Affine", "Composite", "Displacement", "Transform", "Velocity", "align_centers", "chain"]
+__all__ = [
+    "Affine",
+    "BSpline",
+    "Composite",
+    "Displacement",
+    "Inverse",
+    "Kernel",
+    "LandmarkSpline",
+    "Symmetric",
+    "Transform",
+    "Velocity",
+    "align_centers",
+    "chain",
+    "fit_bspline",
+    "kernel_lattice",
+    "spline_lattice",
+    "spline_through_landmarks",
+]

@@ -7,22 +7,27 @@ from pathlib import Path as FilePath
 import numpy as np
 import SimpleITK as sitk
 import torch
+from torch import Tensor
 
 from learnreg.grid import Grid
 from learnreg.io import grid_from_sitk, to_sitk, write_atomically
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
+from learnreg.transforms.bspline import BSpline, itk_domain
 from learnreg.transforms.composite import Composite, chain
 from learnreg.transforms.displacement import Displacement
 from learnreg.transforms.velocity import Velocity
 from learnreg.typing import Path
 
+KNOWN = (Affine, BSpline, Displacement, Velocity)  # what ITK has a class for
+
 
 def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
     """The same map as an ITK composite transform.
 
-    ITK applies the last of its list first, and takes a displacement field to be 0 outside its
-    buffer. So the field that acts first is sampled on ``grid``, where it is needed.
+    Affine maps, displacements and cubic B-splines keep their kind. Of the rest ITK knows nothing: such
+    a part, with all that acts before it, is sampled on ``grid`` as one displacement field. So is the
+    field that acts first, because ITK takes a field to be 0 outside its buffer.
 
     Args:
         transform: One map, batch of 1.
@@ -30,35 +35,50 @@ def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
 
     Raises:
         ValueError: The transform is a batch.
-        TypeError: It has a part that ITK has no class for.
     """
     parts = transform.transforms if isinstance(transform, Composite) else (transform,)
-    written = [_part_to_itk(part, grid if index == 0 else None) for index, part in enumerate(parts)]
+    sampled = max((i + 1 for i, part in enumerate(parts) if not isinstance(part, KNOWN)), default=0)
+    if sampled == 0 and isinstance(parts[0], (Displacement, Velocity)):
+        sampled = 1
+    written = [_part_to_itk(part) for part in parts[sampled:]]
+    if sampled:
+        field = chain(*parts[:sampled]).displacement(grid)
+        written.insert(0, _part_to_itk(Displacement(field, grid)))
     return sitk.CompositeTransform(written[::-1])
 
 
-def _part_to_itk(part: Transform, grid: Grid | None) -> sitk.Transform:
+def _part_to_itk(part: Transform) -> sitk.Transform:
+    """A part that ITK has a class for; it applies the last of its list first."""
     if isinstance(part, Affine):
-        if part.matrix.shape[0] != 1:
-            raise ValueError(f"to_itk writes one transform, got a batch of {part.matrix.shape[0]}; take one of them.")
-        matrix = part.matrix[0].detach().double().cpu().numpy()
+        matrix = _only(part.matrix).detach().double().cpu().numpy()
         affine = sitk.AffineTransform(part.ndim)
         affine.SetMatrix(matrix[: part.ndim, : part.ndim].ravel().tolist())
         affine.SetTranslation(matrix[: part.ndim, part.ndim].tolist())
         return affine
-    if isinstance(part, (Displacement, Velocity)):
-        where = part.grid if grid is None else grid
-        field = part.displacement(where)
-        if field.shape[0] != 1:
-            raise ValueError(f"to_itk writes one transform, got a batch of {field.shape[0]}; take one of them.")
-        return sitk.DisplacementFieldTransform(to_sitk(field[0].double(), where, vector=True))
-    raise TypeError(
-        f"to_itk cannot write a {type(part).__name__}; sample it first: Displacement(t.displacement(g), g)."
-    )
+    if isinstance(part, BSpline):
+        ndim = part.lattice.ndim
+        origin, size, mesh = itk_domain(part.lattice, part.order)
+        direction = part.lattice.direction[0].double().cpu().numpy().ravel().tolist()
+        spline = sitk.BSplineTransform(ndim, part.order)
+        spline.SetTransformDomainOrigin(origin)
+        spline.SetTransformDomainPhysicalDimensions(size)
+        spline.SetTransformDomainDirection(direction)
+        spline.SetTransformDomainMeshSize(mesh)
+        spline.SetParameters(_only(part.coefficients).detach().double().cpu().flatten().tolist())
+        return spline
+    assert isinstance(part, (Displacement, Velocity))  # noqa: S101 - what KNOWN lists
+    field = _only(part.displacement(part.grid))
+    return sitk.DisplacementFieldTransform(to_sitk(field.double(), part.grid, vector=True))
+
+
+def _only(batch: Tensor) -> Tensor:
+    if batch.shape[0] != 1:
+        raise ValueError(f"to_itk writes one transform, got a batch of {batch.shape[0]}; take one of them.")
+    return batch[0]
 
 
 def from_itk(transform: sitk.Transform) -> Transform:
-    """An ITK transform as ours: linear ones, displacement fields, and composites of them.
+    """An ITK transform as ours: linear ones, displacement fields, B-splines, and composites of them.
 
     Raises:
         TypeError: ITK's class has no counterpart.
@@ -69,6 +89,10 @@ def from_itk(transform: sitk.Transform) -> Transform:
         return chain(*reversed(parts))
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return _from_field(transform.GetDisplacementField())
+    if isinstance(transform, sitk.BSplineTransform):
+        images = transform.GetCoefficientImages()
+        coefficients = np.stack([sitk.GetArrayFromImage(image) for image in images]).astype(np.float32)
+        return BSpline(torch.from_numpy(coefficients)[None], grid_from_sitk(images[0]), transform.GetOrder())
     if transform.IsLinear():
         ndim = transform.GetDimension()
         origin = np.array(transform.TransformPoint([0.0] * ndim))

@@ -1,11 +1,29 @@
+import numpy as np
 import pytest
+import scipy.interpolate
 import SimpleITK as sitk
 import torch
 
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
-from learnreg.transforms import Affine, Composite, Displacement, Velocity, align_centers, chain
-from learnreg.transforms.itk import from_itk, read_transform, to_itk
+from learnreg.transforms import (
+    Affine,
+    BSpline,
+    Composite,
+    Displacement,
+    Inverse,
+    Kernel,
+    Symmetric,
+    Velocity,
+    align_centers,
+    chain,
+    fit_bspline,
+    kernel_lattice,
+    spline_lattice,
+    spline_through_landmarks,
+)
+from learnreg.transforms.itk import from_itk, read_transform, to_itk, write_transform
+from learnreg.transforms.kernels import wendland
 from tests.conftest import make_grid, smooth_values
 from tests.transforms.laws import TransformLaws
 
@@ -38,6 +56,215 @@ class TestVelocity(TransformLaws):
 
     def make(self, grid):
         return Velocity(smooth_field(grid, 1.0), grid, steps=8)
+
+
+def smooth_coefficients(lattice, size):
+    torch.manual_seed(0)
+    return size * torch.randn(1, 3, *lattice.shape, dtype=torch.float64)
+
+
+class TestBSpline(TransformLaws):
+    order = 3
+
+    def make(self, grid):
+        lattice = spline_lattice(grid, 7.0, self.order)
+        return BSpline(smooth_coefficients(lattice, 0.8), lattice, self.order)
+
+    inverse_tolerance = 2e-4
+
+    def test_evaluations_agree_with_itk_on_any_grid(self, grid):
+        """By matrices on its own grid, by gathering elsewhere, and by ITK: one B-spline."""
+        spline = self.make(grid)
+        itk = to_itk(spline, grid)
+        turned = make_grid("oblique" if grid.direction[0].diagonal().prod() == 1 else "LPS", (5, 6, 7), (1.0, 1.0, 1.0))
+        assert spline.on_aligned(grid) is not None
+        assert spline.on_aligned(turned) is None
+        for where in (grid, turned, grid.resized((9, 11, 13))):
+            points = where.points[:, 1:-1, 1:-1, 1:-1]
+            ours = spline.map_grid(where)[:, 1:-1, 1:-1, 1:-1]
+            assert torch.allclose(ours, spline(points), atol=1e-9)
+            for index in [(0, 0, 0), (2, 1, 3)]:
+                theirs = torch.tensor(itk.TransformPoint(points[0][index].tolist()), dtype=torch.float64)
+                assert torch.allclose(ours[0][index], theirs, atol=1e-6)
+
+    def test_it_is_read_back_as_what_it_is(self, grid, tmp_path):
+        spline = self.make(grid)
+        write_transform(spline, grid, tmp_path / "t.tfm")
+        again = read_transform(tmp_path / "t.tfm")
+        assert isinstance(again, BSpline)
+        assert again.order == self.order
+        assert torch.allclose(again.coefficients, spline.coefficients.float(), atol=1e-5)
+
+    def test_fit_returns_the_spline(self, grid):
+        spline = self.make(grid)
+        again = fit_bspline(spline.displacement(grid), grid, spline.lattice, self.order)
+        assert torch.allclose(again.displacement(grid), spline.displacement(grid), atol=1e-8)
+
+    def test_beyond_the_domain_it_is_constant(self, grid):
+        spline = self.make(grid)
+        far = grid.points[:, 0, 0, :1] - 100 * grid.affine[:, :3, 0]
+        near = grid.points[:, 0, 0, :1] - 0.5 * grid.affine[:, :3, 0]
+        assert torch.allclose(spline(far) - far, spline(near) - near, atol=1e-6)
+
+
+class TestQuadraticBSpline(TestBSpline):
+    order = 2
+
+
+class TestLinearBSpline(TestBSpline):
+    order = 1
+
+
+class TestKernel(TransformLaws):
+    smoothness = "C4"
+    inverse_tolerance = 2e-4
+
+    def make(self, grid):
+        lattice = kernel_lattice(grid, 4)
+        return Kernel(smooth_coefficients(lattice, 0.5), lattice, self.smoothness)
+
+    def test_it_is_the_sum_over_all_control_points(self, grid):
+        """The convolution on a grid and the gathering elsewhere, against every pair of points."""
+        kernel = self.make(grid)
+        points = grid.points[:, ::3, ::3, ::3].reshape(-1, 3)
+        index = kernel.lattice.to_index(points[None])[0]
+        centers = kernel.lattice.to_index(kernel.lattice.points.reshape(1, -1, 3))[0]
+        weights = wendland(torch.cdist(index, centers) / 2, self.smoothness)
+        expected = points + weights @ kernel.coefficients[0].reshape(3, -1).T
+        assert torch.allclose(kernel(points[None])[0], expected, atol=1e-9)
+        assert torch.allclose(kernel.map_grid(grid)[:, ::3, ::3, ::3].reshape(-1, 3), expected, atol=1e-9)
+        assert kernel.on_aligned(grid) is not None
+        assert kernel.on_aligned(grid.resized((9, 11, 13))) is None
+
+
+class TestSmootherKernel(TestKernel):
+    smoothness = "C6"
+
+
+class TestRougherKernel(TestKernel):
+    smoothness = "C2"
+
+
+def landmarks(grid, count=12):
+    generator = torch.Generator().manual_seed(1)
+    fixed = grid.center[:, None] + 12 * torch.randn(1, count, 3, generator=generator, dtype=torch.float64)
+    return fixed, fixed + torch.randn(1, count, 3, generator=generator, dtype=torch.float64)
+
+
+class TestThinPlateSpline(TransformLaws):
+    inverse_tolerance = 2e-4
+
+    def make(self, grid):
+        return spline_through_landmarks(*landmarks(grid))
+
+    def test_landmarks_meet(self, grid):
+        fixed, moving = landmarks(grid)
+        assert torch.allclose(self.make(grid)(fixed), moving, atol=1e-8)
+
+    @pytest.mark.parametrize(("ndim", "kernel"), [(2, "thin_plate_spline"), (3, "linear")])
+    @pytest.mark.parametrize("smoothing", [0.0, 3.0])
+    def test_is_scipys(self, ndim, kernel, smoothing):
+        fixed, moving = (x[..., :ndim] for x in landmarks(make_grid()))
+        ours = spline_through_landmarks(fixed, moving, smoothing=smoothing)
+        theirs = scipy.interpolate.RBFInterpolator(
+            fixed[0].numpy(), moving[0].numpy(), kernel=kernel, degree=1, smoothing=smoothing
+        )
+        points = 15 * torch.randn(1, 40, ndim, dtype=torch.float64)
+        assert np.abs(ours(points)[0].numpy() - theirs(points[0].numpy())).max() < 1e-6
+
+    def test_affine_maps_are_free(self):
+        fixed, _ = landmarks(make_grid())
+        spline = spline_through_landmarks(fixed, an_affine()(fixed))
+        assert torch.allclose(spline.affine, an_affine().matrix, atol=1e-8)
+        assert spline.coefficients.abs().max() < 1e-8
+
+    def test_a_large_rotation_is_inverted(self):
+        fixed, moving = landmarks(make_grid())
+        turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+        spline = spline_through_landmarks(fixed, moving @ turn.T)
+        assert spline.inverse().residual(moving @ turn.T).max() < 1e-3
+        assert torch.allclose(spline.inverse()(moving @ turn.T), fixed, atol=1e-3)
+
+    def test_failures(self):
+        fixed, moving = landmarks(make_grid())
+        with pytest.raises(ValueError, match="come in pairs"):
+            spline_through_landmarks(fixed, moving[:, :5])
+        with pytest.raises(ValueError, match="at least 4"):
+            spline_through_landmarks(fixed[:, :3], moving[:, :3])
+        with pytest.raises(ValueError, match="lie in a plane"):
+            spline_through_landmarks(fixed * torch.tensor([1.0, 1.0, 0.0]), moving)
+
+
+class TestWendlandSpline(TransformLaws):
+    inverse_tolerance = 2e-4
+
+    def make(self, grid):
+        return spline_through_landmarks(*landmarks(grid), kernel="C2", radius=25.0)
+
+    def test_landmarks_meet(self, grid):
+        fixed, moving = landmarks(grid)
+        assert torch.allclose(self.make(grid)(fixed), moving, atol=1e-8)
+
+
+def test_wendlands_functions_are_smooth_as_named_and_positive_definite():
+    r = torch.linspace(0, 1.5, 3001, dtype=torch.float64)
+    points = torch.rand(60, 3, dtype=torch.float64)
+    for order, name in ((2, "C2"), (4, "C4"), (6, "C6")):
+        values = wendland(r, name)
+        assert float(values[0]) == 1
+        assert (values[r >= 1] == 0).all()
+        derivative = values
+        for _ in range(order):  # the last continuous derivative falls to 0 where the support ends
+            derivative = torch.gradient(derivative, spacing=(r,))[0]
+        near = (r - 1).abs() < 0.01
+        assert derivative[near].abs().max() < 0.15 * derivative[r < 0.9].abs().max()
+        assert torch.linalg.eigvalsh(wendland(torch.cdist(points, points), name)).min() > 0
+    with pytest.raises(ValueError, match="C2, C4 and C6"):
+        wendland(r, "C3")
+
+
+class TestInverse(TransformLaws):
+    inverse_tolerance = itk_tolerance = 2e-4  # it stops at 1e-4
+
+    def make(self, grid):
+        return Inverse(Displacement(smooth_field(grid, 1.0), grid))
+
+    def test_residual_is_reported(self, grid):
+        assert self.make(grid).residual(self.interior(grid)).max() <= 1e-4
+        hopeless = Inverse(Displacement(smooth_field(grid, 40.0), grid), iterations=5)
+        assert hopeless.residual(self.interior(grid)).max() > 1
+
+
+class TestSymmetric(TransformLaws):
+    inverse_tolerance = 0.02
+
+    def make(self, grid):
+        return Symmetric(
+            Velocity(smooth_field(grid, 0.6), grid, steps=8), Velocity(smooth_field(grid, -0.7).flip(1), grid, steps=8)
+        )
+
+
+class TestTimeVarying(TransformLaws):
+    inverse_tolerance = 0.02
+
+    def make(self, grid):
+        return Composite(
+            tuple(
+                Velocity(smooth_field(grid, s) * torch.tensor([1.0, s, -s]).reshape(1, 3, 1, 1, 1), grid, steps=6)
+                for s in (0.3, 0.5, 0.2)
+            )
+        )
+
+
+class TestMixed(TransformLaws):
+    """A part that ITK has no class for, between others that it has one for."""
+
+    inverse_tolerance = 0.02
+
+    def make(self, grid):
+        lattice = spline_lattice(grid, 9.0)
+        spline = BSpline(smooth_coefficients(lattice, 0.3), lattice)
+        return Composite((an_affine(), spline, TestThinPlateSpline().make(grid), an_affine().inverse()))
 
 
 class TestComposite(TransformLaws):

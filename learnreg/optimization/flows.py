@@ -1,0 +1,146 @@
+"""Flows of velocities that change in time: free at each time, or shot from an initial momentum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.fields import jacobian_matrix
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.optimization.dense import starting_field
+from learnreg.optimization.parametrization import Parametrization
+from learnreg.regularization import gaussian_smoothing
+from learnreg.transforms import Composite, Transform, Velocity
+from learnreg.typing import FieldTensor
+from learnreg.warping import resize
+
+
+class TimeVaryingParametrization(Parametrization):
+    """A velocity for each of some intervals of time; the flow is a composition of exponentials.
+
+    The inverse is that of each interval, in reverse order: exact, and no grid is resampled. Penalties
+    act on the velocity of each interval times its length.
+
+    Args:
+        grid: The fixed grid of the level.
+        start: Where the search starts, at a constant velocity; ``None`` is the identity.
+        intervals: Their number.
+        coarsening: Spacing of the control grid in voxels of the level's fixed grid.
+        steps: Squarings for each interval.
+
+    Source:
+        Beg et al., Computing large deformation metric mappings via geodesic flows of
+        diffeomorphisms, IJCV 2005. Differs in: constant in time within an interval.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        start: Transform | None = None,
+        *,
+        intervals: int = 4,
+        coarsening: float = 2.0,
+        steps: int = 3,
+    ) -> None:
+        super().__init__()
+        if intervals < 1:
+            raise ValueError(f"A flow needs at least one interval, got {intervals}.")
+        self.intervals, self.coarsening, self.steps = int(intervals), float(coarsening), int(steps)
+        self.grid = grid.coarsened(coarsening, smallest=4)
+        constant = starting_field(start, self.grid, "velocity", steps=steps + 2) / intervals
+        self.velocities = nn.Parameter(constant.repeat(intervals, *[1] * (constant.ndim - 1)))
+
+    def forward(self, fixed: Image, moving: Image) -> Composite:
+        return Composite(tuple(Velocity(v.unsqueeze(0), self.grid, self.steps) for v in self.velocities))
+
+    def refined(self, grid: Grid) -> TimeVaryingParametrization:
+        finer = TimeVaryingParametrization(grid, intervals=self.intervals, coarsening=self.coarsening, steps=self.steps)
+        finer.velocities.data = resize(self.velocities.detach(), finer.grid.shape)
+        return finer
+
+
+class ShootingParametrization(Parametrization):
+    """An initial momentum, from which a geodesic of diffeomorphisms is shot: ``v = K m``, ``K`` a Gaussian.
+
+    Args:
+        grid: The fixed grid of the level.
+        start: Must be ``None``: the momentum of a given map is a registration of its own.
+        sigma: Of the Gaussian ``K``, mm: the metric stays the same on all levels.
+        intervals: Of time.
+        coarsening: Spacing of the momentum in voxels of the level's fixed grid.
+        steps: Squarings for each interval.
+
+    Raises:
+        ValueError: ``start`` is given, or ``sigma`` is not positive.
+
+    Source:
+        Miller, Trouve and Younes, Geodesic shooting for computational anatomy, J. Math. Imaging Vis.
+        2006; Vialard et al., Diffeomorphic 3D image registration via geodesic shooting, IJCV 2012.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        start: Transform | None = None,
+        *,
+        sigma: float = 5.0,
+        intervals: int = 5,
+        coarsening: float = 2.0,
+        steps: int = 2,
+    ) -> None:
+        super().__init__()
+        if start is not None:
+            raise ValueError("A shooting cannot start from a transform; give it as `initial`.")
+        if sigma <= 0:
+            raise ValueError(f"A shooting needs a positive sigma, got {sigma}.")
+        self.sigma, self.intervals = float(sigma), int(intervals)
+        self.coarsening, self.steps = float(coarsening), int(steps)
+        self.grid = grid.coarsened(coarsening, smallest=4)
+        self.momentum = nn.Parameter(grid.affine.new_zeros(1, grid.ndim, *self.grid.shape))
+
+    def forward(self, fixed: Image, moving: Image) -> Composite:
+        velocities, _ = shoot(self.momentum, self.grid, self.sigma, intervals=self.intervals)
+        return Composite(tuple(Velocity(v / self.intervals, self.grid, self.steps) for v in velocities))
+
+    def refined(self, grid: Grid) -> ShootingParametrization:
+        finer = ShootingParametrization(
+            grid, sigma=self.sigma, intervals=self.intervals, coarsening=self.coarsening, steps=self.steps
+        )
+        finer.momentum.data = resize(self.momentum.detach(), finer.grid.shape)
+        return finer
+
+
+def shoot(momentum: FieldTensor, grid: Grid, sigma: float, *, intervals: int) -> tuple[list[FieldTensor], FieldTensor]:
+    """Velocities along the geodesic of an initial momentum, by the Euler-Poincare equation.
+
+    ``dm/dt = -(Dm v + Dv^T m + m div v)`` with ``v = K m``, by the midpoint rule. The energy
+    ``<m, v>`` stays what it is at the start.
+
+    Args:
+        momentum: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled.
+        sigma: Of the Gaussian ``K``, mm.
+        intervals: Of the unit of time.
+
+    Returns:
+        The velocity in the middle of each interval, ``(B, D, *grid.shape)``, mm per unit of time, and
+        the momentum at the end.
+    """
+    velocities = []
+    step = 1 / intervals
+    for _ in range(intervals):
+        middle = momentum + step / 2 * _momentum_change(momentum, grid, sigma)
+        velocities.append(gaussian_smoothing(middle, grid, sigma))
+        momentum = momentum + step * _momentum_change(middle, grid, sigma)
+    return velocities, momentum
+
+
+def _momentum_change(momentum: Tensor, grid: Grid, sigma: float) -> Tensor:
+    velocity = gaussian_smoothing(momentum, grid, sigma)
+    eye = torch.eye(grid.ndim, dtype=momentum.dtype, device=momentum.device)
+    dm = jacobian_matrix(momentum, grid) - eye  # (B, *grid, component, direction)
+    dv = jacobian_matrix(velocity, grid) - eye
+    m, v = momentum.movedim(1, -1).unsqueeze(-1), velocity.movedim(1, -1).unsqueeze(-1)
+    divergence = dv.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    return -(dm @ v + dv.mT @ m + m * divergence).squeeze(-1).movedim(-1, 1)

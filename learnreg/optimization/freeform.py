@@ -1,0 +1,198 @@
+"""Free-form deformation: control points on a lattice, as displacement or as velocity."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.optimization.dense import FieldKind, check_kind, starting_field
+from learnreg.optimization.parametrization import Parametrization
+from learnreg.transforms import BSpline, Kernel, Transform, Velocity, fit_bspline, kernel_lattice, spline_lattice
+from learnreg.transforms.kernels import Wendland
+from learnreg.typing import FieldTensor
+
+
+class FreeFormParametrization(Parametrization):
+    """Control points whose functions add up to a displacement, or to a velocity that is integrated.
+
+    Args:
+        grid: The fixed grid of the level.
+        start: Where the search starts; ``None`` is the identity. Control points come as near to it
+            as they can, in least squares.
+        kind: ``"displacement"``, or ``"velocity"`` for a diffeomorphism.
+        spacing: Of the control points, in voxels of the level's fixed grid.
+        sampling: Of the velocity that is integrated, in voxels of the level's fixed grid.
+        steps: Squarings of a velocity.
+
+    Raises:
+        ValueError: The kind is unknown, or a velocity cannot start there.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        start: Transform | None = None,
+        *,
+        kind: FieldKind = "displacement",
+        spacing: float = 4.0,
+        sampling: float = 2.0,
+        steps: int = 5,
+    ) -> None:
+        super().__init__()
+        check_kind(kind)
+        self.kind, self.spacing, self.sampling, self.steps = kind, float(spacing), float(sampling), int(steps)
+        self.grid = grid if kind == "displacement" else grid.coarsened(sampling, smallest=4)
+        self.lattice = self.lattice_over(grid)
+        coefficients = grid.affine.new_zeros(1, grid.ndim, *self.lattice.shape)
+        if start is not None:
+            coefficients = self.fitted(starting_field(start, self.grid, kind, steps=steps))
+        self.coefficients = nn.Parameter(coefficients)
+
+    @abstractmethod
+    def lattice_over(self, grid: Grid) -> Grid:
+        """Where the control points lie for a level."""
+
+    @abstractmethod
+    def spline(self, coefficients: FieldTensor) -> BSpline | Kernel:
+        """The field of the coefficients, as a displacement."""
+
+    @abstractmethod
+    def fitted(self, field: FieldTensor) -> FieldTensor:
+        """Coefficients of a field on ``self.grid``."""
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments that make another level of the same kind."""
+        return {"kind": self.kind, "spacing": self.spacing, "sampling": self.sampling, "steps": self.steps}
+
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        return self._transform(self.coefficients)
+
+    def _transform(self, coefficients: Tensor) -> Transform:
+        spline = self.spline(coefficients)
+        if self.kind == "displacement":
+            return spline
+        return Velocity(spline.displacement(self.grid), self.grid, self.steps)
+
+    def refined(self, grid: Grid) -> FreeFormParametrization:
+        with torch.no_grad():
+            now = self._transform(self.coefficients)
+        return type(self)(grid, now, **self.settings())
+
+
+class BSplineParametrization(FreeFormParametrization):
+    """B-splines on a lattice, see :class:`learnreg.transforms.BSpline` and :class:`FreeFormParametrization`.
+
+    Args:
+        grid: See :class:`FreeFormParametrization`, as for the rest.
+        start: Where the search starts.
+        order: 1 (linear), 2 (quadratic) or 3 (cubic).
+        kind: ``"displacement"`` or ``"velocity"``.
+        spacing: Of the control points, in voxels of the level's fixed grid.
+        sampling: Of a velocity.
+        steps: Squarings of a velocity.
+
+    Source:
+        Rueckert et al., IEEE TMI 1999; as a velocity, Modat et al., Parametric non-rigid
+        registration using a stationary velocity field, MMBIA 2012.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        start: Transform | None = None,
+        *,
+        order: int = 3,
+        kind: FieldKind = "displacement",
+        spacing: float = 4.0,
+        sampling: float = 2.0,
+        steps: int = 5,
+    ) -> None:
+        self.order = order  # before the base class asks for the lattice
+        super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
+
+    def lattice_over(self, grid: Grid) -> Grid:
+        return spline_lattice(grid, self.spacing * float(grid.spacing.min()), self.order)
+
+    def spline(self, coefficients: FieldTensor) -> BSpline:
+        return BSpline(coefficients, self.lattice, self.order)
+
+    def fitted(self, field: FieldTensor) -> FieldTensor:
+        return fit_bspline(field, self.grid, self.lattice, self.order).coefficients
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "order": self.order}
+
+
+class KernelParametrization(FreeFormParametrization):
+    """Wendland's functions on a lattice, see :class:`learnreg.transforms.Kernel` and :class:`FreeFormParametrization`.
+
+    Args:
+        grid: See :class:`FreeFormParametrization`, as for the rest.
+        start: Where the search starts.
+        smoothness: ``"C2"``, ``"C4"`` or ``"C6"``.
+        kind: ``"displacement"`` or ``"velocity"``.
+        spacing: Of the control points, in voxels of the level's fixed grid, rounded to whole ones.
+        sampling: Of a velocity.
+        steps: Squarings of a velocity.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        start: Transform | None = None,
+        *,
+        smoothness: Wendland = "C4",
+        kind: FieldKind = "displacement",
+        spacing: float = 4.0,
+        sampling: float = 2.0,
+        steps: int = 5,
+    ) -> None:
+        self.smoothness: Wendland = smoothness  # before the base class asks for the lattice
+        super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
+
+    def lattice_over(self, grid: Grid) -> Grid:
+        if self.kind == "displacement":
+            return kernel_lattice(grid, max(1, round(self.spacing)))
+        return kernel_lattice(self.grid, max(1, round(self.spacing / self.sampling)))
+
+    def spline(self, coefficients: FieldTensor) -> Kernel:
+        return Kernel(coefficients, self.lattice, self.smoothness)
+
+    def fitted(self, field: FieldTensor) -> FieldTensor:
+        shape = (field.shape[0], self.grid.ndim, *self.lattice.shape)
+        return least_squares(lambda c: self.spline(c).displacement(self.grid), field, shape)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "smoothness": self.smoothness}
+
+
+def least_squares(
+    linear: Callable[[Tensor], Tensor], target: Tensor, shape: tuple[int, ...], *, iterations: int = 50
+) -> Tensor:
+    """``argmin_c |linear(c) - target|^2`` by conjugate gradients; the adjoint comes from autograd."""
+    probe = target.new_zeros(shape).requires_grad_()
+    with torch.enable_grad():
+        image = linear(probe)
+
+    def adjoint(values: Tensor) -> Tensor:
+        return torch.autograd.grad(image, probe, values, retain_graph=True)[0]
+
+    solution, residual = target.new_zeros(shape), adjoint(target)
+    direction, square = residual, residual.square().sum()
+    enough = 1e-10 * square
+    for _ in range(iterations):
+        if bool(square <= enough):
+            break
+        with torch.no_grad():
+            product = adjoint(linear(direction))
+            rate = square / (direction * product).sum()
+            solution, residual = solution + rate * direction, residual - rate * product
+            following = residual.square().sum()
+            direction, square = residual + following / square * direction, following
+    return solution

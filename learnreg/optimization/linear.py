@@ -1,0 +1,90 @@
+"""Translation, rigid motion, similarity and affine map as parametrizations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import scipy.linalg
+import torch
+from torch import Tensor, nn
+
+from learnreg.image import Image
+from learnreg.optimization.parametrization import Parametrization
+from learnreg.transforms import Affine
+from learnreg.typing import PointTensor
+
+LinearKind = Literal["translation", "rigid", "similarity", "affine"]
+
+
+class LinearParametrization(Parametrization):
+    """Translation, rigid motion, similarity or affine map about a center.
+
+    The linear part is a matrix exponential: of a skew matrix for a rotation, plus one isotropic
+    scale for a similarity, of any matrix for an affine map. Its entries are lengths: the
+    displacement they cause at ``radius`` from the center.
+
+    Args:
+        center: ``(1, D)``, mm.
+        radius: mm, about half the size of the object.
+        kind: ``"translation"`` (D free parameters), ``"rigid"`` (3 or 6), ``"similarity"`` (4 or
+            7) or ``"affine"`` (6 or 12).
+        start: Where the search starts; ``None`` is the identity.
+
+    Raises:
+        ValueError: The kind is unknown, or ``start`` is not of this kind.
+    """
+
+    def __init__(
+        self, center: PointTensor, radius: float, kind: LinearKind = "affine", *, start: Affine | None = None
+    ) -> None:
+        super().__init__()
+        ndim = center.shape[-1]
+        self.kind, self.radius = kind, float(radius)
+        basis = _linear_basis(kind, ndim).to(center)
+        self.center: Tensor
+        self.basis: Tensor
+        self.register_buffer("center", center)
+        self.register_buffer("basis", basis)
+        self.translation = nn.Parameter(torch.zeros_like(center))
+        self.linear = nn.Parameter(center.new_zeros(1, len(basis)))
+        if start is not None:
+            self._start_from(start)
+
+    def forward(self, fixed: Image, moving: Image) -> Affine:
+        generator = torch.einsum("bk,kij->bij", self.linear / self.radius, self.basis)
+        return Affine.about(torch.matrix_exp(generator), self.translation, self.center)
+
+    def _start_from(self, start: Affine) -> None:
+        ndim = self.center.shape[-1]
+        linear = start.matrix[0, :ndim, :ndim].detach().double().cpu().numpy()
+        generator = scipy.linalg.logm(linear)
+        if np.iscomplexobj(generator) and np.abs(generator.imag).max() > 1e-6:
+            raise ValueError("The start of a linear stage mirrors or turns by 180 degrees; give it as `initial`.")
+        target = torch.from_numpy(np.real(generator)).reshape(-1)
+        basis = self.basis.double().cpu().flatten(1).T
+        weights = (
+            torch.linalg.lstsq(basis, target.unsqueeze(1)).solution[:, 0] if basis.shape[1] else target.new_zeros(0)
+        )
+        if bool((basis @ weights - target).abs().max() > 1e-4):
+            raise ValueError(
+                f"The start is not a {self.kind} map; choose a kind that includes it, or give it as `initial`."
+            )
+        with torch.no_grad():
+            self.linear.copy_(self.radius * weights)
+            self.translation.copy_(start(self.center.unsqueeze(1)).squeeze(1) - self.center)
+
+
+def _linear_basis(kind: str, ndim: int) -> Tensor:
+    """``(K, D, D)`` generators of the linear part."""
+    units = torch.eye(ndim * ndim).reshape(-1, ndim, ndim)
+    skew = [units[i * ndim + j] - units[j * ndim + i] for i in range(ndim) for j in range(i)]
+    if kind == "translation":
+        return torch.zeros(0, ndim, ndim)
+    if kind == "rigid":
+        return torch.stack(skew)
+    if kind == "similarity":
+        return torch.stack([*skew, torch.eye(ndim)])
+    if kind == "affine":
+        return units
+    raise ValueError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")

@@ -1,0 +1,170 @@
+"""``BSpline``: free-form deformation by B-splines on a lattice of control points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learnreg.grid import Grid
+from learnreg.numerics import remembered
+from learnreg.separable import apply_separable
+from learnreg.transforms.displacement import check_field
+from learnreg.transforms.lattice import FreeForm, gathered, positions
+from learnreg.typing import FieldTensor, PointTensor
+
+
+@dataclass(frozen=True, eq=False)
+class BSpline(FreeForm):
+    """``x -> x + sum_k c_k prod_a b(x_a - k_a)``, constant beyond the domain of the lattice.
+
+    On a grid whose axes agree with those of the lattice, which is the rule, the evaluation is one
+    small matrix an axis; elsewhere it gathers ``(order + 1)^D`` control points a point.
+
+    Args:
+        coefficients: ``(B, D, *lattice.shape)``, mm, components ``(x, y, z)``.
+        lattice: Where the control points lie, see :func:`spline_lattice`.
+        order: 1 (linear), 2 (quadratic) or 3 (cubic).
+
+    Raises:
+        ValueError: The coefficients do not fit the lattice, the order is another, or the lattice
+            has no more control points along an axis than the order.
+
+    Source:
+        Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999. As
+        ITK's ``BSplineTransform``, which is what it is saved as.
+    """
+
+    coefficients: FieldTensor
+    lattice: Grid
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        check_field("BSpline", self.coefficients, self.lattice)
+        check_order(self.order)
+        if min(self.lattice.shape) <= self.order:
+            raise ValueError(
+                f"A B-spline of order {self.order} needs at least {self.order + 1} control points an axis, "
+                f"got {self.lattice.shape}."
+            )
+
+    def offsets(self, points: PointTensor) -> Tensor:
+        position = self.lattice.to_index(points)
+        base, shares = spline_shares(position, self.lattice.size.to(position), self.order)
+        steps = shares.unbind(-1)  # one (B, P, D) a control point
+
+        def weight(step: tuple[int, ...]) -> Tensor:
+            return torch.stack([steps[k][..., axis] for axis, k in enumerate(step)]).prod(0)
+
+        return gathered(self.coefficients, base, self.order + 1, weight)
+
+    def on_aligned(self, grid: Grid) -> FieldTensor | None:
+        matrices = _matrices(self.lattice.affine, grid.affine, self.lattice.shape, grid.shape, self.order)
+        return None if matrices is None else apply_separable(self.coefficients, matrices)
+
+
+@remembered
+def _matrices(
+    lattice: Tensor, grid: Tensor, control: tuple[int, ...], shape: tuple[int, ...], order: int
+) -> list[Tensor] | None:
+    where = positions(Grid(control, lattice), Grid(shape, grid))
+    if where is None:
+        return None
+    return [spline_matrix(t, n, order).to(lattice.dtype) for t, n in zip(where, control, strict=True)]
+
+
+def check_order(order: int) -> None:
+    """Raise ``ValueError`` unless ``order`` is 1, 2 or 3."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"A B-spline has order 1, 2 or 3, got {order}.")
+
+
+def spline_lattice(grid: Grid, spacing: float | Sequence[float], order: int = 3) -> Grid:
+    """Control points that carry a B-spline over the whole field of view of ``grid``, as ITK lays them.
+
+    Args:
+        grid: What is covered.
+        spacing: mm along ``(x, y, z)`` or one value, made smaller until it divides the field of view.
+        order: Of the spline.
+    """
+    check_order(order)
+    ndim = grid.ndim
+    wanted = torch.as_tensor(spacing, dtype=torch.float64).expand(ndim)
+    extent = grid.extent[0].double().cpu()
+    cells = (extent / wanted - 1e-6).ceil().clamp(min=1)
+    step = (extent / cells).to(grid.device)
+    first = torch.full((ndim,), -0.5, dtype=torch.float64, device=grid.device)
+    first = first - step / grid.spacing[0].double() * (order - 1) / 2  # in index units of the grid
+    affine = grid.affine.double().clone()
+    linear = affine[:, :ndim, :ndim].clone()
+    affine[:, :ndim, ndim] += (linear @ first.unsqueeze(-1)).squeeze(-1)
+    affine[:, :ndim, :ndim] = linear * (step / grid.spacing[0].double())
+    return Grid(tuple(int(c) + order for c in cells.flip(0)), affine.to(grid.dtype))
+
+
+def spline_shares(position: Tensor, size: Tensor | int, order: int) -> tuple[Tensor, Tensor]:
+    """First control point and weights of a B-spline at positions along an axis.
+
+    Args:
+        position: ``(...)`` in lattice units; clamped to where the support is whole.
+        size: Number of control points, broadcastable.
+        order: 1, 2 or 3.
+
+    Returns:
+        ``(...)`` integer, and ``(..., order + 1)`` weights that sum to 1.
+    """
+    size = torch.as_tensor(size, dtype=position.dtype, device=position.device)
+    margin = (order - 1) / 2
+    position = torch.minimum(position.clamp(min=margin), size - 1 - margin)
+    base = (position.detach() - margin).floor()
+    base = torch.minimum(base, size - 1 - order)
+    t = position - base - margin  # in [0, 1]
+    s = 1 - t
+    if order == 1:
+        shares = [s, t]
+    elif order == 2:
+        shares = [s * s / 2, 0.75 - (t - 0.5) ** 2, t * t / 2]
+    else:
+        shares = [s**3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (4 - 6 * s**2 + 3 * s**3) / 6, t**3 / 6]
+    return base.long(), torch.stack(shares, dim=-1)
+
+
+def spline_matrix(position: Tensor, size: int, order: int) -> Tensor:
+    """``(n, size)`` values of the B-splines at ``n`` positions along an axis, in lattice units."""
+    base, shares = spline_shares(position, size, order)
+    index = base.unsqueeze(-1) + torch.arange(order + 1, device=position.device)
+    return torch.zeros(len(position), size, dtype=position.dtype, device=position.device).scatter_add(1, index, shares)
+
+
+def fit_bspline(displacement: FieldTensor, grid: Grid, lattice: Grid, order: int = 3) -> BSpline:
+    """The B-spline nearest to a displacement, in least squares over the samples.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled; its axes agree with those of the lattice.
+        lattice: Control points, see :func:`spline_lattice`.
+        order: Of the spline.
+
+    Raises:
+        ValueError: The axes differ.
+    """
+    where = positions(lattice, grid)
+    if where is None:
+        raise ValueError(
+            "fit_bspline needs a lattice along the axes of the grid; make it with spline_lattice(grid, ...)."
+        )
+    matrices = [
+        torch.linalg.pinv(spline_matrix(t, n, order), rtol=1e-6) for t, n in zip(where, lattice.shape, strict=True)
+    ]
+    return BSpline(apply_separable(displacement, matrices), lattice, order)
+
+
+def itk_domain(lattice: Grid, order: int) -> tuple[list[float], list[float], list[int]]:
+    """Origin, physical size and mesh of ITK's B-spline domain: what the lattice covers without its margin."""
+    direction, spacing = lattice.direction[0].double(), lattice.spacing[0].double()
+    origin = lattice.origin[0].double() + direction @ (spacing * (order - 1) / 2)
+    mesh = [n - order for n in reversed(lattice.shape)]
+    size = [m * float(s) for m, s in zip(mesh, spacing, strict=True)]
+    return [float(o) for o in origin], size, mesh

@@ -1,0 +1,112 @@
+"""What free-form deformations share: coefficients on a lattice, and their evaluation."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from learnreg.fields import channels_first, channels_last
+from learnreg.grid import Grid
+from learnreg.numerics import remembered
+from learnreg.transforms.base import Transform
+from learnreg.transforms.inverse import Inverse
+from learnreg.typing import FieldTensor, PointTensor
+
+Weight = Callable[[tuple[int, ...]], Tensor]
+
+
+def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
+    """``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
+
+    Args:
+        coefficients: ``(B, D, *lattice)``.
+        base: ``(B, P, D)``, integer index of the first lattice point, ``(x, y, z)``; those outside
+            of the lattice count as 0.
+        taps: Lattice points along each axis.
+        weight: ``(i, j, k) -> (B, P)``, the weight of the lattice point at ``base + (i, j, k)``.
+
+    Returns:
+        ``(B, P, D)``.
+    """
+    batch = max(coefficients.shape[0], base.shape[0])
+    shape = coefficients.shape[2:]
+    ndim = len(shape)
+    flat = coefficients.flatten(2).expand(batch, -1, -1)
+    size = torch.tensor(shape[::-1], device=base.device)
+    strides = torch.tensor([math.prod(shape[ndim - axis :]) for axis in range(ndim)], device=base.device)
+    base = base.expand(batch, -1, -1)
+    total = flat.new_zeros(batch, coefficients.shape[1], base.shape[1])
+    for step in product(range(taps), repeat=ndim):
+        index = base + torch.tensor(step, device=base.device)
+        inside = ((index >= 0) & (index < size)).all(-1)
+        offset = (index.clamp(min=torch.zeros_like(size), max=size - 1) * strides).sum(-1)
+        values = flat.gather(2, offset.unsqueeze(1).expand(-1, flat.shape[1], -1))
+        total = total + values * (weight(step) * inside).unsqueeze(1)
+    return total.transpose(1, 2)
+
+
+@remembered
+def _positions(lattice: Tensor, grid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...] | None:
+    ndim = len(shape)
+    relation = torch.linalg.inv(lattice.double()) @ grid.double()
+    linear = relation[:, :ndim, :ndim]
+    turned = linear - torch.diag_embed(linear.diagonal(dim1=1, dim2=2))
+    differs = torch.maximum(turned.abs().amax(), (relation - relation[:1]).abs().amax())
+    if bool(differs * max(shape) > 1e-3):
+        return None
+    first, step = relation[0, :ndim, ndim].flip(0), linear[0].diagonal().flip(0)
+    samples = [torch.arange(n, dtype=torch.float64, device=grid.device) for n in shape]
+    return tuple(a + s * i for a, s, i in zip(first, step, samples, strict=True))
+
+
+def positions(lattice: Grid, grid: Grid) -> tuple[Tensor, ...] | None:
+    """Lattice coordinates of the samples of ``grid``, one ``(n,)`` an array axis; ``None`` unless the axes agree."""
+    return _positions(lattice.affine, grid.affine, grid.shape)
+
+
+class FreeForm(Transform):
+    """``x -> x + sum_k c_k f(x - x_k)`` with control points ``x_k`` on a lattice."""
+
+    coefficients: FieldTensor
+    lattice: Grid
+
+    @abstractmethod
+    def offsets(self, points: PointTensor) -> Tensor:
+        """``T(x) - x`` at any points ``(B, P, D)``, in mm."""
+
+    @abstractmethod
+    def on_aligned(self, grid: Grid) -> FieldTensor | None:
+        """``T(x) - x`` on a grid by a shorter way, or ``None`` where there is none."""
+
+    def __call__(self, points: PointTensor) -> PointTensor:
+        flat = points.reshape(points.shape[0], -1, points.shape[-1])
+        moved = flat + self.offsets(flat)
+        return moved.reshape(moved.shape[0], *points.shape[1:])
+
+    def fields(self) -> tuple[tuple[FieldTensor, Grid], ...]:
+        return ((self.coefficients, self.lattice),)
+
+    def map_grid(self, grid: Grid) -> PointTensor:
+        return grid.points + channels_last(self.displacement(grid))
+
+    def displacement(self, grid: Grid) -> FieldTensor:
+        aligned = self.on_aligned(grid)
+        return channels_first(self(grid.points) - grid.points) if aligned is None else aligned
+
+    def inverse(self) -> Inverse:
+        """Point by point; see :class:`Inverse`, which also gives the residual."""
+        return Inverse(self)
+
+    def to(self, *args: object, **kwargs: object) -> Self:
+        moved = self.coefficients.to(*args, **kwargs)  # type: ignore[call-overload]
+        return replace(self, coefficients=moved, lattice=self.lattice.to(*args, **kwargs))  # type: ignore[type-var]
+
+    def detach(self) -> Self:
+        return replace(self, coefficients=self.coefficients.detach())  # type: ignore[type-var]
