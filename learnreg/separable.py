@@ -75,6 +75,7 @@ def gaussian_matrix(size: int, sigma: float) -> Tensor:
     """``(size, size)`` Gaussian average, ``sigma`` in samples; rows sum to 1, also at the border."""
     index = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((index[:, None] - index[None]) / max(sigma, 1e-6)) ** 2)
+    weights[weights < 1e-9] = 0  # nothing in float32, where products of such numbers are very slow
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -97,3 +98,16 @@ def average_matrix(size: int, new_size: int) -> Tensor:
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
     overlap = overlap.clamp(min=0)
     return overlap / overlap.sum(1, keepdim=True)
+
+
+@_placed
+def difference_matrix(size: int, spacing: float) -> Tensor:
+    """``(size, size)`` derivative by central differences, one-sided at the border; 0 for a single sample."""
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    if size > 1:
+        index = torch.arange(size)
+        after, before = (index + 1).clamp(max=size - 1), (index - 1).clamp(min=0)
+        width = (after - before).double() * spacing
+        matrix[index, after] += 1 / width
+        matrix[index, before] -= 1 / width
+    return matrix

@@ -56,15 +56,22 @@ def sample(
     with torch.autocast(values.device.type, enabled=False):
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         coordinates = coordinates.to(values.dtype)
-        sampled = _interpolate(values, coordinates, "bilinear" if mode == "linear" else "nearest")
+        sampled = interpolate(values, coordinates, "bilinear" if mode == "linear" else "nearest")
         if padding == "zeros":
             inside = (coordinates.detach().abs() <= 1).all(dim=-1)
             sampled = sampled * inside.unsqueeze(1)
     return sampled
 
 
-def _interpolate(values: Tensor, coordinates: Tensor, mode: str) -> Tensor:
-    """``grid_sample`` for points of any shape, with the depth cut over the CPU's threads."""
+def interpolate(values: Tensor, coordinates: Tensor, mode: str) -> Tensor:
+    """``grid_sample`` for points of any shape, with the depth cut over the CPU's threads.
+
+    Args:
+        values: ``(B, C, *grid)``.
+        coordinates: ``(B, *P, D)``, normalized to [-1, 1] over the field of view; a batch of 1 on
+            either side is broadcast.
+        mode: ``"bilinear"`` (linear in any dimension) or ``"nearest"``; beyond the border its value.
+    """
     batch = max(values.shape[0], coordinates.shape[0])
     ndim = coordinates.shape[-1]
     shape = coordinates.shape[1:-1]

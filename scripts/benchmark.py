@@ -1,4 +1,4 @@
-"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|hippocampus [--help]``.
+"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|flow|hippocampus [--help]``.
 
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
@@ -6,62 +6,39 @@ Peers are optional (``pip install -e '.[peers]'``); one that is not installed is
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
+import peers
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import read_subjects
-from learnreg.data.preprocessing import ModelSpace, normalized
-from learnreg.fields import exponential
+from learnreg.data.preprocessing import ModelSpace
+from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
-from learnreg.image import Image
-from learnreg.io import write_image
-from learnreg.methods import Method, OneShotMethod, Registration, load_method
+from learnreg.methods import Method, OneShotMethod, load_method
 from learnreg.methods.evaluation import Row, evaluate, table
 from learnreg.networks.checkpoint import load_checkpoint
-from learnreg.separable import apply_separable, box_matrix
-from learnreg.similarity import lncc_loss
-from learnreg.transforms.itk import read_transform
+from learnreg.regularization import (
+    Bending,
+    Curvature,
+    Diffusion,
+    Elasticity,
+    Folding,
+    LogJacobian,
+    TotalVariation,
+)
+from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
+from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
 from learnreg.warping import sample
 
-
-class Greedy(Method):
-    """``picsl-greedy``: affine, then its compositive solver with NCC 2x2x2.
-
-    Args:
-        iterations: Of the deformable stage, one number a level.
-        sigmas: Gaussian smoothing of the update and of the field.
-        threads: CPU threads.
-    """
-
-    def __init__(self, iterations: str, sigmas: str, threads: int) -> None:
-        self.settings = f"-n {iterations} -s {sigmas}"
-        self.threads = threads
-
-    def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
-        from picsl_greedy import Greedy3D
-
-        with tempfile.TemporaryDirectory() as folder:
-            names = {name: str(Path(folder) / name) for name in ("f.nii", "m.nii", "w.nii", "c.nii", "a.mat")}
-            for name, image in (("f.nii", fixed), ("m.nii", moving)):
-                scaled = normalized(image)
-                write_image(1000 * scaled.data[0], scaled.grid, names[name])
-            pair = f"-i {names['f.nii']} {names['m.nii']} -m NCC 2x2x2 -threads {self.threads} -V 0"
-            solver = Greedy3D()
-            began = time.perf_counter()
-            solver.execute(f"-d 3 -a {pair} -n 100x50x10 -ia-image-centers -o {names['a.mat']}")
-            solver.execute(f"-d 3 {pair} {self.settings} -it {names['a.mat']} -o {names['w.nii']}")
-            seconds = time.perf_counter() - began
-            solver.execute(f"-d 3 -rf {names['f.nii']} -r {names['w.nii']} {names['a.mat']} -rc {names['c.nii']} -V 0")
-            return Registration(read_transform(names["c.nii"]), fixed, moving, seconds=seconds)
+Piece = Callable[[], torch.Tensor]
 
 
 def hippocampus(options: argparse.Namespace) -> None:
@@ -72,8 +49,8 @@ def hippocampus(options: argparse.Namespace) -> None:
         methods["one-shot"] = OneShotMethod(checkpoint)
         methods[f"one-shot + refine {options.refine}"] = OneShotMethod(checkpoint, refine=options.refine)
     if find_spec("picsl_greedy"):
-        methods["greedy, default"] = Greedy("100x50x10", "2vox 1vox", options.threads)
-        methods["greedy, best found"] = Greedy("100x100x40", "1.5vox 0.5vox", options.threads)
+        methods["greedy, default"] = peers.Greedy("100x50x10", "2vox 1vox", options.threads)
+        methods["greedy, best found"] = peers.Greedy("100x100x40", "1.5vox 0.5vox", options.threads)
     else:
         print("greedy is left out: pip install -e '.[peers]'")
     space = ModelSpace(1.0, (64, 64, 64))
@@ -87,44 +64,108 @@ def hippocampus(options: argparse.Namespace) -> None:
 
 
 def pieces(options: argparse.Namespace) -> None:
-    """CPU time of the hot pieces at one size, forward and backward, beside what others are built from."""
+    """CPU time of the hot pieces at one size, forward and backward, beside the same of installed peers."""
     n = options.size
+    generator = torch.Generator().manual_seed(0)
     grid, coarse = Grid.regular((n, n, n)), Grid.regular((n // 2, n // 2, n // 2), 2.0)
-    fixed, warped = torch.rand(1, 1, n, n, n), torch.rand(1, 1, n, n, n, requires_grad=True)
-    points = (grid.points + torch.rand(1, n, n, n, 3)).requires_grad_()
-    velocity = torch.rand(1, 3, n, n, n).requires_grad_()
-    half = torch.rand(1, 3, *coarse.shape).requires_grad_()
-    boxes = [box_matrix(n, 9)] * 3
+    fixed = torch.rand(1, 1, n, n, n, generator=generator)
+    warped = torch.rand(1, 1, n, n, n, generator=generator).requires_grad_()
+    velocity = torch.rand(1, 3, n, n, n, generator=generator).requires_grad_()
+    half = torch.rand(1, 3, *coarse.shape, generator=generator).requires_grad_()
+    lattice, kernels = spline_lattice(grid, 8.0), kernel_lattice(grid, 8)
+    spline = torch.rand(1, 3, *lattice.shape, generator=generator).requires_grad_()
+    kernel = torch.rand(1, 3, *kernels.shape, generator=generator).requires_grad_()
+    similarities = [MSE(), LNCC(9), LNCC(9, kernel="gaussian"), NCC(), MutualInformation(), CorrelationRatio()]
+    similarities += [NGF(), MIND(), SSIM()]
+    regularizers = [Diffusion(), Bending(), Curvature(), Elasticity(), TotalVariation(), Folding(), LogJacobian()]
 
-    def pooled(x: torch.Tensor) -> torch.Tensor:
-        for axis in range(3):
-            kernel, padding = [1, 1, 1], [0, 0, 0]
-            kernel[axis], padding[axis] = 9, 4
-            x = F.avg_pool3d(x, kernel, 1, padding, count_include_pad=False)
-        return x
+    def moved() -> torch.Tensor:
+        return sample(fixed, grid, grid.points + velocity.movedim(1, -1))
 
-    cases: dict[str, Callable[[], torch.Tensor]] = {
-        "box 9^3, matrices": lambda: apply_separable(warped, boxes),
-        "box 9^3, avg_pool3d an axis": lambda: pooled(warped),
-        "LNCC 9^3": lambda: lncc_loss(warped, fixed),
-        "warp": lambda: sample(fixed, grid, points),
-        "exponential, 7 steps": lambda: exponential(velocity, grid, steps=7),
-        "exponential, 7 steps, half resolution": lambda: exponential(half, coarse, steps=7),
+    groups: dict[str, dict[str, Piece]] = {
+        "warp": {"learnreg": moved},
+        "exponential": {
+            **{f"learnreg, {k} squarings": partial(exponential, velocity, grid, steps=k) for k in (3, 4, 7)},
+            "learnreg, 3 squarings, half resolution": partial(exponential, half, coarse, steps=3),
+        },
+        "B-spline, control points every 8 voxels": {
+            "learnreg": lambda: BSpline(spline, lattice).displacement(grid),
+        },
+        "Wendland kernel, control points every 8 voxels": {
+            "learnreg": lambda: Kernel(kernel, kernels).displacement(grid),
+        },
     }
-    if find_spec("monai"):
-        from monai.losses import LocalNormalizedCrossCorrelationLoss
+    for similarity in similarities:
+        groups[f"{type(similarity).__name__} {similarity.extra_repr()}".strip()] = {
+            "learnreg": partial(similarity, warped, fixed)
+        }
+    for regularizer in regularizers:
+        groups[type(regularizer).__name__] = {"learnreg": partial(regularizer, velocity, grid)}
+    for key, case in peers.pieces(fixed, warped, velocity, spline).items():
+        group, peer = key
+        groups[next(name for name in groups if name.startswith(group))][peer] = case
+    print_times(groups, options)
 
-        loss = LocalNormalizedCrossCorrelationLoss(kernel_size=9)
-        cases["LNCC 9^3, MONAI"] = lambda: loss(warped, fixed)
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(options.repeats + 1):  # interleaved; the first round warms up
-        for name, case in cases.items():
-            began = time.process_time()
-            case().sum().backward()
-            times[name].append(time.process_time() - began)
-    print(f"{n}^3, {options.threads} threads, CPU seconds forward and backward, median of {options.repeats}")
-    for name, values in times.items():
-        print(f"| {name:38} | {statistics.median(values[1:]):.4f} |")
+
+def print_times(groups: dict[str, dict[str, Piece]], options: argparse.Namespace) -> None:
+    """Interleave the cases, print medians and the ratio to the first of each group."""
+    times: dict[tuple[str, str], list[float]] = {(g, c): [] for g, cases in groups.items() for c in cases}
+    for _ in tqdm(range(options.repeats + 1)):  # the first round warms up
+        for group, cases in groups.items():
+            for name, case in cases.items():
+                began = time.process_time()
+                case().sum().backward()
+                times[group, name].append(time.process_time() - began)
+    print(f"{options.size}^3, {options.threads} threads, CPU seconds forward and backward, median of {options.repeats}")
+    print("| piece | by | CPU s | times learnreg |\n|---|---|---|---|")
+    for group, cases in groups.items():
+        own = None
+        for name in cases:
+            median = statistics.median(times[group, name][1:])
+            own = median if own is None else own
+            print(f"| {group} | {name} | {median:.4f} | {median / own:.1f} |")
+
+
+def flow(options: argparse.Namespace) -> None:
+    """How near scaling and squaring comes to the flow of a smooth velocity, and to an inverse."""
+    n = options.size
+    grid = Grid.regular((n, n, n))
+    inner = (slice(None), *[slice(n // 5, -(n // 5))] * 3)
+    print(f"{n}^3; mean error against a Runge-Kutta integration, and of exp(v) then exp(-v), in voxels")
+    print("| amplitude, wavelength | by | error | inverse error | CPU s |\n|---|---|---|---|---|")
+    for amplitude, wavelength in ((4.0, 32.0), (3.0, 16.0), (8.0, 28.0)):
+        velocity = wave(grid.points, amplitude, wavelength).movedim(-1, 1).contiguous()
+        truth = runge_kutta(grid.points[inner].double(), amplitude, wavelength)
+        for name, integrate in peers.integrators(grid).items():
+            there, back = integrate(velocity), integrate(-velocity)
+            error = ((grid.points + there.movedim(1, -1))[inner] - truth).norm(dim=-1).mean()
+            rest = compose(there, back, grid).movedim(1, -1)[inner].norm(dim=-1).mean()
+            leaf, seconds = velocity.clone().requires_grad_(), []
+            for _ in range(options.repeats):
+                began = time.process_time()
+                integrate(leaf).sum().backward()
+                seconds.append(time.process_time() - began)
+            row = f"{float(error):.4f} | {float(rest):.4f} | {statistics.median(seconds):.3f}"
+            print(f"| {amplitude:g}, {wavelength:g} | {name} | {row} |")
+
+
+def wave(points: torch.Tensor, amplitude: float, wavelength: float) -> torch.Tensor:
+    """A smooth velocity in closed form."""
+    x, y, z = (2 * math.pi / wavelength * points).unbind(-1)
+    parts = [(y + 0.3).sin() * z.cos(), (z + 1).sin() * (0.7 * x).cos(), x.sin() * (y + 0.5).cos()]
+    return amplitude * torch.stack(parts, dim=-1)
+
+
+def runge_kutta(points: torch.Tensor, amplitude: float, wavelength: float, steps: int = 200) -> torch.Tensor:
+    """Where the flow of :func:`wave` takes points in unit time."""
+    h = 1 / steps
+    for _ in range(steps):
+        a = wave(points, amplitude, wavelength)
+        b = wave(points + h / 2 * a, amplitude, wavelength)
+        c = wave(points + h / 2 * b, amplitude, wavelength)
+        d = wave(points + h * c, amplitude, wavelength)
+        points = points + h / 6 * (a + 2 * b + 2 * c + d)
+    return points
 
 
 def main() -> None:
@@ -136,6 +177,10 @@ def main() -> None:
     small.add_argument("--size", type=int, default=64)
     small.add_argument("--repeats", type=int, default=9)
     small.set_defaults(run=pieces)
+    accuracy = commands.add_parser("flow")
+    accuracy.add_argument("--size", type=int, default=64)
+    accuracy.add_argument("--repeats", type=int, default=5)
+    accuracy.set_defaults(run=flow)
     real = commands.add_parser("hippocampus")
     real.add_argument("data", help="the folder hippocampus of LEARNREG_DATA")
     real.add_argument("--method", action="append", default=[])

@@ -14,7 +14,7 @@ from torch import nn
 from learnreg.objective import Objective
 from learnreg.typing import Path
 
-FORMAT = 1
+FORMAT = 2
 KEY = "learnreg"
 PREFIX = "network."
 TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")

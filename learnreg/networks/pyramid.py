@@ -35,7 +35,7 @@ class Pyramid(Network):
     """
 
     def __init__(
-        self, ndim: int = 3, channels: Sequence[int] = (16, 32, 48, 64), *, in_channels: int = 1, steps: int = 5
+        self, ndim: int = 3, channels: Sequence[int] = (16, 32, 48, 64), *, in_channels: int = 1, steps: int = 4
     ) -> None:
         super().__init__()
         if ndim not in (2, 3) or not channels:

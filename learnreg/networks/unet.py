@@ -40,7 +40,7 @@ class UNet(Network):
         *,
         in_channels: int = 1,
         output: Literal["velocity", "displacement"] = "velocity",
-        steps: int = 6,
+        steps: int = 4,
     ) -> None:
         super().__init__()
         if ndim not in (2, 3) or not channels:

@@ -41,7 +41,7 @@ class DenseParametrization(Parametrization):
         *,
         kind: FieldKind = "velocity",
         coarsening: float = 2.0,
-        steps: int = 5,
+        steps: int = 3,
     ) -> None:
         super().__init__()
         check_kind(kind)

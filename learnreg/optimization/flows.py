@@ -41,7 +41,7 @@ class TimeVaryingParametrization(Parametrization):
         *,
         intervals: int = 4,
         coarsening: float = 2.0,
-        steps: int = 3,
+        steps: int = 2,
     ) -> None:
         super().__init__()
         if intervals < 1:

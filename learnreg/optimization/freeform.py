@@ -42,7 +42,7 @@ class FreeFormParametrization(Parametrization):
         kind: FieldKind = "displacement",
         spacing: float = 4.0,
         sampling: float = 2.0,
-        steps: int = 5,
+        steps: int = 3,
     ) -> None:
         super().__init__()
         check_kind(kind)
@@ -111,7 +111,7 @@ class BSplineParametrization(FreeFormParametrization):
         kind: FieldKind = "displacement",
         spacing: float = 4.0,
         sampling: float = 2.0,
-        steps: int = 5,
+        steps: int = 3,
     ) -> None:
         self.order = order  # before the base class asks for the lattice
         super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
@@ -151,7 +151,7 @@ class KernelParametrization(FreeFormParametrization):
         kind: FieldKind = "displacement",
         spacing: float = 4.0,
         sampling: float = 2.0,
-        steps: int = 5,
+        steps: int = 3,
     ) -> None:
         self.smoothness: Wendland = smoothness  # before the base class asks for the lattice
         super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)

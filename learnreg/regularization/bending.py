@@ -6,7 +6,7 @@ from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
-from learnreg.regularization.differences import cell_mean, steps
+from learnreg.regularization.differences import cell_mean, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
@@ -30,10 +30,11 @@ def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -
     total = field.new_zeros(())
     axes = [axis for axis in range(grid.ndim) if grid.shape[axis] >= 3]
     for axis in axes:
-        total = total + cell_mean(steps(field, grid, axis, 2).square(), weight).mean()
+        step, along = spacing_along(grid, axis), field.diff(dim=axis + 2)
+        total = total + (cell_mean(along.diff(dim=axis + 2).square(), weight) / step**4).mean()
         for other in axes[axes.index(axis) + 1 :]:
-            mixed = steps(steps(field, grid, axis), grid, other)
-            total = total + 2 * cell_mean(mixed.square(), weight).mean()
+            square = along.diff(dim=other + 2).square()
+            total = total + 2 * (cell_mean(square, weight) / (step * spacing_along(grid, other)) ** 2).mean()
     return total
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
-from learnreg.regularization.differences import cell_mean, steps
+from learnreg.regularization.differences import cell_mean, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
@@ -30,7 +30,8 @@ def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
     axes = [axis for axis in range(grid.ndim) if grid.shape[axis] >= 3]
     laplacian = field.new_zeros(())
     for axis in axes:
-        second = steps(field, grid, axis, 2)
+        step = spacing_along(grid, axis).reshape(-1, *[1] * (field.ndim - 1))
+        second = field.diff(n=2, dim=axis + 2) / step**2
         for other in axes:
             if other != axis:
                 second = second.narrow(other + 2, 1, grid.shape[other] - 2)

@@ -26,66 +26,77 @@ def cell_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
     if weight is not None:
         weight = weight.to(values.dtype)
         for axis in range(2, values.ndim):
-            lost = weight.shape[axis] - values.shape[axis]
+            n = values.shape[axis]
+            lost = weight.shape[axis] - n
             weight = weight.narrow(axis, lost // 2, weight.shape[axis] - 2 * (lost // 2))
             if lost % 2:
-                weight = (
-                    weight.narrow(axis, 1, weight.shape[axis] - 1) + weight.narrow(axis, 0, values.shape[axis])
-                ) / 2
+                weight = (weight.narrow(axis, 1, n) + weight.narrow(axis, 0, n)) / 2
         values = values * weight
-    return values.sum(1).flatten(1).mean(1)
+    return values.flatten(1).sum(1) / values[0, 0].numel()
 
 
-def steps(field: FieldTensor, grid: Grid, axis: int, order: int = 1) -> Tensor:
-    """Differences of ``order`` along an array axis of the grid, over the spacing: ``d^n u / ds^n``."""
-    spacing = grid.spacing.flip(1)[:, axis].reshape(-1, *([1] * (field.ndim - 1)))
-    return field.diff(n=order, dim=axis + 2) / spacing**order
+def spacing_along(grid: Grid, axis: int) -> Tensor:
+    """``(N,)`` mm along an array axis."""
+    return grid.spacing.flip(1)[:, axis]
 
 
-def gradient(field: FieldTensor, grid: Grid, corner: Sequence[int] | None = None) -> Tensor:
-    """``d u_i / d x_j`` along the physical axes, from the edges that meet in one corner of each cell.
-
-    Unlike central differences they are not blind to a checkerboard.
+def gradient(field: FieldTensor, grid: Grid) -> Tensor:
+    """``d u_i / d x_j`` along the physical axes, by forward differences: not blind to a checkerboard.
 
     Args:
         field: ``(B, D, *grid.shape)``.
         grid: Where it is sampled.
-        corner: 0 or 1 an array axis; ``None`` is the first corner, forward differences.
 
     Returns:
         ``(B, D, D, *cells)``: component, direction; one sample less along each axis that has two.
     """
     ndim = grid.ndim
-    corner = corner or [0] * ndim
-    cells = [max(n - 1, 1) for n in grid.shape]
-    by_index = []
-    for axis in reversed(range(ndim)):  # x, y, z
-        along = field.diff(dim=axis + 2) if grid.shape[axis] > 1 else torch.zeros_like(field)
-        for other, n in enumerate(cells):
-            if other != axis:
-                along = along.narrow(other + 2, corner[other] if grid.shape[other] > 1 else 0, n)
-        by_index.append(along)
+    first = [0] * ndim
+    by_index = torch.stack([_in_corner(edge, first, axis) for axis, edge in _edges(field)], dim=2)
     to_index = grid.inverse_affine[:, :ndim, :ndim].to(field.dtype).expand(field.shape[0], -1, -1)
-    return torch.einsum("bck...,bkl->bcl...", torch.stack(by_index, dim=2), to_index)
+    return torch.einsum("bck...,bkl->bcl...", by_index, to_index)
 
 
 def corner_determinants(displacement: FieldTensor, grid: Grid) -> Tensor:
     """``det d(x + u)/dx`` in each corner of each cell, ``(B, 2^D, *cells)``.
 
-    A map of a grid can fold in a corner whose neighbors, or whose mean, do not tell.
+    A map of a grid can fold in a corner whose neighbors, or whose mean, do not tell. The determinant is
+    that of the moved edges of a cell over that of the edges themselves.
 
     Source:
         Liu et al., On finite difference Jacobian computation in deformable image registration, IJCV 2024.
     """
-    corners = product((0, 1), repeat=grid.ndim)
-    return torch.stack([determinant(gradient(displacement, grid, corner)) for corner in corners], dim=1)
+    ndim = grid.ndim
+    sides = grid.affine[:, :ndim, :ndim].to(displacement.dtype)  # columns: the edges of a cell in mm
+    moved = [
+        (axis, edge + sides[:, :, ndim - 1 - axis].reshape(-1, ndim, *[1] * ndim))
+        for axis, edge in _edges(displacement)
+    ]
+    corners = product((0, 1), repeat=ndim)
+    volumes = [_volume([_in_corner(edge, corner, axis) for axis, edge in moved]) for corner in corners]
+    return torch.stack(volumes, dim=1) / torch.linalg.det(sides).reshape(-1, *[1] * (ndim + 1))
 
 
-def determinant(gradient: Tensor) -> ScalarTensor:
-    """``det(I + du/dx)`` of ``(B, D, D, *cells)``."""
-    ndim = gradient.shape[1]
-    eye = torch.eye(ndim, dtype=gradient.dtype, device=gradient.device)
-    j = gradient + eye.reshape(1, ndim, ndim, *([1] * (gradient.ndim - 3)))
-    if ndim == 2:
-        return j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]
-    return (torch.linalg.cross(j[:, :, 0], j[:, :, 1], dim=1) * j[:, :, 2]).sum(1)
+def _edges(field: Tensor) -> list[tuple[int, Tensor]]:
+    """Differences along ``x, y, z``, each with its array axis; 0 along an axis of one sample."""
+    ndim = field.shape[1]
+    axes = reversed(range(ndim))
+    return [(a, field.diff(dim=a + 2) if field.shape[a + 2] > 1 else torch.zeros_like(field)) for a in axes]
+
+
+def _in_corner(edge: Tensor, corner: Sequence[int], axis: int) -> Tensor:
+    """Of the edges along ``axis`` those that meet the given corner of each cell."""
+    for other, side in enumerate(corner):
+        n = edge.shape[other + 2]
+        if other != axis and n > 1:
+            edge = edge.narrow(other + 2, side, n - 1)
+    return edge
+
+
+def _volume(edges: Sequence[Tensor]) -> ScalarTensor:
+    """Signed volume of ``D`` vectors ``(B, D, *cells)``."""
+    if len(edges) == 2:
+        a, b = (edge.unbind(1) for edge in edges)
+        return a[0] * b[1] - a[1] * b[0]
+    a, b, c = (edge.unbind(1) for edge in edges)
+    return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])

@@ -6,7 +6,7 @@ from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
-from learnreg.regularization.differences import cell_mean, steps
+from learnreg.regularization.differences import cell_mean, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
@@ -31,7 +31,8 @@ def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
     total = field.new_zeros(())
     for axis in range(grid.ndim):
         if grid.shape[axis] > 1:
-            total = total + cell_mean(steps(field, grid, axis).square(), weight).mean()
+            square = field.diff(dim=axis + 2).square()
+            total = total + (cell_mean(square, weight) / spacing_along(grid, axis) ** 2).mean()
     return total
 
 

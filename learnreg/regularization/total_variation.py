@@ -6,7 +6,7 @@ from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
-from learnreg.regularization.differences import cell_mean, gradient, steps
+from learnreg.regularization.differences import cell_mean, gradient, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
@@ -42,7 +42,8 @@ def total_variation_loss(
     total = field.new_zeros(())
     for axis in range(grid.ndim):
         if grid.shape[axis] > 1:
-            square = steps(field, grid, axis).square().sum(1, keepdim=True)
+            step = spacing_along(grid, axis).reshape(-1, *[1] * (field.ndim - 1))
+            square = (field.diff(dim=axis + 2) / step).square().sum(1, keepdim=True)
             total = total + cell_mean((square + floor**2).sqrt() - floor, weight).mean()
     return total
 

@@ -27,7 +27,7 @@ class Velocity(Transform):
 
     field: FieldTensor
     grid: Grid
-    steps: int = 6
+    steps: int = 4
 
     def __post_init__(self) -> None:
         check_field("Velocity", self.field, self.grid)

@@ -1,0 +1,172 @@
+"""Other people's tools, called as they are meant to be: what the benchmarks compare with.
+
+Each is optional (``pip install -e '.[peers]'``); what is not installed is left out with a note.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from learnreg.data.preprocessing import normalized
+from learnreg.fields import compose, exponential
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.io import write_image
+from learnreg.methods import Method, Registration
+from learnreg.transforms.itk import read_transform
+
+Piece = Callable[[], torch.Tensor]
+Integrator = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Greedy(Method):
+    """``picsl-greedy``: affine, then its compositive solver with NCC 2x2x2.
+
+    Args:
+        iterations: Of the deformable stage, one number a level.
+        sigmas: Gaussian smoothing of the update and of the field.
+        threads: CPU threads.
+    """
+
+    def __init__(self, iterations: str, sigmas: str, threads: int) -> None:
+        self.settings = f"-n {iterations} -s {sigmas}"
+        self.threads = threads
+
+    def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
+        from picsl_greedy import Greedy3D
+
+        with tempfile.TemporaryDirectory() as folder:
+            names = {name: str(Path(folder) / name) for name in ("f.nii", "m.nii", "w.nii", "c.nii", "a.mat")}
+            for name, image in (("f.nii", fixed), ("m.nii", moving)):
+                scaled = normalized(image)
+                write_image(1000 * scaled.data[0], scaled.grid, names[name])
+            pair = f"-i {names['f.nii']} {names['m.nii']} -m NCC 2x2x2 -threads {self.threads} -V 0"
+            solver = Greedy3D()
+            began = time.perf_counter()
+            solver.execute(f"-d 3 -a {pair} -n 100x50x10 -ia-image-centers -o {names['a.mat']}")
+            solver.execute(f"-d 3 {pair} {self.settings} -it {names['a.mat']} -o {names['w.nii']}")
+            seconds = time.perf_counter() - began
+            solver.execute(f"-d 3 -rf {names['f.nii']} -r {names['w.nii']} {names['a.mat']} -rc {names['c.nii']} -V 0")
+            return Registration(read_transform(names["c.nii"]), fixed, moving, seconds=seconds)
+
+
+def pieces(
+    fixed: torch.Tensor, warped: torch.Tensor, velocity: torch.Tensor, spline: torch.Tensor
+) -> dict[tuple[str, str], Piece]:
+    """The peers' versions of the pieces, by group and name, on the same tensors."""
+    found: dict[tuple[str, str], Piece] = {
+        ("B-spline", "transposed convolution, as AirLab has it"): partial(_transposed, spline, velocity.shape[2:]),
+        ("LNCC window=9, kernel=box", "convolution with ones, as VoxelMorph had it"): partial(
+            _dense_lncc, warped, fixed
+        ),
+    }
+    if find_spec("monai"):
+        found |= _monai(fixed, warped, velocity)
+    if find_spec("voxelmorph") and find_spec("neurite"):
+        found |= _voxelmorph(fixed, warped, velocity)
+    else:
+        print("voxelmorph is left out: pip install -e '.[peers]'")
+    if find_spec("convexAdam"):
+        from convexAdam.convex_adam_utils import MINDSSC
+
+        own = MINDSSC(fixed, 1, 2, device="cpu")
+        found["MIND", "convexAdam"] = lambda: (MINDSSC(warped, 1, 2, device="cpu") - own).square().mean()
+    else:
+        print("convexAdam is left out: pip install -e '.[peers]'")
+    return found
+
+
+def _monai(fixed: torch.Tensor, warped: torch.Tensor, velocity: torch.Tensor) -> dict[tuple[str, str], Piece]:
+    from monai.losses import (
+        BendingEnergyLoss,
+        DiffusionLoss,
+        GlobalMutualInformationLoss,
+        LocalNormalizedCrossCorrelationLoss,
+        SSIMLoss,
+    )
+    from monai.networks.blocks import DVF2DDF, Warp
+
+    integrate, move = DVF2DDF(num_steps=7, mode="bilinear", padding_mode="border"), Warp("bilinear", "border")
+    return {
+        ("warp", "MONAI"): lambda: move(fixed, velocity),
+        ("exponential", "MONAI, 7 squarings"): lambda: integrate(velocity),
+        ("LNCC window=9, kernel=box", "MONAI"): partial(
+            LocalNormalizedCrossCorrelationLoss(kernel_size=9), warped, fixed
+        ),
+        ("MutualInformation", "MONAI, Gaussian windows, 23 bins"): partial(
+            GlobalMutualInformationLoss(), warped, fixed
+        ),
+        ("SSIM", "MONAI"): partial(SSIMLoss(3, win_size=7, kernel_type="uniform"), warped, fixed),
+        ("Diffusion", "MONAI"): partial(DiffusionLoss(), velocity),
+        ("Bending", "MONAI"): partial(BendingEnergyLoss(), velocity),
+    }
+
+
+def _voxelmorph(fixed: torch.Tensor, warped: torch.Tensor, velocity: torch.Tensor) -> dict[tuple[str, str], Piece]:
+    from neurite.nn.modules import NCC, SpatialGradient
+    from voxelmorph.nn.modules import IntegrateVelocityField, SpatialTransformer
+
+    integrate, move = IntegrateVelocityField(steps=7), SpatialTransformer()
+    return {
+        ("warp", "VoxelMorph"): lambda: move(fixed, velocity),
+        ("exponential", "VoxelMorph, 7 squarings"): lambda: integrate(velocity),
+        ("LNCC window=9, kernel=box", "neurite"): partial(NCC(9), warped, fixed),
+        ("Diffusion", "neurite"): partial(SpatialGradient("l2"), velocity),
+    }
+
+
+def integrators(grid: Grid) -> dict[str, Integrator]:
+    """Velocity in voxels to displacement in voxels, ours first."""
+
+    def first_order(velocity: torch.Tensor) -> torch.Tensor:
+        u = velocity / 2**7
+        for _ in range(7):
+            u = compose(u, u, grid)
+        return u
+
+    found: dict[str, Integrator] = {
+        f"learnreg, {k} squarings": partial(exponential, grid=grid, steps=k) for k in (3, 4, 7)
+    }
+    found["7 squarings from first order"] = first_order
+    if find_spec("monai"):
+        from monai.networks.blocks import DVF2DDF
+
+        integrate = DVF2DDF(num_steps=7, mode="bilinear", padding_mode="border")
+        found["MONAI, 7 squarings"] = lambda v: integrate(v.flip(1)).flip(1)  # its components follow the array's axes
+    if find_spec("voxelmorph"):
+        from voxelmorph.nn.modules import IntegrateVelocityField
+
+        steps = IntegrateVelocityField(steps=7)
+        found["VoxelMorph, 7 squarings"] = lambda v: steps(v.flip(1)).flip(1)
+    return found
+
+
+def _transposed(coefficients: torch.Tensor, shape: torch.Size, stride: int = 8) -> torch.Tensor:
+    """A cubic B-spline as one dense transposed convolution with its N-D kernel."""
+    t = (torch.arange(4 * stride - 1) - (2 * stride - 1)).abs() / stride
+    kernel = torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
+    kernel = kernel[:, None, None] * kernel[None, :, None] * kernel[None, None]
+    weight = kernel.expand(3, 1, *kernel.shape)
+    fine = F.conv_transpose3d(coefficients, weight, stride=stride, groups=3)
+    return fine[:, :, : shape[0], : shape[1], : shape[2]]
+
+
+def _dense_lncc(warped: torch.Tensor, fixed: torch.Tensor, window: int = 9) -> torch.Tensor:
+    """LNCC whose five local sums are dense convolutions with ones."""
+    ones = torch.ones(1, 1, window, window, window)
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        return F.conv3d(x, ones, padding=window // 2)
+
+    size = window**3
+    w, f, ww, ff, wf = (total(x) for x in (warped, fixed, warped * warped, fixed * fixed, warped * fixed))
+    cross = wf - w * f / size
+    return 1 - (cross * cross / ((ww - w * w / size) * (ff - f * f / size) + 1e-5)).mean()
