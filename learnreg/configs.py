@@ -31,6 +31,7 @@ class TrainConfig:
         method: The classical method that the report compares with.
         refinement: The stage that corrects a network's answer; checkpoints keep it.
         seed: Of weights, shuffling and augmentation.
+        consistency: Of the network's answers there and back; ``None`` does not ask for the way back.
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
         resume: A checkpoint of an earlier run to go on from.
@@ -48,6 +49,7 @@ class TrainConfig:
     method: dict[str, Any] = field(default_factory=dict)
     refinement: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    consistency: dict[str, Any] | None = None
     symmetric: bool = False
     warmup: float = 0.02
     resume: str | None = None

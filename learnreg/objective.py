@@ -40,13 +40,13 @@ class Penalty(nn.Module):
     Args:
         regularizer: ``(field, grid) -> scalar``; with ``where`` also the local weights.
         weight: Factor in the objective, at least 0.
-        on: ``"field"``, what carries the transform: a displacement, velocity or control points; or
+        acts_on: ``"field"``, what carries the transform: a displacement, velocity or control points; or
             ``"displacement"``, where the transform takes each sample of the fixed grid, for what is
             said of the map itself, such as its Jacobian.
         where: Local factor as an image in the fixed space; ``None`` is 1 everywhere.
 
     Raises:
-        ValueError: The weight is negative, or ``on`` is unknown.
+        ValueError: The weight is negative, or ``acts_on`` is unknown.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class Penalty(nn.Module):
         regularizer: nn.Module,
         weight: float,
         *,
-        on: Literal["field", "displacement"] = "field",
+        acts_on: Literal["field", "displacement"] = "field",
         where: Image | None = None,
     ) -> None:
         super().__init__()
         if weight < 0:
             raise ValueError(f"Penalty.weight must be at least 0, got {weight}.")
-        if on not in ("field", "displacement"):
-            raise ValueError(f"A penalty acts on a field or on the displacement, not on {on!r}.")
-        self.regularizer, self.weight, self.on, self.where = regularizer, float(weight), on, where
+        if acts_on not in ("field", "displacement"):
+            raise ValueError(f"A penalty acts on a field or on the displacement, not on {acts_on!r}.")
+        self.regularizer, self.weight, self.acts_on, self.where = regularizer, float(weight), acts_on, where
 
     def forward(self, fields: Sequence[tuple[FieldTensor, Grid]]) -> Scalar:
         """Sum over the fields."""
@@ -200,7 +200,8 @@ class Objective(nn.Module):
             return {}
         displacement = ((channels_first(points - grid.points), grid),)
         return {
-            name: penalty(fields if penalty.on == "field" else displacement) for name, penalty in self.penalties.items()
+            name: penalty(fields if penalty.acts_on == "field" else displacement)
+            for name, penalty in self.penalties.items()
         }
 
     def unsupervised(self) -> Objective:

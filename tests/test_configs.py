@@ -9,11 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from learnreg.configs import check_targets, config_dir, method_names, unknown_key
+from learnreg.configs import check_targets, config_dir, method_names, register_schema, unknown_key
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.networks import UNet
+from learnreg.optimization import FieldStage
+from tests.conftest import blob_image
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = sorted(file.stem for file in (config_dir() / "experiment").glob("*.yaml"))
+
+
+def names(group):
+    return sorted(file.stem for file in (config_dir() / group).glob("*.yaml"))
+
+
+EXPERIMENTS = names("experiment")
 
 
 def run(*arguments, cwd=ROOT, **variables):
@@ -47,6 +61,41 @@ def small_data(tmp_path_factory):
         sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.float32)), str(folder / "images" / f"{i:03}.nii.gz"))
         sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labels" / f"{i:03}.nii.gz"))
     return folder.parent
+
+
+def composed(key, override):
+    """One part of a training's configuration, its keys checked."""
+    register_schema()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        part = OmegaConf.to_container(compose("train", overrides=[override])[key], resolve=True)
+    check_targets(part)
+    return part
+
+
+TERMS = [
+    *(f"similarity@objective.similarity={name}" for name in names("similarity")),
+    *(f"regularization@objective.penalties={name}" for name in names("regularization")),
+    "regularization@objective.penalties=[diffusion,folding]",
+]
+
+
+@pytest.mark.parametrize("override", TERMS)
+def test_every_term_serves_a_network_and_a_stage(override):
+    """One step of each: the objective of the configuration, over weights and over the field of a pair."""
+    grid = Grid.regular((16, 16, 16))
+    fixed, moving = (Image(blob_image(grid, c).data, grid) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
+    objective = instantiate(composed("objective", override), _convert_="all")
+    network = UNet(channels=(4, 4))
+    objective(fixed, moving, network(fixed, moving)).total.backward()
+    assert network.head.conv.weight.grad.abs().sum() > 0
+    stage = FieldStage(objective, factors=(1,), iterations=(15,), learning_rate=0.2, tolerance=0)
+    losses = stage(fixed, moving).history[0].losses
+    assert min(losses) < losses[0]
+
+
+@pytest.mark.parametrize("name", names("consistency"))
+def test_every_consistency_is_a_module(name):
+    assert instantiate(composed("consistency", f"consistency={name}")).weight > 0
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -74,13 +74,13 @@ def test_a_penalty_acts_on_the_field_or_on_the_displacement(grid):
     image, field = blob_image(grid), 3 * torch.rand(1, 3, *grid.shape, dtype=torch.float64)
     velocity = Velocity(field, grid)
     objective = Objective(
-        MSE(), {"own": Penalty(Diffusion(), 1.0), "map": Penalty(LogJacobian(), 1.0, on="displacement")}
+        MSE(), {"own": Penalty(Diffusion(), 1.0), "map": Penalty(LogJacobian(), 1.0, acts_on="displacement")}
     )
     terms = objective(image, image, velocity).terms
     assert float(terms["own"]) == pytest.approx(float(Diffusion()(field, grid)))
     assert float(terms["map"]) == pytest.approx(float(LogJacobian()(velocity.displacement(grid), grid)))
     with pytest.raises(ValueError, match="acts on a field or on the displacement"):
-        Penalty(Diffusion(), 1.0, on="velocity")
+        Penalty(Diffusion(), 1.0, acts_on="velocity")
 
 
 def test_local_weights_are_given_in_physical_space(grid):

@@ -42,14 +42,30 @@ def gradicon_loss(forward: Transform, backward: Transform, grid: Grid) -> Scalar
 
 
 class InverseConsistency(nn.Module):
-    """Inverse consistency of a pair of transforms, see :func:`inverse_consistency_loss`."""
+    """Inverse consistency of a pair of transforms, see :func:`inverse_consistency_loss`.
+
+    Args:
+        weight: Factor in a training's objective, per mm^2.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = float(weight)
 
     def forward(self, forward: Transform, backward: Transform, grid: Grid) -> Scalar:
         return inverse_consistency_loss(forward, backward, grid)
 
 
 class GradICON(nn.Module):
-    """Inverse consistency of the gradients, see :func:`gradicon_loss`."""
+    """Inverse consistency of the gradients, see :func:`gradicon_loss`.
+
+    Args:
+        weight: Factor in a training's objective.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = float(weight)
 
     def forward(self, forward: Transform, backward: Transform, grid: Grid) -> Scalar:
         return gradicon_loss(forward, backward, grid)

@@ -28,6 +28,8 @@ class RegistrationModule(pl.LightningModule):
         network: ``(fixed, moving) -> Transform``.
         objective: What is minimized.
         optimizer: ``(parameters) -> Optimizer``.
+        consistency: ``(there, back, grid) -> scalar`` with a ``weight``: also ask the network for the way
+            back, and penalize where both do not undo each other.
         symmetric: Also score the inverse of the transform on the exchanged pair.
         warmup: Share of the training in which the learning rate rises; then it falls by a cosine
             to 0 at ``max_steps``, ``max_epochs`` or ``max_time``, whichever ends the training first.
@@ -40,6 +42,7 @@ class RegistrationModule(pl.LightningModule):
         objective: Objective,
         optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
         *,
+        consistency: nn.Module | None = None,
         symmetric: bool = False,
         warmup: float = 0.02,
         recipe: Mapping[str, Any] | None = None,
@@ -47,7 +50,7 @@ class RegistrationModule(pl.LightningModule):
         super().__init__()
         self.network, self.objective = network, objective
         self.make_optimizer = optimizer
-        self.symmetric, self.warmup = symmetric, warmup
+        self.consistency, self.symmetric, self.warmup = consistency, symmetric, warmup
         self.recipe = dict(recipe or {})
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
@@ -63,6 +66,9 @@ class RegistrationModule(pl.LightningModule):
             backward = self.objective(moving, fixed, transform.inverse())
             total = (total + backward.total) / 2
             terms = {name: (terms[name] + backward.terms[name]) / 2 for name in terms}
+        if self.consistency is not None:
+            terms["consistency"] = self.consistency(transform, self(moving, fixed), fixed.grid)
+            total = total + float(self.consistency.weight) * terms["consistency"]  # type: ignore[arg-type]
         self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
         return total

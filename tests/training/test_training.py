@@ -8,7 +8,7 @@ from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.networks import Pyramid
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import LabelOverlap, Objective, Penalty
-from learnreg.regularization import Diffusion
+from learnreg.regularization import Diffusion, GradICON, InverseConsistency
 from learnreg.similarity import MSE
 from learnreg.training.callbacks import AmortizationGap, Pictures, amortization_gap
 from learnreg.training.module import RegistrationModule, scores
@@ -71,6 +71,18 @@ class TestTraining:
         loaded = load_checkpoint(tmp_path / "best.ckpt")
         assert isinstance(loaded.network, Pyramid)
         assert not loaded.objective.supervision
+
+    @pytest.mark.parametrize("consistency", [GradICON(1.0), InverseConsistency(0.1)])
+    def test_the_way_back_is_asked_for_and_penalized(self, tmp_path, consistency):
+        module = make(consistency=consistency)
+        with torch.no_grad():  # a network that does not undo its own answers
+            module.network.heads[0].conv.weight.normal_(std=0.05)
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(module, loader())
+        first = float(run.callback_metrics["train/consistency"])
+        run = trainer(tmp_path, max_epochs=25)
+        run.fit(module, loader())
+        assert float(run.callback_metrics["train/consistency"]) < 0.5 * first
 
     def test_resuming_goes_on(self, tmp_path):
         first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
