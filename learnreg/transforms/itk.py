@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -109,15 +110,29 @@ def _from_field(image: sitk.Image) -> Displacement:
 
 
 def write_transform(transform: Transform, grid: Grid, path: Path) -> None:
-    """Write for ITK: ``.h5`` or ``.tfm`` a composite transform, an image suffix a displacement field in mm.
+    """Write for ITK, ANTs and 3D Slicer; the suffix says in which form.
+
+    ``.h5``, ``.tfm`` and ``.txt`` hold a composite transform, ``.mat`` one linear map (ANTs' affine), an
+    image a displacement field in mm.
 
     Args:
         transform: One map from the fixed to the moving space.
         grid: The fixed grid.
         path: The file; it appears only when it is complete.
+
+    Raises:
+        ValueError: The transform is a batch, or ``.mat`` is asked for a map that is not linear.
     """
-    if FilePath(path).suffix in (".h5", ".tfm", ".txt", ".mat"):
-        itk = to_itk(transform, grid)
+    suffix = FilePath(path).suffix
+    if suffix in (".h5", ".tfm", ".txt"):
+        itk: sitk.Transform = to_itk(transform, grid)
+    elif suffix == ".mat":
+        parts = transform.transforms if isinstance(transform, Composite) else (transform,)
+        linear = [part for part in parts if isinstance(part, Affine)]
+        if len(linear) < len(parts):
+            raise ValueError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
+        itk = _part_to_itk(reduce(Affine.then, linear))
+    if suffix in (".h5", ".tfm", ".txt", ".mat"):
         write_atomically(path, lambda part: sitk.WriteTransform(itk, part))
         return
     field = to_sitk(transform.displacement(grid)[0], grid, vector=True)

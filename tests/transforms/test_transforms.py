@@ -6,6 +6,7 @@ import torch
 
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
+from learnreg.io import to_sitk
 from learnreg.transforms import (
     Affine,
     BSpline,
@@ -24,7 +25,8 @@ from learnreg.transforms import (
 )
 from learnreg.transforms.itk import from_itk, read_transform, to_itk, write_transform
 from learnreg.transforms.kernels import wendland
-from tests.conftest import make_grid, smooth_values
+from learnreg.warping import warp
+from tests.conftest import blob_image, make_grid, smooth_values
 from tests.transforms.laws import TransformLaws
 
 
@@ -302,6 +304,34 @@ def test_linear_itk_transforms_are_read():
     ours = from_itk(euler)
     point = torch.tensor([[[7.0, -8.0, 9.0]]])
     assert torch.allclose(ours(point)[0, 0], torch.tensor(euler.TransformPoint((7.0, -8.0, 9.0))).float(), atol=1e-5)
+
+
+def test_a_mat_file_holds_one_linear_map(tmp_path):
+    """ANTs writes and reads its affine maps so."""
+    grid = make_grid()
+    write_transform(Composite((an_affine(), an_affine())), grid, tmp_path / "0GenericAffine.mat")
+    again = read_transform(tmp_path / "0GenericAffine.mat")
+    assert isinstance(again, Affine)
+    assert torch.allclose(again.matrix, an_affine().then(an_affine()).matrix.float(), atol=1e-4)
+    with pytest.raises(ValueError, match="holds one linear transform"):
+        write_transform(Velocity(smooth_field(grid, 1.0), grid), grid, tmp_path / "v.mat")
+    assert not (tmp_path / "v.mat").exists()
+
+
+@pytest.mark.parametrize("name", ["t.h5", "t.tfm", "t.nii.gz"])
+def test_ants_resamples_the_same_image(name, tmp_path, grid):
+    """B-spline, then affine: 1e-5 of an image in [0, 1], away from the border."""
+    ants = pytest.importorskip("ants", reason="antspyx is not installed", exc_type=ImportError)
+    lattice = spline_lattice(grid, 7.0)
+    transform = chain(BSpline(smooth_coefficients(lattice, 0.8), lattice), an_affine())
+    moving = blob_image(make_grid("permuted", (22, 26, 24), (1.4, 1.6, 1.5)))
+    for image, file in ((blob_image(grid), "f.nii.gz"), (moving, "m.nii.gz")):
+        sitk.WriteImage(to_sitk(image.data[0], image.grid), str(tmp_path / file))
+    write_transform(transform, grid, tmp_path / name)
+    images = [ants.image_read(str(tmp_path / file)) for file in ("f.nii.gz", "m.nii.gz")]
+    theirs = ants.apply_transforms(*images, [str(tmp_path / name)], interpolator="linear").numpy().transpose(2, 1, 0)
+    ours = warp(moving, transform, grid).data[0, 0].numpy()
+    assert np.abs(ours - theirs)[2:-2, 2:-2, 2:-2].max() < 1e-5
 
 
 def test_2d():
