@@ -59,8 +59,9 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
     return linear_map(torch.linalg.inv(grid.normalizing.double()).to(u.dtype), u)
 
 
+@full_precision
 def linear_map(matrix: Tensor, field: FieldTensor) -> FieldTensor:
-    """The linear part of a homogeneous ``(N, D+1, D+1)`` matrix on each vector of a field."""
+    """The linear part of a homogeneous ``(N, D+1, D+1)`` matrix on each vector of a ``(B, D, *grid)`` field."""
     ndim = field.shape[1]
     linear = matrix[:, :ndim, :ndim].to(field.dtype).expand(field.shape[0], -1, -1)
     return (linear @ field.flatten(2)).reshape(field.shape)

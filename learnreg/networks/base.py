@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from learnreg.fields import linear_map
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.transforms import Transform
@@ -60,11 +60,7 @@ def voxels_to_mm(voxels: FieldTensor, grid: Grid) -> tuple[FieldTensor, Grid]:
     Returns:
         The field in mm, float32, and the grid of its samples.
     """
-    ndim = grid.ndim
-    linear = grid.affine[:, :ndim, :ndim].expand(voxels.shape[0], -1, -1)
-    with torch.autocast(voxels.device.type, enabled=False):
-        flat = voxels.to(torch.promote_types(voxels.dtype, torch.float32)).flatten(2)
-        field = (linear.to(flat.dtype) @ flat).reshape(voxels.shape)
+    field = linear_map(grid.affine, voxels)
     return field, grid.resized(tuple(voxels.shape[2:]))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from learnreg.fields import jacobian_matrix
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.numerics import full_precision
 from learnreg.optimization.dense import starting_field
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.regularization import gaussian_smoothing
@@ -111,6 +112,7 @@ class ShootingParametrization(Parametrization):
         return finer
 
 
+@full_precision
 def shoot(momentum: FieldTensor, grid: Grid, sigma: float, *, intervals: int) -> tuple[list[FieldTensor], FieldTensor]:
     """Velocities along the geodesic of an initial momentum, by the Euler-Poincare equation.
 

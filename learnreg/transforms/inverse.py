@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.numerics import full_precision
 from learnreg.transforms.base import Transform
 from learnreg.typing import PointTensor
 
@@ -27,6 +28,7 @@ class Inverse(Transform):
     iterations: int = 100
     tolerance: float = 1e-4
 
+    @full_precision
     def __call__(self, points: PointTensor) -> PointTensor:
         back = None if self.linear is None else torch.linalg.inv(self.linear.double()).to(points.dtype)
         found = points

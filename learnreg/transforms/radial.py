@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.grid import Grid, apply_affine
+from learnreg.numerics import full_precision
 from learnreg.transforms.affine import homogeneous
 from learnreg.transforms.base import Transform
 from learnreg.transforms.displacement import check_field
@@ -150,6 +151,7 @@ class LandmarkSpline(Transform):
     kernel: Radial = "thin-plate"
     radius: float = 1.0
 
+    @full_precision
     def __call__(self, points: PointTensor) -> PointTensor:
         flat = points.reshape(points.shape[0], -1, points.shape[-1])
         ndim = points.shape[-1]

@@ -57,6 +57,15 @@ class TransformLaws:
         single = self.make(grid).to(torch.float32).detach()
         assert single(grid.points.float()).dtype == torch.float32
 
+    def test_half_precision_does_not_reach_coordinates(self, grid):
+        single, points = self.make(grid).to(torch.float32), self.interior(grid).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            automatic = single(points)
+            mapped = single.map_grid(grid.to(torch.float32))
+        assert automatic.dtype == mapped.dtype == torch.float32
+        assert torch.allclose(automatic, self.make(grid).to(torch.float32)(points), atol=1e-3)
+        assert torch.allclose(mapped, self.make(grid).map_grid(grid).float(), atol=1e-3)
+
     def test_a_batch_is_its_members(self):
         grid = make_grid()
         transform, points = self.make(grid), self.interior(grid)

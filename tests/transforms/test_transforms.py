@@ -7,6 +7,7 @@ import torch
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
 from learnreg.io import to_sitk
+from learnreg.optimization import LinearParametrization
 from learnreg.transforms import (
     Affine,
     BSpline,
@@ -44,6 +45,25 @@ def an_affine():
 class TestAffine(TransformLaws):
     def make(self, grid):
         return an_affine()
+
+
+class TestTranslation(TransformLaws):
+    kind = "translation"
+
+    def make(self, grid):
+        found = LinearParametrization(grid.center, 25.0, self.kind)
+        with torch.no_grad():
+            found.translation.copy_(torch.tensor([[1.3, -0.6, 0.7]]))
+            found.linear.copy_(torch.linspace(-3, 4, found.linear.numel())[None])
+        return found(None, None).detach()
+
+
+class TestRigid(TestTranslation):
+    kind = "rigid"
+
+
+class TestSimilarity(TestTranslation):
+    kind = "similarity"
 
 
 class TestDisplacement(TransformLaws):
