@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from learnreg.fields import compose, logarithm
+from learnreg.fields import compose, exponential, logarithm
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.optimization.parametrization import Parametrization
@@ -106,6 +106,7 @@ class CompositiveParametrization(Parametrization):
         smoothing: ``(field, grid, image) -> field`` in place of the second, such as
             :class:`learnreg.regularization.GraphDiffusion`.
         coarsening: Spacing of the field in voxels of the level's fixed grid.
+        squarings: Of the exponential of each update; 0 composes it as it is.
 
     Source:
         Yushkevich et al., Fast automatic segmentation of hippocampal subfields, 2016 (greedy);
@@ -121,9 +122,11 @@ class CompositiveParametrization(Parametrization):
         elastic: float = 0.7,
         smoothing: nn.Module | None = None,
         coarsening: float = 1.0,
+        squarings: int = 0,
     ) -> None:
         super().__init__()
         self.fluid, self.elastic, self.coarsening = float(fluid), float(elastic), float(coarsening)
+        self.squarings = int(squarings)
         self.smoothing = smoothing
         self.grid = grid.coarsened(coarsening, smallest=4)
         field = starting_field(start, self.grid, "displacement", steps=0)
@@ -142,12 +145,15 @@ class CompositiveParametrization(Parametrization):
             elastic=self.elastic,
             smoothing=self.smoothing,
             coarsening=self.coarsening,
+            squarings=self.squarings,
         )
 
     @torch.no_grad()
     def after_step(self, fixed: Image) -> None:
         side = float(self.grid.spacing.min())
         update = gaussian_smoothing(self.field - self.composed, self.grid, self.fluid * side)
+        if self.squarings:
+            update = exponential(update, self.grid, steps=self.squarings)
         field = compose(update, self.composed, self.grid)
         if self.smoothing is not None:
             field = self.smoothing(field, self.grid, _image_on(fixed, self.grid))

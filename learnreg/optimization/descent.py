@@ -23,12 +23,14 @@ class Descent:
     """How to descend.
 
     Args:
-        iterations: At most so many.
+        iterations: At most so many evaluations of the objective; one an iteration, but for
+            optimizers that search along a line.
         learning_rate: mm an iteration.
         tolerance: Stops when the loss gained less over the last ``window`` iterations than this
             share of all it has gained; 0 never stops early.
         window: Iterations that are averaged; the loss is looked at once a window.
-        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``.
+        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``; any of torch's, L-BFGS too, and those
+            of :mod:`learnreg.optimization.optimizers`.
     """
 
     iterations: int
@@ -63,51 +65,72 @@ def descend(
         on_step: Called after each iteration with 1, and at an early stop with the rest.
 
     Returns:
-        The loss before each step.
+        The loss at each evaluation.
 
     Raises:
         ValueError: The loss is not finite.
     """
     parameters = [p for p in parametrization.parameters() if p.numel()]
     optimizer = settings.optimizer(parameters, lr=settings.learning_rate)
-    best = [p.detach().clone() for p in parameters]
-    lowest: Tensor | None = None
+    best = Best(parameters)
     losses: list[Tensor] = []
-    for iteration in range(settings.iterations):
-        optimizer.zero_grad(set_to_none=True)
+
+    def evaluate() -> Tensor:
         loss = objective(fixed, moving, parametrization(fixed, moving), initial).total
         value = loss.detach()
-        lowest = _keep_best(best, parameters, value, lowest)
+        best.offer(value)
         losses.append(value)
-        loss.backward()
-        optimizer.step()
+        if torch.is_grad_enabled():
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        return loss
+
+    stopped = False
+    while len(losses) < settings.iterations and not stopped:
+        done = len(losses)
+        optimizer.step(evaluate)  # type: ignore[arg-type]
         parametrization.after_step(fixed)
         if on_step is not None:
-            on_step(1)
-        if (iteration + 1) % settings.window == 0 and _has_converged(losses, settings):
-            if on_step is not None:
-                on_step(settings.iterations - iteration - 1)
-            break
+            on_step(min(len(losses), settings.iterations) - done)
+        if len(losses) // settings.window > done // settings.window:
+            stopped = has_converged(losses, settings)
+    if on_step is not None and stopped:
+        on_step(max(0, settings.iterations - len(losses)))
     if losses:
         with torch.no_grad():
-            last = objective(fixed, moving, parametrization(fixed, moving), initial).total.detach()
-            _keep_best(best, parameters, last, lowest)
-            for parameter, kept in zip(parameters, best, strict=True):
-                parameter.copy_(kept)
+            best.offer(objective(fixed, moving, parametrization(fixed, moving), initial).total.detach())
+        best.restore()
     return torch.stack(losses).tolist() if losses else []
 
 
-def _keep_best(
-    best: list[Tensor], parameters: list[torch.nn.Parameter], value: Tensor, lowest: Tensor | None
-) -> Tensor:
-    """Copy the parameters where ``value`` is the lowest so far, without asking the device."""
-    better = torch.ones_like(value, dtype=torch.bool) if lowest is None else value < lowest
-    for kept, parameter in zip(best, parameters, strict=True):
-        kept.copy_(torch.where(better, parameter.detach(), kept))
-    return value if lowest is None else torch.minimum(value, lowest)
+class Best:
+    """The parameters at the lowest value so far; the device is not asked which that is."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.kept = [p.detach().clone() for p in parameters]
+        self.lowest: Tensor | None = None
+
+    def offer(self, value: Tensor) -> None:
+        """Keep the parameters as they are if ``value`` is the lowest."""
+        better = torch.ones_like(value, dtype=torch.bool) if self.lowest is None else value < self.lowest
+        for kept, parameter in zip(self.kept, self.parameters, strict=True):
+            kept.copy_(torch.where(better, parameter.detach(), kept))
+        self.lowest = value if self.lowest is None else torch.minimum(value, self.lowest)
+
+    def restore(self) -> None:
+        """Set the parameters to what was kept."""
+        with torch.no_grad():
+            for kept, parameter in zip(self.kept, self.parameters, strict=True):
+                parameter.copy_(kept)
 
 
-def _has_converged(losses: list[Tensor], settings: Descent) -> bool:
+def has_converged(losses: list[Tensor], settings: Descent) -> bool:
+    """Whether the last window gained too little, see :class:`Descent`; reads the losses from their device.
+
+    Raises:
+        ValueError: A loss is not finite.
+    """
     values = torch.stack(losses).tolist()
     if not all(value == value and abs(value) != float("inf") for value in values[-settings.window :]):
         raise ValueError(

@@ -66,32 +66,21 @@ class Stage(nn.Module):
         return 0
 
 
-class CenterOfMass(Stage):
-    """Translation that matches the intensity centroids; of the masks where there are any."""
-
-    def forward(
-        self,
-        fixed: Image,
-        moving: Image,
-        initial: Transform | None = None,
-        *,
-        on_step: StepCallback | None = None,
-    ) -> StageResult:
-        target, source = center_of_mass(fixed), center_of_mass(moving)
-        if initial is not None:
-            source = initial.inverse()(source.unsqueeze(1)).squeeze(1)
-        return StageResult(Affine.translation(source - target))
-
-
 def center_of_mass(image: Image) -> torch.Tensor:
     """``(B, D)`` mm, centroid of the intensities above their minimum, within the mask."""
+    weights, points = mass(image)
+    return (weights.unsqueeze(-1) * points).sum(1)
+
+
+def mass(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """Intensities above their minimum within the mask, of sum 1, ``(B, P)``; and where they lie, ``(B, P, D)`` mm."""
     weights = image.data.detach().sum(1)
     weights = weights - weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim))
     if image.mask is not None:
         weights = weights * image.mask[:, 0]
     weights = weights.flatten(1)
     points = image.grid.points.flatten(1, -2).expand(len(weights), -1, -1)
-    return (weights.unsqueeze(-1) * points).sum(1) / weights.sum(1, keepdim=True).clamp(min=1e-12)
+    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12), points
 
 
 class IterativeStage(Stage):
@@ -156,6 +145,19 @@ class IterativeStage(Stage):
     def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
         """The free parameters of the first level, whose fixed grid is ``grid``."""
 
+    def search(
+        self,
+        parameters: Parametrization,
+        fixed: Image,
+        moving: Image,
+        settings: Descent,
+        *,
+        initial: Transform | None,
+        on_step: StepCallback | None,
+    ) -> list[float]:
+        """One level: change ``parameters`` in place, return the losses; see :func:`descend`."""
+        return descend(parameters, self.objective, fixed, moving, settings, initial=initial, on_step=on_step)
+
     def forward(
         self,
         fixed: Image,
@@ -173,9 +175,7 @@ class IterativeStage(Stage):
             parameters = self.parametrization(fixed, grid) if parameters is None else parameters.refined(grid)
             rate = self.learning_rate * side * factor**self.rate_growth
             settings = Descent(limit, rate, self.tolerance, optimizer=self.optimizer)
-            losses = descend(
-                parameters, self.objective, level_fixed, level_moving, settings, initial=initial, on_step=on_step
-            )
+            losses = self.search(parameters, level_fixed, level_moving, settings, initial=initial, on_step=on_step)
             history.append(LevelHistory(type(self).__name__, grid.shape, tuple(losses)))
         assert parameters is not None  # noqa: S101 - there is at least one level
         return StageResult(parameters(fixed, moving).detach(), tuple(history))

@@ -1,0 +1,134 @@
+"""Demons: forces from the difference of intensities, in place of the gradient of an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from learnreg.fields import linear_map
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.objective import Objective
+from learnreg.optimization.dense import CompositiveParametrization
+from learnreg.optimization.descent import Best, Descent, StepCallback, has_converged
+from learnreg.optimization.parametrization import Parametrization
+from learnreg.optimization.stages import IterativeStage
+from learnreg.similarity import MSE
+from learnreg.transforms import Transform, chain
+from learnreg.warping import pull
+
+Force = Literal["fixed", "moving", "symmetric"]
+
+
+class DemonsStage(IterativeStage):
+    """Demons: a force at each voxel, smoothed, composed with the field, and the field smoothed.
+
+    ``u = (f - w) g / (|g|^2 + (f - w)^2 / (2 s)^2)`` with ``g`` the gradient of one of the images, or the
+    mean of both, and ``s`` the longest force. For images of one intensity scale.
+
+    Args:
+        force: ``"fixed"`` (Thirion's), ``"moving"``, or ``"symmetric"``.
+        factors: See :class:`IterativeStage`.
+        iterations: See :class:`IterativeStage`.
+        longest: ``s`` in voxels of the level.
+        fluid: Sigma of the smoothing of the update, in voxels of the level.
+        elastic: Sigma of the smoothing of the field, in voxels of the level.
+        squarings: Of the exponential of the update (diffeomorphic demons); 0 composes it as it is.
+        tolerance: See :class:`Descent`; the loss is the mean squared error.
+
+    Raises:
+        ValueError: The force is unknown.
+
+    Source:
+        Thirion, Image matching as a diffusion process, Med. Image Anal. 1998; Vercauteren et al.,
+        Diffeomorphic demons, NeuroImage 2009, eq. 4 and algorithm 2.
+    """
+
+    def __init__(
+        self,
+        force: Force = "symmetric",
+        *,
+        factors: Sequence[float] = (4, 2, 1),
+        iterations: Sequence[int] = (60, 40, 20),
+        longest: float = 0.5,
+        fluid: float = 1.0,
+        elastic: float = 1.0,
+        squarings: int = 1,
+        tolerance: float = 0.01,
+    ) -> None:
+        if force not in ("fixed", "moving", "symmetric"):
+            raise ValueError(f"Unknown force {force!r}; choose fixed, moving or symmetric.")
+        super().__init__(Objective(MSE()), factors, iterations, learning_rate=longest, tolerance=tolerance)
+        self.force, self.longest = force, float(longest)
+        self.fluid, self.elastic, self.squarings = float(fluid), float(elastic), int(squarings)
+
+    def parametrization(self, fixed: Image, grid: Grid) -> CompositiveParametrization:
+        return CompositiveParametrization(grid, fluid=self.fluid, elastic=self.elastic, squarings=self.squarings)
+
+    @torch.no_grad()
+    def search(
+        self,
+        parameters: Parametrization,
+        fixed: Image,
+        moving: Image,
+        settings: Descent,
+        *,
+        initial: Transform | None,
+        on_step: StepCallback | None,
+    ) -> list[float]:
+        assert isinstance(parameters, CompositiveParametrization)  # noqa: S101 - from parametrization()
+        best, losses = Best([parameters.field]), list[Tensor]()
+        side = float(fixed.grid.spacing.min())
+        of_fixed = image_gradient(fixed.data, fixed.grid)
+        for iteration in range(settings.iterations):
+            points = chain(parameters(fixed, moving), initial).map_grid(fixed.grid)
+            warped = pull(moving, points, fixed.grid)
+            difference = fixed.data - warped.data
+            of_warped = of_fixed if self.force == "fixed" else image_gradient(warped.data, fixed.grid)
+            gradient = (of_fixed + of_warped) / 2 if self.force == "symmetric" else of_warped
+            for mask in (fixed.mask, warped.mask):
+                difference = difference if mask is None else difference * mask.to(difference.dtype)
+            losses.append(difference.square().mean())
+            best.offer(losses[-1])
+            parameters.field.add_(demons_force(difference, gradient, self.longest * side))
+            parameters.after_step(fixed)
+            if on_step is not None:
+                on_step(1)
+            if (iteration + 1) % settings.window == 0 and has_converged(losses, settings):
+                if on_step is not None:
+                    on_step(settings.iterations - iteration - 1)
+                break
+        if losses:
+            best.restore()
+        return torch.stack(losses).tolist() if losses else []
+
+
+def demons_force(difference: Tensor, gradient: Tensor, longest: float) -> Tensor:
+    """The force at each voxel, a mean over the channels.
+
+    Args:
+        difference: ``(B, C, *grid)``, fixed minus warped.
+        gradient: ``(B, C, D, *grid)``, per mm.
+        longest: mm, what no force exceeds.
+
+    Returns:
+        ``(B, D, *grid)``, mm.
+    """
+    difference = difference.unsqueeze(2)
+    bound = gradient.square().sum(2, keepdim=True) + (difference / (2 * longest)).square()
+    return (difference * gradient / bound.clamp(min=1e-12)).mean(1)
+
+
+def image_gradient(data: Tensor, grid: Grid) -> Tensor:
+    """``(B, C, D, *grid)`` gradient along ``(x, y, z)`` per mm, by central differences."""
+    ndim = grid.ndim
+    batch, channels = data.shape[:2]
+    axes = [
+        torch.gradient(data, dim=ndim + 1 - a)[0] if grid.shape[ndim - 1 - a] > 1 else 0 * data for a in range(ndim)
+    ]
+    by_index = torch.stack(axes, dim=2).flatten(0, 1)  # (B C, D, *grid)
+    turned = grid.inverse_affine.mT.expand(batch, -1, -1).repeat_interleave(channels, 0)
+    return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)

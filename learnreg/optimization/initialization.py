@@ -1,0 +1,154 @@
+"""Where to begin: centers, moments, and rotations that are tried out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from learnreg.image import Image
+from learnreg.objective import Objective
+from learnreg.optimization.descent import StepCallback
+from learnreg.optimization.stages import Stage, StageResult, at_level, center_of_mass, compose_found, mass
+from learnreg.transforms import Affine, Transform, align_centers
+
+
+class CenterOfView(Stage):
+    """Translation that matches the middles of the fields of view: what ITK calls geometry."""
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        if initial is None:
+            return StageResult(align_centers(fixed.grid, moving.grid))
+        middle = fixed.grid.center
+        target = initial.inverse()(moving.grid.center.unsqueeze(1)).squeeze(1)
+        return StageResult(Affine.translation(target - middle))
+
+
+class CenterOfMass(Stage):
+    """Translation that matches the intensity centroids; of the masks where there are any."""
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        target, source = center_of_mass(fixed), center_of_mass(moving)
+        if initial is not None:
+            source = initial.inverse()(source.unsqueeze(1)).squeeze(1)
+        return StageResult(Affine.translation(source - target))
+
+
+class RotationSearch(Stage):
+    """Tries rotations about the fixed centroid and takes the one of the lowest objective; no gradient.
+
+    Args:
+        objective: What ranks them, at a coarse resolution.
+        angles: Degrees about each axis, in all combinations; 0 is always among them.
+        factor: Spacing in units of the finest voxel side.
+    """
+
+    def __init__(self, objective: Objective, angles: Sequence[float] = (-30, 0, 30), *, factor: float = 4.0) -> None:
+        super().__init__()
+        self.objective, self.angles, self.factor = objective, tuple(float(a) for a in angles), float(factor)
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        center = center_of_mass(fixed)[:1]
+        tried = sorted({0.0, *self.angles}, key=abs)
+        turns = product(tried, repeat=1 if fixed.ndim == 2 else 3)
+        found = [about(rotation([math.radians(a) for a in turn], fixed.ndim), center) for turn in turns]
+        return StageResult(self.best(found, fixed, moving, initial))
+
+    def best(self, found: Sequence[Affine], fixed: Image, moving: Image, initial: Transform | None) -> Affine:
+        """That of the lowest objective; the first of equal ones."""
+        coarse = at_level(fixed, self.factor), at_level(moving, self.factor)
+        with torch.no_grad():
+            totals = [float(self.objective(*coarse, candidate, initial).total) for candidate in found]
+        return found[totals.index(min(totals))]
+
+
+class Moments(RotationSearch):
+    """Matches centroids and principal axes of the intensities, if that is better than the centroids alone.
+
+    The axes have no sign: all rotations that match them are tried.
+
+    Args:
+        objective: What ranks them, at a coarse resolution.
+        factor: Spacing in units of the finest voxel side.
+    """
+
+    def __init__(self, objective: Objective, *, factor: float = 4.0) -> None:
+        super().__init__(objective, (), factor=factor)
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        shift = CenterOfMass()(fixed, moving, initial).transform
+        assert isinstance(shift, Affine)  # noqa: S101 - it says so
+        together = compose_found(shift, initial)
+        axes_fixed, axes_moving = principal_axes(fixed), principal_axes(moving)
+        if isinstance(together, Affine):
+            linear = together.matrix[:, : fixed.ndim, : fixed.ndim]
+            axes_moving = torch.linalg.solve(linear, axes_moving)
+        center = center_of_mass(fixed)[:1]
+        candidates = [Affine.identity(fixed.ndim, dtype=center.dtype).to(center.device)]
+        for signs in product((1.0, -1.0), repeat=fixed.ndim):
+            linear = axes_moving @ torch.diag(axes_fixed.new_tensor(signs)) @ axes_fixed.mT
+            left, _, right = torch.linalg.svd(linear)  # the nearest rotation
+            turn = left @ right
+            if float(torch.linalg.det(turn)) > 0:
+                candidates.append(about(turn, center))
+        turned = [candidate.then(shift) for candidate in candidates]
+        return StageResult(self.best(turned, fixed, moving, initial))
+
+
+def principal_axes(image: Image) -> Tensor:
+    """``(1, D, D)`` unit vectors, one a column, from the shortest to the longest extent of the intensities."""
+    weights, points = mass(image)
+    offset = points[:1] - center_of_mass(image)[:1].unsqueeze(1)
+    covariance = (weights[:1, :, None] * offset).mT @ offset
+    return torch.linalg.eigh(covariance.double()).eigenvectors.to(offset.dtype)
+
+
+def rotation(angles: Sequence[float], ndim: int) -> Tensor:
+    """``(1, D, D)`` rotation by radians, in 3-D about ``x``, then ``y``, then ``z``."""
+    if ndim == 2:
+        c, s = math.cos(angles[0]), math.sin(angles[0])
+        return torch.tensor([[[c, -s], [s, c]]])
+    turn = torch.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = [a for a in range(3) if a != axis]
+        step = torch.eye(3)
+        step[i, i] = step[j, j] = math.cos(angle)
+        step[i, j], step[j, i] = -math.sin(angle), math.sin(angle)
+        turn = step @ turn
+    return turn.unsqueeze(0)
+
+
+def about(linear: Tensor, center: Tensor) -> Affine:
+    """The linear map about a center that stays."""
+    return Affine.about(linear.to(center), torch.zeros_like(center), center)
