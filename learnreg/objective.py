@@ -92,14 +92,16 @@ class LabelOverlap(nn.Module):
             raise ValueError("LabelOverlap needs the label values that count, such as labels=[1, 2].")
         self.labels, self.weight = tuple(int(v) for v in labels), float(weight)
 
-    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
+    def forward(
+        self, fixed: Image, moving: Image, transform: Transform, points: PointTensor, mask: MaskTensor | None = None
+    ) -> Scalar:
         if fixed.labels is None or moving.labels is None:
             raise ValueError(
                 "The objective has label supervision but an image has no labels; "
                 "give labels with every image or leave `supervision` out (objective.supervision=null)."
             )
         memberships = one_hot(moving.labels, self.labels, moving.data.dtype)
-        warped = sample(memberships, moving.grid, transform.map_grid(fixed.grid))
+        warped = sample(memberships, moving.grid, points)
         return dice_loss(warped, one_hot(fixed.labels, self.labels, warped.dtype), mask)
 
 
@@ -114,7 +116,9 @@ class LandmarkDistance(nn.Module):
         super().__init__()
         self.weight = float(weight)
 
-    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
+    def forward(
+        self, fixed: Image, moving: Image, transform: Transform, points: PointTensor, mask: MaskTensor | None = None
+    ) -> Scalar:
         if fixed.landmarks is None or moving.landmarks is None or fixed.landmarks.shape != moving.landmarks.shape:
             raise ValueError(
                 "The objective has landmark supervision but the images have no landmarks in pairs; "
@@ -142,8 +146,8 @@ class Objective(nn.Module):
     Args:
         similarity: ``(warped, fixed, mask) -> scalar``, lower is better.
         penalties: Regularizers with their weights, by name.
-        supervision: Terms ``(fixed, moving, transform, mask) -> scalar`` with a ``weight``, by name:
-            overlap of labels, distance of landmarks.
+        supervision: Terms ``(fixed, moving, transform, points, mask) -> scalar`` with a ``weight``, by name:
+            overlap of labels, distance of landmarks. ``points`` are the mapped samples of the fixed grid.
     """
 
     def __init__(
@@ -188,8 +192,10 @@ class Objective(nn.Module):
             terms[name] = value
             total = total + float(self.penalties[name].weight) * value  # type: ignore[arg-type]
         whole = chain(transform, initial)
+        if self.supervision and fixed_side is not None:
+            points, mask = whole.map_grid(grid), fixed.mask
         for name, term in self.supervision.items():
-            terms[name] = term(fixed, moving, whole, _both(fixed.mask, None if fixed_side else warped.mask))
+            terms[name] = term(fixed, moving, whole, points, mask)
             total = total + float(term.weight) * terms[name]  # type: ignore[arg-type]
         return Loss(total, terms, warped)
 
