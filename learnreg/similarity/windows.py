@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from learnreg.numerics import remembered
@@ -23,20 +24,31 @@ class LocalAverage:
         window: Width of the box in voxels, odd. ``"gaussian"`` has the variance of that box.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
         kernel: ``"box"`` or ``"gaussian"``.
+        stride: Only at every so many voxels along each axis.
 
     Raises:
-        ValueError: ``window`` is even or below 3, or the kernel is unknown.
+        ValueError: ``window`` is even or below 3, the kernel is unknown, or the stride below 1.
     """
 
-    def __init__(self, like: Tensor, window: int, mask: MaskTensor | None = None, kernel: Kernel = "box") -> None:
+    def __init__(
+        self,
+        like: Tensor,
+        window: int,
+        mask: MaskTensor | None = None,
+        kernel: Kernel = "box",
+        stride: int = 1,
+    ) -> None:
+        if stride < 1:
+            raise ValueError(f"A local similarity needs a stride of at least 1, got {stride}.")
         if window < 3 or window % 2 == 0:
             raise ValueError(f"A local similarity needs an odd window of at least 3 voxels, got {window}.")
         if kernel not in ("box", "gaussian"):
             raise ValueError(f"Unknown window {kernel!r}; choose box or gaussian.")
         sigma = math.sqrt((window**2 - 1) / 12)
-        self.matrices = [
+        whole = [
             box_matrix(n, window, like) if kernel == "box" else gaussian_matrix(n, sigma, like) for n in like.shape[2:]
         ]
+        self.matrices = [matrix[(len(matrix) - 1) % stride // 2 :: stride] for matrix in whole]
         self.mask = None if mask is None else mask.to(like.dtype)
         self.share = None if self.mask is None else apply_separable(self.mask, self.matrices).clamp(min=1e-6)
 
@@ -46,9 +58,21 @@ class LocalAverage:
         return apply_separable(values * self.mask, self.matrices) / self.share
 
 
-def local_moments(image: Tensor, mask: MaskTensor | None, window: int, kernel: Kernel) -> tuple[Tensor, Tensor, Tensor]:
+def at_windows(values: Tensor | None, stride: int) -> Tensor | None:
+    """``(B, C, *grid)`` at the voxels where :class:`LocalAverage` of this stride has its windows."""
+    if values is None or stride == 1:
+        return values
+    for axis in range(2, values.ndim):
+        n = values.shape[axis]
+        values = values.index_select(axis, torch.arange((n - 1) % stride // 2, n, stride, device=values.device))
+    return values
+
+
+def local_moments(
+    image: Tensor, mask: MaskTensor | None, window: int, kernel: Kernel, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """The standardized image, and its mean and variance in each window."""
-    average = LocalAverage(image, window, mask, kernel)
+    average = LocalAverage(image, window, mask, kernel, stride)
     x = standardized(image, mask)
     mean = average(x)
     return x, mean, (average(x * x) - mean * mean).clamp(min=0)

@@ -152,6 +152,21 @@ class TestGaussianLNCC(SimilarityLaws):
         assert ours == pytest.approx(1 - np.mean(correlation), abs=1e-6)
 
 
+class TestStridedLNCC(SimilarityLaws):
+    unchanged_by = {"scaled", "offset", "tiny", "inverted"}
+    bounded_by = 1
+
+    def make(self):
+        return LNCC(window=5, stride=2)
+
+    def test_it_is_near_that_of_all_windows(self):
+        image, _ = self.pair()
+        other = image.data + noise(image.data, 0.3)
+        assert float(self.make()(other, image.data)) == pytest.approx(float(LNCC(5)(other, image.data)), rel=0.03)
+        with pytest.raises(ValueError, match="stride of at least 1"):
+            LNCC(stride=0)(other, other)
+
+
 class TestL1(SimilarityLaws):
     def make(self):
         return L1()
