@@ -181,6 +181,15 @@ class Grid:
         affine[:, : self.ndim, self.ndim] += (linear @ ((factor - 1) / 2).unsqueeze(-1)).squeeze(-1)
         return Grid(tuple(shape), affine.to(self.dtype))
 
+    def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Grid:
+        """``shape`` samples from the sample ``first`` on, both in array order."""
+        if len(first) != self.ndim or len(shape) != self.ndim:
+            raise ValueError(f"Grid.cropped needs {self.ndim} indices and sizes, got {tuple(first)}, {tuple(shape)}.")
+        start = torch.tensor(list(first)[::-1], dtype=torch.float64, device=self.device)
+        affine = self.affine.double().clone()
+        affine[:, : self.ndim, self.ndim] += affine[:, : self.ndim, : self.ndim] @ start
+        return Grid(tuple(shape), affine.to(self.dtype))
+
     def with_spacing(self, spacing: float | Sequence[float]) -> Grid:
         """The same field of view at about ``spacing`` mm ``(x, y, z)``; at least one sample an axis."""
         wanted = torch.as_tensor(spacing, dtype=self.dtype, device=self.device)

@@ -82,6 +82,40 @@ class Image:
         return replace(self, data=data)
 
 
+def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, threshold: float = 0.02) -> Image:
+    """The part of an image that is not background: what lies within a margin of all that stands out.
+
+    Args:
+        image: Intensities in [0, 1], 0 is background; landmarks and grid stay where they are.
+        margin: Voxels around the content.
+        multiple: Sizes are rounded up to multiples of it, as far as the image reaches, so that coarser levels
+            have whole voxels.
+        threshold: What is above it stands out; so does what a mask counts or a label covers.
+
+    Returns:
+        The image itself where nothing can be left out.
+    """
+    content = image.data.amax(1, keepdim=True) > threshold
+    for extra in (image.mask, image.labels):
+        content = content if extra is None else content | (extra != 0)
+    content = content.flatten(0, 1).any(0)
+    first, shape = [], []
+    for axis, n in enumerate(content.shape):
+        others = [other for other in range(content.ndim) if other != axis]
+        found = torch.nonzero(content.amax(others)).flatten().tolist() or [0, n - 1]
+        low, high = max(0, found[0] - margin), min(n, found[-1] + 1 + margin)
+        size = min(n, -(-(high - low) // multiple) * multiple)
+        first.append(max(0, min(low - (size - high + low) // 2, n - size)))
+        shape.append(size)
+    if tuple(shape) == image.grid.shape:
+        return image
+    inside = (slice(None), slice(None), *[slice(a, a + n) for a, n in zip(first, shape, strict=True)])
+    parts = [None if part is None else part[inside] for part in (image.data, image.mask, image.labels)]
+    data, mask, labels = parts
+    assert data is not None  # noqa: S101 - an image has data
+    return Image(data.contiguous(), image.grid.cropped(first, shape), mask, labels, image.landmarks)
+
+
 def stack(images: Sequence[Image]) -> Image:
     """One batch from images of equal shape; masks, labels and landmarks are kept if all have them.
 

@@ -3,8 +3,9 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.grid import Grid
+from learnreg.image import Image, crop_to_content
 from learnreg.io import to_sitk
-from tests.conftest import make_grid
+from tests.conftest import blob_image, make_grid
 
 
 def test_points_are_those_of_itk(grid):
@@ -78,3 +79,25 @@ def test_direction_is_itks(grid):
     image = sitk.Image([2, 2, 2], sitk.sitkFloat32)
     image.SetDirection(grid.direction[0].flatten().tolist())  # ITK raises for a matrix that is not orthonormal
     assert len(image.GetDirection()) == 9
+
+
+def test_cropped_keeps_samples_in_place(grid):
+    part = grid.cropped((2, 3, 4), (5, 6, 7))
+    assert torch.allclose(part.points, grid.points[:, 2:7, 3:9, 4:11], atol=1e-9)
+    with pytest.raises(ValueError, match="needs 3 indices"):
+        grid.cropped((1, 2), (3, 4))
+
+
+def test_an_image_without_its_background(grid):
+    """All that stands out stays, with its margin and its place; sizes are multiples where the image has room."""
+    image = blob_image(grid, radii=(3.0, 4.0, 3.0), sharpness=4.0)
+    part = crop_to_content(Image(image.data, grid), margin=2, multiple=4)
+    assert part.data.numel() < image.data.numel()
+    assert all(m % 4 == 0 or m == n for m, n in zip(part.grid.shape, grid.shape, strict=True))
+    assert float(part.data.clamp(min=0.02).sub(0.02).sum()) == pytest.approx(
+        float(image.data.clamp(min=0.02).sub(0.02).sum())
+    )
+    place = grid.to_index(part.grid.points).round().long()[0]
+    assert torch.equal(image.data[0, 0][place[..., 2], place[..., 1], place[..., 0]], part.data[0, 0])
+    full = Image(image.data + 0.1, grid)
+    assert crop_to_content(full) is full

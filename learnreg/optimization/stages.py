@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.image import Image, crop_to_content
 from learnreg.objective import Objective
 from learnreg.optimization.dense import DenseParametrization
 from learnreg.optimization.descent import Descent, OptimizerFactory, StepCallback, descend
@@ -228,10 +228,13 @@ class FieldStage(IterativeStage):
         learning_rate: See :class:`IterativeStage`.
         tolerance: See :class:`Descent`.
         features: ``Image -> Image`` whose channels are matched instead of the intensities.
+        crop: Leave out what of the fixed image lies more than so many voxels from its content, see
+            :func:`learnreg.image.crop_to_content`; ``None`` leaves nothing out. Beyond, a field continues
+            with its border value.
         optimizer: See :class:`IterativeStage`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a preset
         self,
         objective: Objective,
         parametrization: ParametrizationFactory | None = None,
@@ -241,13 +244,14 @@ class FieldStage(IterativeStage):
         learning_rate: float = 0.5,
         tolerance: float = 0.01,
         features: nn.Module | None = None,
+        crop: int | None = None,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(
             objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance, optimizer=optimizer
         )
         self.make_parametrization = parametrization or DenseParametrization
-        self.features = features
+        self.features, self.crop = features, crop
 
     def forward(
         self,
@@ -257,6 +261,8 @@ class FieldStage(IterativeStage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        if self.crop is not None:
+            fixed = crop_to_content(fixed, margin=self.crop)
         if self.features is not None:
             fixed, moving = self.features(fixed), self.features(moving)
         return super().forward(fixed, moving, initial, on_step=on_step)
