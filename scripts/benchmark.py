@@ -1,4 +1,4 @@
-"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|flow|hippocampus [--help]``.
+"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|flow|iterations|hippocampus [--help]``.
 
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
@@ -22,9 +22,12 @@ from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
+from learnreg.image import Image
 from learnreg.methods import Method, OneShotMethod, load_method
 from learnreg.methods.evaluation import Row, evaluate, table
 from learnreg.networks.checkpoint import load_checkpoint
+from learnreg.objective import Objective, Penalty
+from learnreg.optimization import BSplineParametrization, DenseParametrization
 from learnreg.regularization import (
     Bending,
     Curvature,
@@ -149,6 +152,31 @@ def flow(options: argparse.Namespace) -> None:
             print(f"| {amplitude:g}, {wavelength:g} | {name} | {row} |")
 
 
+def iterations(options: argparse.Namespace) -> None:
+    """CPU time of one iteration of the classical solver, on AirLab's own problems."""
+    n = options.size
+    grid = Grid.regular((n, n, n))
+    generator = torch.Generator().manual_seed(0)
+    fixed, moving = (Image(torch.rand(1, 1, n, n, n, generator=generator), grid) for _ in range(2))
+    dense = partial(DenseParametrization, kind="displacement", coarsening=1)
+    splines = partial(BSplineParametrization, spacing=8)
+    flow = partial(DenseParametrization, kind="velocity", coarsening=1, steps=3)
+    smooth = {"diffusion": Penalty(Diffusion(), 0.1)}
+    print(f"{n}^3, {options.threads} threads, CPU seconds an iteration, median of {options.repeats}")
+    for kind, make in (("dense", dense), ("B-spline", splines), ("diffeomorphic dense", flow)):
+        for similarity in (MSE(), LNCC(9)):
+            parameters, objective = make(grid, None), Objective(similarity, smooth)
+            optimizer = torch.optim.Adam(parameters.parameters(), lr=0.1)
+            seconds = []
+            for _ in range(options.repeats + 1):  # the first warms up
+                began = time.process_time()
+                optimizer.zero_grad()
+                objective(fixed, moving, parameters(fixed, moving)).total.backward()
+                optimizer.step()
+                seconds.append(time.process_time() - began)
+            print(f"| {kind} / {type(similarity).__name__} | {statistics.median(seconds[1:]):.3f} |", flush=True)
+
+
 def wave(points: torch.Tensor, amplitude: float, wavelength: float) -> torch.Tensor:
     """A smooth velocity in closed form."""
     x, y, z = (2 * math.pi / wavelength * points).unbind(-1)
@@ -177,6 +205,10 @@ def main() -> None:
     small.add_argument("--size", type=int, default=64)
     small.add_argument("--repeats", type=int, default=9)
     small.set_defaults(run=pieces)
+    solver = commands.add_parser("iterations")
+    solver.add_argument("--size", type=int, default=128)
+    solver.add_argument("--repeats", type=int, default=3)
+    solver.set_defaults(run=iterations)
     accuracy = commands.add_parser("flow")
     accuracy.add_argument("--size", type=int, default=64)
     accuracy.add_argument("--repeats", type=int, default=5)
