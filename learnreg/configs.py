@@ -70,10 +70,12 @@ def config_dir() -> FilePath:
 
 
 def register_schema() -> None:
-    """Make ``schema`` known to Hydra."""
+    """Make ``schema`` known to Hydra, and ``${run_name:...}``: the experiment, or ``unnamed`` without one."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name="schema", node=TrainConfig)
+    OmegaConf.register_new_resolver("run_name", lambda experiment: experiment or "unnamed", replace=True)
 
 
 def method_names() -> list[str]:
