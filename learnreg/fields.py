@@ -53,10 +53,9 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
     """
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
     u = w + _advected(w) / 2
-    samples = grid.to_normalized(grid.points)
     for _ in range(steps):
-        u = u + interpolate(u, samples + channels_last(u), "bilinear")
-    return linear_map(torch.linalg.inv(grid.normalizing.double()).to(u.dtype), u)
+        u = u + interpolate(u, grid.normalized_points + channels_last(u), "bilinear")
+    return linear_map(grid.denormalizing, u)
 
 
 @full_precision
@@ -142,6 +141,18 @@ def invert(
             break
     residual = inverse + sample(displacement, grid, grid.points + channels_last(inverse), padding="border")
     return inverse, residual.norm(dim=1).flatten(1).amax(1)
+
+
+def image_gradient(data: Tensor, grid: Grid) -> Tensor:
+    """``(B, C, D, *grid)`` gradient along ``(x, y, z)`` per mm, by central differences."""
+    ndim = grid.ndim
+    batch, channels = data.shape[:2]
+    axes = [
+        torch.gradient(data, dim=ndim + 1 - a)[0] if grid.shape[ndim - 1 - a] > 1 else 0 * data for a in range(ndim)
+    ]
+    by_index = torch.stack(axes, dim=2).flatten(0, 1)  # (B C, D, *grid)
+    turned = grid.inverse_affine.mT.expand(batch, -1, -1).repeat_interleave(channels, 0)
+    return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)
 
 
 def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:

@@ -152,6 +152,16 @@ class Grid:
         return (scale @ torch.linalg.inv(self.affine.double())).to(self.dtype)
 
     @cached_property
+    def denormalizing(self) -> MatrixTensor:
+        """``(N, D+1, D+1)`` the inverse of :attr:`normalizing`."""
+        return torch.linalg.inv(self.normalizing.double()).to(self.dtype)
+
+    @cached_property
+    def normalized_points(self) -> PointTensor:
+        """``(N, *shape, D)`` normalized coordinates of every sample; computed once."""
+        return self.to_normalized(self.points)
+
+    @cached_property
     def points(self) -> PointTensor:
         """``(N, *shape, D)`` mm LPS of every sample; computed once."""
         axes = [torch.arange(n, dtype=self.dtype, device=self.device) for n in self.shape]

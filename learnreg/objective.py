@@ -68,14 +68,14 @@ class Penalty(nn.Module):
         """Sum over the fields."""
         if self.where is None:
             return torch.stack([self.regularizer(field, grid) for field, grid in fields]).sum()
-        local = [_resampled(self.where.data.to(field), self.where.grid, grid) for field, grid in fields]
+        local = [_resampled(self.where.data, self.where.grid, grid) for field, grid in fields]
         pairs = zip(fields, local, strict=True)
         return torch.stack([self.regularizer(field, grid, weight) for (field, grid), weight in pairs]).sum()
 
 
 @remembered
 def _resampled(data: ImageTensor, grid: Grid, onto: Grid) -> ImageTensor:
-    return sample(data, grid, onto.points, padding="border")
+    return sample(data.to(onto.points), grid.to(onto.device), onto.points, padding="border")
 
 
 class LabelOverlap(nn.Module):

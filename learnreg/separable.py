@@ -100,6 +100,18 @@ def average_matrix(size: int, new_size: int) -> Tensor:
     return overlap / overlap.sum(1, keepdim=True)
 
 
+def spline_weights(t: Tensor, order: int) -> tuple[Tensor, ...]:
+    """The ``order + 1`` B-splines that reach a position ``t`` in [0, 1] between their knots; they sum to 1."""
+    s = 1 - t
+    if order == 0:
+        return (torch.ones_like(t),)
+    if order == 1:
+        return s, t
+    if order == 2:
+        return s * s / 2, 0.75 - (t - 0.5) ** 2, t * t / 2
+    return s**3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (4 - 6 * s**2 + 3 * s**3) / 6, t**3 / 6
+
+
 @_placed
 def difference_matrix(size: int, spacing: float) -> Tensor:
     """``(size, size)`` derivative by central differences, one-sided at the border; 0 for a single sample."""

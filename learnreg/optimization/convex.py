@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learnreg.fields import compose
+from learnreg.fields import compose, linear_map
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.optimization.descent import StepCallback
@@ -100,9 +100,7 @@ class ConvexStage(Stage):
             )
             chosen = offsets[(flat + coupling * apart).argmin(0)]
             neighborhood = apply_separable(chosen.T.reshape(-1, *grid.shape), boxes)
-        samples = neighborhood.flip(0).unsqueeze(0)  # components (x, y, z)
-        linear = grid.affine[:1, : grid.ndim, : grid.ndim].to(samples.dtype)
-        return (linear @ samples.flatten(2)).reshape(samples.shape)
+        return linear_map(grid.affine[:1], neighborhood.flip(0).unsqueeze(0))  # components (x, y, z)
 
 
 def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], reach: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from learnreg.fields import linear_map
+from learnreg.fields import image_gradient
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.objective import Objective
@@ -120,15 +120,3 @@ def demons_force(difference: Tensor, gradient: Tensor, longest: float) -> Tensor
     difference = difference.unsqueeze(2)
     bound = gradient.square().sum(2, keepdim=True) + (difference / (2 * longest)).square()
     return (difference * gradient / bound.clamp(min=1e-12)).mean(1)
-
-
-def image_gradient(data: Tensor, grid: Grid) -> Tensor:
-    """``(B, C, D, *grid)`` gradient along ``(x, y, z)`` per mm, by central differences."""
-    ndim = grid.ndim
-    batch, channels = data.shape[:2]
-    axes = [
-        torch.gradient(data, dim=ndim + 1 - a)[0] if grid.shape[ndim - 1 - a] > 1 else 0 * data for a in range(ndim)
-    ]
-    by_index = torch.stack(axes, dim=2).flatten(0, 1)  # (B C, D, *grid)
-    turned = grid.inverse_affine.mT.expand(batch, -1, -1).repeat_interleave(channels, 0)
-    return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from learnreg.fields import image_gradient
 from learnreg.image import Image
 from learnreg.similarity import self_similarity
 
@@ -20,11 +21,8 @@ class IntensityAndGradient(nn.Module):
     def forward(self, image: Image) -> Image:
         """Channels ``C`` to ``2 C``; intensities in [0, 1]."""
         side = image.grid.spacing[0].min()
-        total = torch.zeros_like(image.data)
-        for axis, spacing in enumerate(image.grid.spacing[0].flip(0)):
-            if image.grid.shape[axis] > 1:
-                total = total + (torch.gradient(image.data, dim=axis + 2)[0] * (2 * side / spacing)).square()
-        return image.with_data(torch.cat([image.data, total.sqrt()], dim=1))
+        size = image_gradient(image.data, image.grid).norm(dim=2) * (2 * side)
+        return image.with_data(torch.cat([image.data, size], dim=1))
 
 
 class SelfSimilarity(nn.Module):

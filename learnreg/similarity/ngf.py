@@ -35,7 +35,7 @@ def ngf_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
     """
     if edge <= 0:
         raise ValueError(f"ngf_loss needs a positive edge, got {edge}.")
-    inner = mask if mask is None else _inner_fixed(mask)
+    inner = mask if mask is None else _inner(mask)
     n_w, n_f = _normalized_gradient(warped, mask, inner, edge), _fixed_gradient(fixed, mask, inner, edge)
     return 1 - masked_mean((n_w * n_f).sum(2).square(), inner)
 
@@ -63,7 +63,7 @@ def _central(x: Tensor, axis: int) -> Tensor:
 
 
 @remembered
-def _inner_fixed(mask: Tensor) -> Tensor:
+def _inner(mask: Tensor) -> Tensor:
     """The mask without the voxels that have a neighbor outside of it."""
     outside = (mask <= 0).float()
     ndim = mask.ndim - 2

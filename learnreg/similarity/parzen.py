@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from learnreg.separable import spline_weights
 from learnreg.similarity.masking import masked_range
 from learnreg.typing import ImageTensor, MaskTensor
 
@@ -55,17 +56,8 @@ def binned(values: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, 
     position = position.clamp(PADDING, count - PADDING)
     whole = position.detach().floor().clamp(max=count - PADDING - 1)
     index, t = whole.long(), position - whole
-    if order == 0:
-        return Bins((index,), (torch.ones_like(t),), count)
-    if order == 1:
-        return Bins((index, index + 1), (1 - t, t), count)
-    return Bins(tuple(index + k for k in (-1, 0, 1, 2)), cubic_shares(t), count)
-
-
-def cubic_shares(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights of the four cubic B-splines around a position ``t`` in [0, 1) after a knot."""
-    s = 1 - t
-    return s**3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (4 - 6 * s**2 + 3 * s**3) / 6, t**3 / 6
+    first = -1 if order == 3 else 0
+    return Bins(tuple(index + first + k for k in range(order + 1)), spline_weights(t, order), count)
 
 
 def joint_histogram(first: Bins, second: Bins, weights: Tensor) -> Tensor:

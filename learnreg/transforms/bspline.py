@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnreg.grid import Grid
 from learnreg.numerics import remembered
-from learnreg.separable import apply_separable
+from learnreg.separable import apply_separable, spline_weights
 from learnreg.transforms.displacement import check_field
 from learnreg.transforms.lattice import FreeForm, gathered, positions
 from learnreg.typing import FieldTensor, PointTensor
@@ -121,14 +121,7 @@ def spline_shares(position: Tensor, size: Tensor | int, order: int) -> tuple[Ten
     base = (position.detach() - margin).floor()
     base = torch.minimum(base, size - 1 - order)
     t = position - base - margin  # in [0, 1]
-    s = 1 - t
-    if order == 1:
-        shares = [s, t]
-    elif order == 2:
-        shares = [s * s / 2, 0.75 - (t - 0.5) ** 2, t * t / 2]
-    else:
-        shares = [s**3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (4 - 6 * s**2 + 3 * s**3) / 6, t**3 / 6]
-    return base.long(), torch.stack(shares, dim=-1)
+    return base.long(), torch.stack(spline_weights(t, order), dim=-1)
 
 
 def spline_matrix(position: Tensor, size: int, order: int) -> Tensor:

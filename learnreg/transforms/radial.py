@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.grid import Grid, apply_affine
-from learnreg.numerics import full_precision
+from learnreg.numerics import full_precision, remembered
 from learnreg.transforms.affine import homogeneous
 from learnreg.transforms.base import Transform
 from learnreg.transforms.displacement import check_field
@@ -99,8 +99,27 @@ def _subdivided(coefficients: Tensor, where: tuple[Tensor, ...], smoothness: Wen
     in one matrix product of the size of the lattice.
     """
     batch, ndim, *shape = coefficients.shape
-    strides = [round(1 / float(t[1] - t[0])) if len(t) > 1 else 1 for t in where]
+    weights, strides, bases = _phases(smoothness, *where)
     cells = [-(-len(t) // s) for t, s in zip(where, strides, strict=True)]
+    taps = weights.shape[-1]
+    pads: list[int] = []
+    for n, base, c in zip(reversed(shape), reversed(bases), reversed(cells), strict=True):
+        pads += [-base, base + c - 1 + taps - n]
+    padded = F.pad(coefficients.reshape(batch * ndim, 1, *shape), pads)
+    with torch.autocast(coefficients.device.type, enabled=False):
+        phases = (F.conv3d if ndim == 3 else F.conv2d)(padded, weights.to(padded))  # (B D, prod strides, *cells)
+    phases = phases.reshape(batch, ndim, *strides, *cells)
+    order = [0, 1] + [i for axis in range(ndim) for i in (2 + ndim + axis, 2 + axis)]
+    fine = phases.permute(order).reshape(batch, ndim, *[c * s for c, s in zip(cells, strides, strict=True)])
+    for axis, t in enumerate(where):
+        fine = fine.narrow(axis + 2, 0, len(t))
+    return fine
+
+
+@remembered
+def _phases(smoothness: Wendland, *where: Tensor) -> tuple[Tensor, list[int], list[int]]:
+    """The kernel seen from each sample of a cell, ``(prod strides, 1, *taps)``; strides; first control points."""
+    strides = [round(1 / float(t[1] - t[0])) if len(t) > 1 else 1 for t in where]
     bases = [int(t[0].floor()) - (REACH - 1) for t in where]
     taps = 2 * REACH + 1
     squares = []  # (stride, taps) an axis
@@ -110,19 +129,8 @@ def _subdivided(coefficients: Tensor, where: tuple[Tensor, ...], smoothness: Wen
     square = squares[0]
     for axis, other in enumerate(squares[1:], start=1):
         square = _outer_sum(square, other, axis)
-    weights = wendland(square.sqrt() / REACH, smoothness).reshape(-1, 1, *[taps] * ndim).to(coefficients)
-    pads: list[int] = []
-    for n, base, c in zip(reversed(shape), reversed(bases), reversed(cells), strict=True):
-        pads += [-base, base + c - 1 + taps - n]
-    padded = F.pad(coefficients.reshape(batch * ndim, 1, *shape), pads)
-    with torch.autocast(coefficients.device.type, enabled=False):
-        phases = (F.conv3d if ndim == 3 else F.conv2d)(padded, weights)  # (B D, prod strides, *cells)
-    phases = phases.reshape(batch, ndim, *strides, *cells)
-    order = [0, 1] + [i for axis in range(ndim) for i in (2 + ndim + axis, 2 + axis)]
-    fine = phases.permute(order).reshape(batch, ndim, *[c * s for c, s in zip(cells, strides, strict=True)])
-    for axis, t in enumerate(where):
-        fine = fine.narrow(axis + 2, 0, len(t))
-    return fine
+    weights = wendland(square.sqrt() / REACH, smoothness)
+    return weights.reshape(-1, 1, *[taps] * len(where)), strides, bases
 
 
 def _outer_sum(square: Tensor, other: Tensor, axis: int) -> Tensor:

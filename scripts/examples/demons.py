@@ -1,4 +1,4 @@
-"""Demons: forces from the difference of intensities, fields smoothed along the image, not across its edges."""
+"""Demons: forces from the difference of intensities, a field composed of smooth steps."""
 
 from __future__ import annotations
 

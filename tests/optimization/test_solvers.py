@@ -8,6 +8,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from learnreg.fields import image_gradient
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.metrics import dice_scores, folding_fraction
@@ -29,7 +30,7 @@ from learnreg.optimization import (
     descend,
     run_stages,
 )
-from learnreg.optimization.demons import demons_force, image_gradient
+from learnreg.optimization.demons import demons_force
 from learnreg.optimization.initialization import rotation
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE, NCC
