@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learnreg.grid import Grid
+from learnreg.grid import Grid, linear_map
+from learnreg.interpolation import sample_displaced
 from learnreg.numerics import full_precision
 from learnreg.separable import apply_separable, difference_matrix
 from learnreg.typing import FieldTensor, ScalarTensor
-from learnreg.warping import interpolate, sample
+from learnreg.warping import sample
 
 
 def channels_last(field: FieldTensor) -> Tensor:
@@ -54,16 +55,8 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
     u = w + _advected(w) / 2
     for _ in range(steps):
-        u = u + interpolate(u, grid.normalized_points + channels_last(u), "bilinear")
+        u = u + sample_displaced(u, u, grid.index_normalizing, grid.shape)
     return linear_map(grid.denormalizing, u)
-
-
-@full_precision
-def linear_map(matrix: Tensor, field: FieldTensor) -> FieldTensor:
-    """The linear part of a homogeneous ``(N, D+1, D+1)`` matrix on each vector of a ``(B, D, *grid)`` field."""
-    ndim = field.shape[1]
-    linear = matrix[:, :ndim, :ndim].to(field.dtype).expand(field.shape[0], -1, -1)
-    return (linear @ field.flatten(2)).reshape(field.shape)
 
 
 def _advected(w: Tensor) -> Tensor:

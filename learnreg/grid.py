@@ -14,7 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from learnreg.typing import MatrixTensor, PointTensor
+from learnreg.numerics import full_precision
+from learnreg.typing import FieldTensor, MatrixTensor, PointTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +146,16 @@ class Grid:
     @cached_property
     def normalizing(self) -> MatrixTensor:
         """``(N, D+1, D+1)`` mm LPS to ``[-1, 1]`` over the field of view (``align_corners=False``)."""
-        scale = torch.eye(self.ndim + 1, dtype=torch.float64, device=self.device)
+        return (self.index_normalizing.double() @ torch.linalg.inv(self.affine.double())).to(self.dtype)
+
+    @cached_property
+    def index_normalizing(self) -> MatrixTensor:
+        """``(1, D+1, D+1)`` index to ``[-1, 1]`` over the field of view."""
+        matrix = torch.eye(self.ndim + 1, dtype=torch.float64, device=self.device)
         size = self.size.double()
-        scale[range(self.ndim), range(self.ndim)] = 2 / size
-        scale[: self.ndim, self.ndim] = 1 / size - 1
-        return (scale @ torch.linalg.inv(self.affine.double())).to(self.dtype)
+        matrix[range(self.ndim), range(self.ndim)] = 2 / size
+        matrix[: self.ndim, self.ndim] = 1 / size - 1
+        return matrix.to(self.dtype).unsqueeze(0)
 
     @cached_property
     def denormalizing(self) -> MatrixTensor:
@@ -157,9 +163,11 @@ class Grid:
         return torch.linalg.inv(self.normalizing.double()).to(self.dtype)
 
     @cached_property
-    def normalized_points(self) -> PointTensor:
-        """``(N, *shape, D)`` normalized coordinates of every sample; computed once."""
-        return self.to_normalized(self.points)
+    def corners(self) -> Grid:
+        """The grid of two samples an axis, the outermost ones of this."""
+        affine = self.affine.clone()
+        affine[:, : self.ndim, : self.ndim] *= (self.size - 1).clamp(min=1)
+        return Grid((2,) * self.ndim, affine)
 
     @cached_property
     def points(self) -> PointTensor:
@@ -245,3 +253,11 @@ def apply_affine(matrix: MatrixTensor, points: PointTensor) -> PointTensor:
     with torch.autocast(points.device.type, enabled=False):
         mapped = flat @ matrix[:, :ndim, :ndim].transpose(1, 2) + matrix[:, :ndim, ndim].unsqueeze(1)
     return mapped.reshape(mapped.shape[0], *points.shape[1:])
+
+
+@full_precision
+def linear_map(matrix: Tensor, field: FieldTensor) -> FieldTensor:
+    """The linear part of a homogeneous ``(N, D+1, D+1)`` matrix on each vector of a ``(B, D, *grid)`` field."""
+    ndim = field.shape[1]
+    linear = matrix[:, :ndim, :ndim].to(field.dtype).expand(field.shape[0], -1, -1)
+    return (linear @ field.flatten(2)).reshape(field.shape)

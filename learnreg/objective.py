@@ -9,14 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from learnreg.fields import channels_first
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.numerics import remembered
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.transforms import Transform, chain
 from learnreg.typing import FieldTensor, ImageTensor, MaskTensor, PointTensor, Scalar
-from learnreg.warping import pull, sample
+from learnreg.warping import sample, warp
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +91,14 @@ class LabelOverlap(nn.Module):
             raise ValueError("LabelOverlap needs the label values that count, such as labels=[1, 2].")
         self.labels, self.weight = tuple(int(v) for v in labels), float(weight)
 
-    def forward(
-        self, fixed: Image, moving: Image, transform: Transform, points: PointTensor, mask: MaskTensor | None = None
-    ) -> Scalar:
+    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if fixed.labels is None or moving.labels is None:
             raise ValueError(
                 "The objective has label supervision but an image has no labels; "
                 "give labels with every image or leave `supervision` out (objective.supervision=null)."
             )
         memberships = one_hot(moving.labels, self.labels, moving.data.dtype)
-        warped = sample(memberships, moving.grid, points)
+        warped = warp(Image(memberships, moving.grid), transform, fixed.grid).data
         return dice_loss(warped, one_hot(fixed.labels, self.labels, warped.dtype), mask)
 
 
@@ -116,9 +113,7 @@ class LandmarkDistance(nn.Module):
         super().__init__()
         self.weight = float(weight)
 
-    def forward(
-        self, fixed: Image, moving: Image, transform: Transform, points: PointTensor, mask: MaskTensor | None = None
-    ) -> Scalar:
+    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if fixed.landmarks is None or moving.landmarks is None or fixed.landmarks.shape != moving.landmarks.shape:
             raise ValueError(
                 "The objective has landmark supervision but the images have no landmarks in pairs; "
@@ -146,8 +141,8 @@ class Objective(nn.Module):
     Args:
         similarity: ``(warped, fixed, mask) -> scalar``, lower is better.
         penalties: Regularizers with their weights, by name.
-        supervision: Terms ``(fixed, moving, transform, points, mask) -> scalar`` with a ``weight``, by name:
-            overlap of labels, distance of landmarks. ``points`` are the mapped samples of the fixed grid.
+        supervision: Terms ``(fixed, moving, transform, mask) -> scalar`` with a ``weight``, by name:
+            overlap of labels, distance of landmarks.
     """
 
     def __init__(
@@ -179,36 +174,31 @@ class Objective(nn.Module):
             )
         grid = fixed.grid
         fixed_side, moving_side = transform.sides()
-        own = moving_side.map_grid(grid)
-        points = own if initial is None else initial(own)
-        warped = pull(Image(moving.data, moving.grid, moving.mask), points, grid)
+        warped = warp(Image(moving.data, moving.grid, moving.mask), chain(moving_side, initial), grid)
         reference = fixed
         if fixed_side is not None:
-            reference = pull(Image(fixed.data, grid, fixed.mask), fixed_side.map_grid(grid), grid)
+            reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid)
         mask = _both(reference.mask, warped.mask)
         terms: dict[str, Tensor] = {"similarity": self.similarity(warped.data, reference.data, mask)}
         total = terms["similarity"]
-        for name, value in self._penalties(transform, own, grid).items():
+        for name, value in self._penalties(transform, grid).items():
             terms[name] = value
             total = total + float(self.penalties[name].weight) * value  # type: ignore[arg-type]
         whole = chain(transform, initial)
-        if self.supervision and fixed_side is not None:
-            points, mask = whole.map_grid(grid), fixed.mask
         for name, term in self.supervision.items():
-            terms[name] = term(fixed, moving, whole, points, mask)
+            terms[name] = term(fixed, moving, whole, mask if fixed_side is None else fixed.mask)
             total = total + float(term.weight) * terms[name]  # type: ignore[arg-type]
         return Loss(total, terms, warped)
 
-    def _penalties(self, transform: Transform, points: PointTensor, grid: Grid) -> dict[str, Scalar]:
+    def _penalties(self, transform: Transform, grid: Grid) -> dict[str, Scalar]:
         """Each penalty by name; none acts on a transform without fields."""
         fields = transform.fields()
         if not fields:
             return {}
-        displacement = ((channels_first(points - grid.points), grid),)
-        return {
-            name: penalty(fields if penalty.acts_on == "field" else displacement)
-            for name, penalty in self.penalties.items()
-        }
+        on = {"field": fields}
+        if any(penalty.acts_on == "displacement" for penalty in self.penalties.values()):
+            on["displacement"] = ((transform.sides()[1].displacement(grid), grid),)
+        return {name: penalty(on[str(penalty.acts_on)]) for name, penalty in self.penalties.items()}
 
     def unsupervised(self) -> Objective:
         """The same objective for images alone."""

@@ -7,15 +7,20 @@ than the same operator as a convolution or a pooling (see ``scripts/benchmark.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, wraps
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+Matrices = Sequence[Tensor | None]
+SLAB = {"cpu": 2**18}  # voxels at a time, so that what is made of them stays in a core's cache
+LARGE_SLAB = 2**24  # elsewhere, where many small kernels would cost more than they save
 
-def apply_separable(values: Tensor, matrices: Sequence[Tensor | None]) -> Tensor:
+
+def apply_separable(values: Tensor, matrices: Matrices) -> Tensor:
     """Apply one matrix along each of the last axes.
 
     Args:
@@ -40,6 +45,26 @@ def _along(values: Tensor, matrix: Tensor, offset: int) -> Tensor:
     trailing = values.shape[axis + 1 :]
     flat = values.reshape(*values.shape[: axis + 1], -1)
     return (matrix @ flat).reshape(*values.shape[:axis], matrix.shape[0], *trailing)
+
+
+def slabs(shape: Sequence[int], batch: int, device: torch.device) -> Iterator[slice]:
+    """Rows of the first axis of a volume, so many at a time that what is made of them fits the cache."""
+    rows = max(1, SLAB.get(device.type, LARGE_SLAB) // (batch * math.prod(shape[1:])))
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    rows = max(rows - rows % threads, min(threads, shape[0])) if rows < shape[0] else shape[0]
+    for first in range(0, shape[0], rows):
+        yield slice(first, min(first + rows, shape[0]))
+
+
+def rows_of(matrix: Tensor | None, rows: slice) -> tuple[Tensor | None, slice]:
+    """The rows of a matrix that make a slab, without the zeros around, and the samples that these take."""
+    if matrix is None:
+        return None, rows
+    if matrix.device.type != "cpu" or rows.stop - rows.start == len(matrix):
+        return matrix[rows], slice(None)
+    used = matrix[rows].any(0).nonzero()
+    reach = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
+    return matrix[rows, reach], reach
 
 
 class _Placed(Protocol):

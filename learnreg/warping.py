@@ -1,23 +1,22 @@
-"""Sampling and warping: the only caller of an interpolator in the package."""
+"""Sampling and warping: images, masks and labels pulled from one space into another."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.grid import Grid
+from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
+from learnreg.interpolation import Mode, interpolate, sample_displaced
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import ImageTensor, LabelTensor, PointTensor
+from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MatrixTensor, PointTensor
 
 if TYPE_CHECKING:
     from learnreg.transforms.base import Transform
 
-Mode = Literal["linear", "nearest"]
 Padding = Literal["zeros", "border"]
 LabelMode = Literal["nearest", "linear"]
 
@@ -56,47 +55,11 @@ def sample(
     with torch.autocast(values.device.type, enabled=False):
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         coordinates = coordinates.to(values.dtype)
-        sampled = interpolate(values, coordinates, "bilinear" if mode == "linear" else "nearest")
+        sampled = interpolate(values, coordinates, mode)
         if padding == "zeros":
             inside = (coordinates.detach().abs() <= 1).all(dim=-1)
             sampled = sampled * inside.unsqueeze(1)
     return sampled
-
-
-def interpolate(values: Tensor, coordinates: Tensor, mode: str) -> Tensor:
-    """``grid_sample`` for points of any shape, with the depth cut over the CPU's threads.
-
-    Args:
-        values: ``(B, C, *grid)``.
-        coordinates: ``(B, *P, D)``, normalized to [-1, 1] over the field of view; a batch of 1 on
-            either side is broadcast.
-        mode: ``"bilinear"`` (linear in any dimension) or ``"nearest"``; beyond the border its value.
-    """
-    batch = max(values.shape[0], coordinates.shape[0])
-    ndim = coordinates.shape[-1]
-    shape = coordinates.shape[1:-1]
-    values = values.expand(batch, *values.shape[1:])
-    coordinates = coordinates.expand(batch, *coordinates.shape[1:])
-    if len(shape) != ndim:
-        coordinates = coordinates.reshape(batch, *([1] * (ndim - 1)), -1, ndim)
-    parts = _thread_parts(coordinates)
-    if parts > 1:  # grid_sample threads over the batch alone
-        values = values.expand(parts, *values.shape[1:])
-        coordinates = coordinates.reshape(parts, -1, *coordinates.shape[2:])
-    sampled = F.grid_sample(values, coordinates, mode=mode, padding_mode="border", align_corners=False)
-    if parts > 1:
-        sampled = sampled.transpose(0, 1)
-    return sampled.reshape(batch, values.shape[1], *shape)
-
-
-def _thread_parts(coordinates: Tensor) -> int:
-    """How many pieces to cut one volume into; 1 on a GPU, in a batch, in 2-D and for few points."""
-    if coordinates.is_cuda or coordinates.shape[0] > 1 or coordinates.ndim != 5:
-        return 1
-    depth = coordinates.shape[1]
-    if coordinates[0, ..., 0].numel() < 16384:
-        return 1
-    return max(n for n in range(1, torch.get_num_threads() + 1) if depth % n == 0)
 
 
 def warp(
@@ -123,10 +86,55 @@ def warp(
         An image on ``onto``. Its mask is also 0 where the moving image does not reach, if
         ``moving`` has a mask.
     """
-    warped = pull(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)
+    found = transform.separable(onto)
+    if found is None:
+        warped = pull(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)
+    else:
+        warped = _through(moving, found, onto, mode=mode, padding=padding)
+        if moving.labels is not None:
+            segmentation = warp_labels(moving.labels, moving.grid, transform.map_grid(onto).detach(), mode=labels)
+            warped = replace(warped, labels=segmentation)
     if moving.landmarks is None:
         return warped
     return replace(warped, landmarks=transform.inverse()(moving.landmarks))
+
+
+@dataclass(frozen=True, eq=False)
+class SeparableMap:
+    """Where the samples of a grid go: ``x -> A (x + u(x))`` with ``u = (M_z x M_y x M_x) c``.
+
+    Args:
+        field: ``c``, ``(B, D, *lattice)``, mm, such as the coefficients of a spline.
+        matrices: One an axis in array order, from the lattice to the grid; ``None`` where both agree.
+        linear: ``A``, ``(N, D+1, D+1)`` homogeneous, mm to mm, without a gradient; ``None`` is the identity.
+    """
+
+    field: FieldTensor
+    matrices: tuple[Tensor | None, ...]
+    linear: MatrixTensor | None = None
+
+    def then(self, matrix: MatrixTensor) -> SeparableMap:
+        """A linear map after this."""
+        return replace(self, linear=matrix if self.linear is None else matrix @ self.linear)
+
+
+def _through(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mode, padding: Padding) -> Image:
+    """Intensities and mask of ``moving`` without the mapped points of the whole grid, see :mod:`interpolation`."""
+    normalizing = moving.grid.normalizing.double()
+    if where.linear is not None:
+        normalizing = normalizing @ where.linear.double()
+    data = moving.data.to(torch.promote_types(moving.data.dtype, torch.float32))
+    base = (normalizing @ onto.affine.double()).to(data.dtype)
+    field = linear_map(normalizing, where.field.to(data.dtype))
+    zeros = padding == "zeros"
+    warped = sample_displaced(data, field, base, onto.shape, matrices=where.matrices, mode=mode, zeros=zeros)
+    mask = moving.mask
+    if mask is not None:
+        mask = mask.to(data.dtype)
+        mask = sample_displaced(
+            mask, field.detach(), base, onto.shape, matrices=where.matrices, mode="nearest", zeros=True
+        )
+    return Image(warped, onto, mask)
 
 
 def pull(

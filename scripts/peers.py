@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_image
 from learnreg.methods import Method, Registration
+from learnreg.transforms import chain
 from learnreg.transforms.itk import read_transform
 
 Piece = Callable[[], torch.Tensor]
@@ -56,6 +57,32 @@ class Greedy(Method):
             seconds = time.perf_counter() - began
             solver.execute(f"-d 3 -rf {names['f.nii']} -r {names['w.nii']} {names['a.mat']} -rc {names['c.nii']} -V 0")
             return Registration(read_transform(names["c.nii"]), fixed, moving, seconds=seconds)
+
+
+class Ants(Method):
+    """ANTs' ``SyN`` with its own affine, by ``antspyx``, on images written by us.
+
+    Args:
+        kind: ``type_of_transform``, such as ``SyN``, ``SyNOnly``, ``SyNCC``, ``antsRegistrationSyNQuick[s]``.
+        options: Other arguments of ``ants.registration``.
+    """
+
+    def __init__(self, kind: str = "SyN", **options: object) -> None:
+        self.kind, self.options = kind, options
+
+    def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
+        import ants
+
+        with tempfile.TemporaryDirectory() as folder:
+            pair = []
+            for name, image in (("f.nii", fixed), ("m.nii", moving)):
+                write_image(normalized(image).data[0], image.grid, Path(folder) / name)
+                pair.append(ants.image_read(str(Path(folder) / name)))
+            began = time.perf_counter()
+            result = ants.registration(*pair, self.kind, outprefix=str(Path(folder) / "t"), **self.options)
+            seconds = time.perf_counter() - began
+            warps = [read_transform(file) for file in result["fwdtransforms"]]  # the first is applied first to points
+        return Registration(reduce(chain, warps), fixed, moving, seconds=seconds)
 
 
 def pieces(

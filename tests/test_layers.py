@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
     ["typing", "configs"],
-    ["grid", "separable", "numerics"],
+    ["grid", "separable", "numerics", "interpolation"],
     ["image", "io"],
     ["warping", "fields"],
     ["transforms"],

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from learnreg.fields import linear_map
-from learnreg.grid import Grid
+from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
 from learnreg.transforms import Transform
 from learnreg.typing import FieldTensor

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learnreg.fields import compose, linear_map
-from learnreg.grid import Grid
+from learnreg.fields import compose
+from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
 from learnreg.optimization.descent import StepCallback
 from learnreg.optimization.features import SelfSimilarity

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from learnreg.numerics import full_precision
-from learnreg.similarity.masking import masked_mean
-from learnreg.similarity.windows import Kernel, LocalAverage, at_windows, local_moments, local_moments_of_fixed
+from learnreg.similarity.masking import masked_mean, standardized
+from learnreg.similarity.windows import Kernel, LocalAverage, at_windows, local_moments_of_fixed
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
@@ -51,9 +51,10 @@ def lncc_loss(
         Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image
         Anal. 2008, eq. 5. Differs in: relative floor, windows cut off at the border.
     """
-    w, mean_w, var_w = local_moments(warped, mask, window, kernel, stride)
     f, mean_f, var_f = local_moments_of_fixed(fixed, mask, window, kernel, stride)
-    cov = LocalAverage(w, window, mask, kernel, stride)(w * f) - mean_w * mean_f
+    w = standardized(warped, mask)
+    mean_w, square_w, product = LocalAverage(w, window, mask, kernel, stride).products(w, f)
+    var_w, cov = (square_w - mean_w * mean_w).clamp(min=0), product - mean_w * mean_f
     scale = (var_w + floor) * (var_f + floor)
     return 1 - masked_mean(cov * cov / scale if squared else cov * scale.rsqrt(), at_windows(mask, stride))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,10 +50,34 @@ def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
     autocast, ``E[x^2] - E[x]^2`` of an image with a large offset is noise.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    mean, variance = masked_moments(values, mask)
-    smallest = torch.finfo(values.dtype).tiny
-    flat = variance <= 1e-12 * mean.square() + smallest
-    return torch.where(flat, 0.0, values - mean) * torch.where(flat, 1.0, variance).rsqrt()
+    result: Tensor = _Standardized.apply(values, mask)
+    return result
+
+
+class _Standardized(torch.autograd.Function):
+    """Only the result is kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mask: MaskTensor | None) -> Tensor:  # type: ignore[override]
+        mean, variance = masked_moments(values, mask)
+        flat = variance <= 1e-12 * mean.square() + torch.finfo(values.dtype).tiny
+        scale = torch.where(flat, 0.0, torch.where(flat, 1.0, variance).rsqrt())
+        result = (values - mean).mul_(scale)
+        ctx.save_for_backward(result, scale, mask)
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        result, scale, mask = ctx.saved_tensors
+        dims = list(range(2, outer.ndim))
+        if mask is None:
+            shift, slope = outer.mean(dims, keepdim=True), (outer * result).mean(dims, keepdim=True)
+            return outer.sub(shift).addcmul_(result, slope, value=-1).mul_(scale), None
+        weights = mask.to(outer.dtype)
+        weights = weights / weights.sum(dims, keepdim=True).clamp(min=1e-6)
+        shift, slope = outer.sum(dims, keepdim=True), (outer * result).sum(dims, keepdim=True)
+        return (outer - weights * (shift + slope * result)).mul_(scale), None
 
 
 standardized_fixed = remembered(standardized)

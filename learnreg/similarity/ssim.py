@@ -43,9 +43,8 @@ def structural_similarity(
     c1, c2 = (0.01 * length) ** 2, (0.03 * length) ** 2
     average = LocalAverage(f, window, mask, kernel)
     w = warped - center
-    mean_w = average(w)
-    var_w = (average(w * w) - mean_w * mean_w).clamp(min=0)
-    cov = average(w * f) - mean_w * mean_f
+    mean_w, square_w, product = average.products(w, f)
+    var_w, cov = (square_w - mean_w * mean_w).clamp(min=0), product - mean_w * mean_f
     a, b = mean_w + center, mean_f + center
     return (2 * a * b + c1) * (2 * cov + c2) / ((a * a + b * b + c1) * (var_w + var_f + c2))
 
@@ -60,8 +59,8 @@ def _fixed_statistics(
     length = (greatest - least).clamp(min=1e-6) if data_range is None else center.new_full((), data_range)
     f = fixed - center
     average = LocalAverage(f, window, mask, kernel)
-    mean = average(f)
-    return center, mean, f, (average(f * f) - mean * mean).clamp(min=0), length
+    mean, square, _ = average.products(f, f)
+    return center, mean, f, (square - mean * mean).clamp(min=0), length
 
 
 def ssim_loss(

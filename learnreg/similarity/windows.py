@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from learnreg.numerics import remembered
-from learnreg.separable import apply_separable, box_matrix, gaussian_matrix
+from learnreg.separable import apply_separable, box_matrix, gaussian_matrix, rows_of, slabs
 from learnreg.similarity.masking import standardized
 from learnreg.typing import MaskTensor
 
@@ -57,6 +57,59 @@ class LocalAverage:
             return apply_separable(values, self.matrices)
         return apply_separable(values * self.mask, self.matrices) / self.share
 
+    def products(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of ``x``, ``x^2`` and ``x y``; nothing of full size is made or kept for the gradient."""
+        means: Tensor = _Products.apply(x, y, self.mask, self.matrices)
+        first, second, third = means.split(x.shape[1], dim=1)
+        if self.share is None:
+            return first, second, third
+        return first / self.share, second / self.share, third / self.share
+
+
+class _Products(torch.autograd.Function):
+    """Window means of ``x``, ``x^2`` and ``x y`` times a mask, one after the other, slab by slab."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, mask: Tensor | None, matrices: list[Tensor]) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, y, mask)
+        ctx.matrices = matrices
+        batch, channels, *shape = x.shape
+        means = x.new_zeros(batch, 3 * channels, *[len(matrix) for matrix in matrices])
+        for rows in slabs(shape, batch, x.device):
+            a = x[:, :, rows]
+            parts = torch.cat([a, a * a, a * y[:, :, rows]], dim=1)
+            parts = parts if mask is None else parts * _in_channels(mask[:, :, rows], 3)
+            parts = apply_separable(parts, [None, *matrices[1:]])
+            first, reach = rows_of(matrices[0].T, rows)
+            assert first is not None  # noqa: S101 - there is a matrix an axis
+            means[:, :, reach] += apply_separable(parts, [first.T, *[None] * (len(shape) - 1)])
+        return means
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, y, mask = ctx.saved_tensors
+        for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        for_y = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        batch, channels, *shape = x.shape
+        for rows in slabs(shape, batch, x.device):
+            first, reach = rows_of(ctx.matrices[0].T, rows)
+            back = apply_separable(outer[:, :, reach], [first, *[None] * (len(shape) - 1)])
+            back = apply_separable(back, [None, *[matrix.T for matrix in ctx.matrices[1:]]])
+            back = back if mask is None else back * _in_channels(mask[:, :, rows], 3)
+            one, two, three = back.split(channels, dim=1)
+            a = x[:, :, rows]
+            if for_x is not None:
+                for_x[:, :, rows] = one + 2 * a * two + y[:, :, rows] * three
+            if for_y is not None:
+                for_y[:, :, rows] = a * three
+        return for_x, for_y, None, None
+
+
+def _in_channels(mask: Tensor, times: int) -> Tensor:
+    """A mask of one channel as it is, one of several for as many groups of them."""
+    return mask if mask.shape[1] == 1 else mask.repeat(1, times, *[1] * (mask.ndim - 2))
+
 
 def at_windows(values: Tensor | None, stride: int) -> Tensor | None:
     """``(B, C, *grid)`` at the voxels where :class:`LocalAverage` of this stride has its windows."""
@@ -74,8 +127,8 @@ def local_moments(
     """The standardized image, and its mean and variance in each window."""
     average = LocalAverage(image, window, mask, kernel, stride)
     x = standardized(image, mask)
-    mean = average(x)
-    return x, mean, (average(x * x) - mean * mean).clamp(min=0)
+    mean, square, _ = average.products(x, x)
+    return x, mean, (square - mean * mean).clamp(min=0)
 
 
 local_moments_of_fixed = remembered(local_moments)

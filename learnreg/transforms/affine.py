@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.fields import channels_first
 from learnreg.grid import Grid, apply_affine
 from learnreg.transforms.base import Transform
 from learnreg.typing import MatrixTensor, PointTensor
+from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,13 @@ class Affine(Transform):
 
     def __call__(self, points: PointTensor) -> PointTensor:
         return apply_affine(self.matrix, points)
+
+    def separable(self, grid: Grid) -> SeparableMap | None:
+        """A linear map is known from the corners of a grid, and linear between them."""
+        corners = grid.corners
+        field = channels_first(self(corners.points) - corners.points)
+        ramps = [torch.linspace(0, 1, n, dtype=grid.dtype, device=grid.device) for n in grid.shape]
+        return SeparableMap(field, tuple(torch.stack([1 - t, t], dim=1) for t in ramps))
 
     def inverse(self) -> Affine:
         return Affine(torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype))

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
 from learnreg.typing import FieldTensor, PointTensor
+from learnreg.warping import SeparableMap
 
 
 class Transform(ABC):
@@ -38,6 +39,10 @@ class Transform(ABC):
     def sides(self) -> tuple[Transform | None, Transform]:
         """What maps the space where both images are compared to the fixed (``None``: itself) and the moving image."""
         return None, self
+
+    def separable(self, grid: Grid) -> SeparableMap | None:
+        """The map of the samples of ``grid`` in the form that is warped without points, ``None`` if it has none."""
+        return None
 
     def map_grid(self, grid: Grid) -> PointTensor:
         """Where the samples of ``grid`` go, ``(B, *grid.shape, D)``, mm."""

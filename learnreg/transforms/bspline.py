@@ -14,6 +14,7 @@ from learnreg.separable import apply_separable, spline_weights
 from learnreg.transforms.displacement import check_field
 from learnreg.transforms.lattice import FreeForm, gathered, positions
 from learnreg.typing import FieldTensor, PointTensor
+from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,12 @@ class BSpline(FreeForm):
         return gathered(self.coefficients, base, self.order + 1, weight)
 
     def on_aligned(self, grid: Grid) -> FieldTensor | None:
+        found = self.separable(grid)
+        return None if found is None else apply_separable(found.field, found.matrices)
+
+    def separable(self, grid: Grid) -> SeparableMap | None:
         matrices = _matrices(self.lattice.affine, grid.affine, self.lattice.shape, grid.shape, self.order)
-        return None if matrices is None else apply_separable(self.coefficients, matrices)
+        return None if matrices is None else SeparableMap(self.coefficients, tuple(matrices))
 
 
 @remembered

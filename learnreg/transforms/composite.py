@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import reduce
 
 from learnreg.grid import Grid
+from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.typing import FieldTensor, PointTensor
+from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,15 @@ class Composite(Transform):
     def map_grid(self, grid: Grid) -> PointTensor:
         points = self.transforms[0].map_grid(grid)
         return reduce(lambda mapped, transform: transform(mapped), self.transforms[1:], points)
+
+    def separable(self, grid: Grid) -> SeparableMap | None:
+        """Where all but the first are linear, and not what is searched for."""
+        found = self.transforms[0].separable(grid)
+        for transform in self.transforms[1:]:
+            if found is None or not isinstance(transform, Affine) or transform.matrix.requires_grad:
+                return None
+            found = found.then(transform.matrix)
+        return found
 
     def inverse(self) -> Composite:
         return Composite(tuple(transform.inverse() for transform in reversed(self.transforms)))

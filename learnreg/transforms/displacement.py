@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from learnreg.fields import channels_last, invert
 from learnreg.grid import Grid
+from learnreg.separable import apply_separable, resize_matrix
 from learnreg.transforms.base import Transform
 from learnreg.typing import FieldTensor, PointTensor
-from learnreg.warping import resize, sample
+from learnreg.warping import SeparableMap, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,20 @@ class Displacement(Transform):
         return grid.points + channels_last(self.displacement(grid))
 
     def displacement(self, grid: Grid) -> FieldTensor:
-        return on_grid(self.field, self.grid, grid)
+        found = self.separable(grid)
+        if found is None:
+            return sample(self.field, self.grid, grid.points, padding="border")
+        return apply_separable(found.field, found.matrices)
+
+    def separable(self, grid: Grid) -> SeparableMap | None:
+        """Between two samplings of one field of view the interpolation is separable, hence cheap."""
+        if grid is self.grid or self.grid.matches(grid):
+            return SeparableMap(self.field, (None,) * grid.ndim)
+        finer = all(m >= n for m, n in zip(grid.shape, self.grid.shape, strict=True))
+        if not finer or not self.grid.matches(grid.resized(self.grid.shape)):
+            return None
+        sizes = zip(self.grid.shape, grid.shape, strict=True)
+        return SeparableMap(self.field, tuple(None if n == m else resize_matrix(n, m, self.field) for n, m in sizes))
 
     def inverse(self) -> Displacement:
         """By fixed point; see :func:`learnreg.fields.invert`, which also returns the residual."""
@@ -59,15 +73,3 @@ def check_field(owner: str, field: FieldTensor, grid: Grid) -> None:
             f"{owner} needs a field (B, {grid.ndim}, {', '.join(map(str, grid.shape))}) in mm on its grid, "
             f"got {tuple(field.shape)}."
         )
-
-
-def on_grid(field: FieldTensor, grid: Grid, onto: Grid) -> FieldTensor:
-    """A field at the samples of another grid; without interpolation where it is the same grid.
-
-    Between two samplings of one field of view the interpolation is separable, hence cheap.
-    """
-    if onto is grid or grid.matches(onto):
-        return field
-    if grid.matches(onto.resized(grid.shape)) and all(m >= n for m, n in zip(onto.shape, grid.shape, strict=True)):
-        return resize(field, onto.shape)
-    return sample(field, grid, onto.points, padding="border")

@@ -10,6 +10,7 @@ from learnreg.grid import Grid
 from learnreg.transforms.base import Transform
 from learnreg.transforms.displacement import Displacement, check_field
 from learnreg.typing import FieldTensor, PointTensor
+from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,9 @@ class Velocity(Transform):
 
     def displacement(self, grid: Grid) -> FieldTensor:
         return self.integrated.displacement(grid)
+
+    def separable(self, grid: Grid) -> SeparableMap | None:
+        return self.integrated.separable(grid)
 
     def inverse(self) -> Velocity:
         return Velocity(-self.field, self.grid, self.steps)
