@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from learnreg.grid import Grid, linear_map
-from learnreg.interpolation import sample_displaced
+from learnreg.interpolation import squared
 from learnreg.numerics import full_precision
 from learnreg.separable import apply_separable, difference_matrix
 from learnreg.typing import FieldTensor, ScalarTensor
@@ -55,7 +55,7 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
     u = w + _advected(w) / 2
     for _ in range(steps):
-        u = u + sample_displaced(u, u, grid.index_normalizing, grid.shape)
+        u = squared(u, grid.index_normalizing)
     return linear_map(grid.denormalizing, u)
 
 

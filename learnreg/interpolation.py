@@ -7,6 +7,7 @@ and are computed again for the gradient, so that nothing of full size is kept bu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -89,17 +90,19 @@ def sample_displaced(
     base: MatrixTensor,
     shape: Sequence[int],
     *,
+    linear: Tensor | None = None,
     matrices: Matrices | None = None,
     mode: Mode = "linear",
     zeros: bool = False,
 ) -> Tensor:
-    """``values(base(i) + u(i))`` at each index ``i`` of a grid, linear, where ``u`` is a field on a coarser one.
+    """``values(base(i) + L u(i))`` at each index ``i`` of a grid, where ``u`` is a field on a coarser one.
 
     Args:
         values: ``(B, C, *grid)``.
-        field: ``(B, D, *lattice)``, displacements in the normalized coordinates of ``values``.
+        field: ``(B, D, *lattice)``, displacements.
         base: ``(N, D+1, D+1)``, index of the grid to normalized coordinates of ``values``; no gradient.
         shape: Of the grid.
+        linear: ``(N, D, D)``, displacements to normalized coordinates; no gradient. ``None`` is the identity.
         matrices: One an axis in array order, from the lattice to the grid; ``None`` where both agree.
         mode: ``"linear"``, or ``"nearest"``, which has no gradient.
         zeros: 0 outside the field of view; else the value at its border.
@@ -108,30 +111,62 @@ def sample_displaced(
         ``(B, C, *shape)``.
     """
     matrices = [None] * len(shape) if matrices is None else [m if m is None else m.to(field) for m in matrices]
-    sampled: Tensor = _SampleDisplaced.apply(
-        values, field, base.detach().to(field), matrices, tuple(shape), mode, zeros
-    )
+    linear = None if linear is None else linear.detach().to(field)
+    placing = _Placing(base.detach().to(field), linear, matrices, tuple(shape))
+    sampled: Tensor = _SampleDisplaced.apply(values, field, placing, mode, zeros)
     return sampled
+
+
+@dataclass(frozen=True, eq=False)
+class _Placing:
+    """From a field to the coordinates of a slab, and back with their gradient."""
+
+    base: Tensor
+    linear: Tensor | None
+    matrices: Matrices
+    shape: tuple[int, ...]
+
+    def points(self, field: Tensor, rows: slice, batch: int) -> Tensor:
+        """``(B, rows, ..., D)`` normalized coordinates."""
+        ndim = len(self.shape)
+        first, reach = rows_of(self.matrices[0], rows)
+        moved = apply_separable(field[:, :, reach], [first, *[None] * (ndim - 1)])  # a slab before all else
+        if self.linear is not None:
+            moved = _mapped(self.linear, moved)
+        moved = apply_separable(moved, [None, *self.matrices[1:]])
+        last = self._steps(ndim - 1, slice(None))
+        rest = self._steps(0, rows) + self.base[:, :ndim, ndim].reshape(-1, ndim, *[1] * ndim)
+        for axis in range(1, ndim - 1):
+            rest = rest + self._steps(axis, slice(None))
+        moved = (moved + rest).add_(last)
+        return moved.movedim(1, -1).expand(batch, *moved.shape[2:], ndim)
+
+    def _steps(self, axis: int, part: slice) -> Tensor:
+        """``(N, D, ..)`` what the index along an array axis adds to the coordinates."""
+        ndim = len(self.shape)
+        index = torch.arange(self.shape[axis], dtype=self.base.dtype, device=self.base.device)[part]
+        steps = self.base[:, :ndim, ndim - 1 - axis].unsqueeze(-1) * index
+        return steps.reshape(*steps.shape[:2], *[len(index) if a == axis else 1 for a in range(ndim)])
+
+    def gradient(self, outer: Tensor, rows: slice) -> tuple[Tensor, slice]:
+        """A slab's share of the gradient of the field, for that of the coordinates, and the rows it falls on."""
+        back = apply_separable(outer.movedim(-1, 1), [None, *[m if m is None else m.T for m in self.matrices[1:]]])
+        if self.linear is not None:
+            back = _mapped(self.linear.mT, back)
+        first, reach = rows_of(self.matrices[0], rows)
+        first = first if first is None else first.T
+        return apply_separable(back, [first, *[None] * (len(self.shape) - 1)]), reach
 
 
 class _SampleDisplaced(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        values: Tensor,
-        field: Tensor,
-        base: Tensor,
-        matrices: Matrices,
-        shape: tuple[int, ...],
-        mode: Mode,
-        zeros: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(values, field, base)
-        ctx.matrices, ctx.shape, ctx.zeros = matrices, shape, zeros
-        batch = max(len(values), len(field), len(base))
-        sampled = values.new_empty(batch, values.shape[1], *shape)
-        for rows in slabs(shape, batch, values.device):
-            points = _coordinates(field, base, matrices, shape, rows, batch)
+    def forward(ctx: Any, values: Tensor, field: Tensor, placing: _Placing, mode: Mode, zeros: bool) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(values, field)
+        ctx.placing, ctx.zeros = placing, zeros
+        batch = max(len(values), len(field), len(placing.base))
+        sampled = values.new_empty(batch, values.shape[1], *placing.shape)
+        for rows in slabs(placing.shape, batch, values.device):
+            points = placing.points(field, rows, batch)
             part = interpolate(values, points, mode)
             sampled[:, :, rows] = part * _inside(points) if zeros else part
         return sampled
@@ -139,53 +174,61 @@ class _SampleDisplaced(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        values, field, base = ctx.saved_tensors
+        values, field = ctx.saved_tensors
+        placing = ctx.placing
         needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         batch = len(outer)
-        for_values = torch.zeros_like(values) if needed[0] else None
+        for_values = None
         for_field = torch.zeros_like(field) if needed[1] else None
-        whole = [slice(0, ctx.shape[0])]  # torch returns a gradient for all values at each call
-        for rows in whole if needed[0] else slabs(ctx.shape, batch, values.device):
-            points = _coordinates(field, base, ctx.matrices, ctx.shape, rows, batch)
+        whole = [slice(0, len(outer[0, 0]))]  # torch returns a gradient for all values at each call
+        for rows in whole if needed[0] else slabs(placing.shape, batch, values.device):
+            points = placing.points(field, rows, batch)
             part = outer[:, :, rows]
             part = part * _inside(points) if ctx.zeros else part
-            found, moved = _interpolation_gradient(values, points, part, needed)
-            if for_values is not None and found is not None:
-                for_values += found.sum(0, keepdim=True) if len(found) > len(for_values) else found
+            for_values, moved = _interpolation_gradient(values, points, part, needed)
             if for_field is not None and moved is not None:
-                back, reach = _transposed(moved.movedim(-1, 1), ctx.matrices, rows)
+                back, reach = placing.gradient(moved, rows)
                 for_field[:, :, reach] += back.sum(0, keepdim=True) if len(back) > len(for_field) else back
-        return for_values, for_field, None, None, None, None, None
+        return for_values, for_field, None, None, None
 
 
-def _coordinates(
-    field: Tensor, base: Tensor, matrices: Matrices, shape: tuple[int, ...], rows: slice, batch: int
-) -> Tensor:
-    """``(B, rows, ..., D)`` of one slab."""
-    ndim = len(shape)
-    first, reach = rows_of(matrices[0], rows)
-    moved = apply_separable(field[:, :, reach], [first, *[None] * (ndim - 1)])  # first, for it makes a slab of all
-    moved = apply_separable(moved, [None, *matrices[1:]])
-    points = None
-    for axis, size in enumerate(shape):
-        index = torch.arange(size, dtype=base.dtype, device=base.device)
-        index = index[rows] if axis == 0 else index
-        steps = base[:, :ndim, ndim - 1 - axis].unsqueeze(-1) * index
-        steps = steps + base[:, :ndim, ndim].unsqueeze(-1) if axis == 0 else steps
-        steps = steps.reshape(*steps.shape[:2], *[len(index) if a == axis else 1 for a in range(ndim)])
-        points = steps if points is None else points + steps
-    assert points is not None  # noqa: S101 - there are axes
-    moved = moved + points
-    return moved.movedim(1, -1).expand(batch, *moved.shape[2:], ndim)
+def squared(field: Tensor, base: MatrixTensor) -> Tensor:
+    """Displacement of the map twice, ``u(x) + u(x + u(x))``; beyond the grid ``u`` has its border value.
+
+    Args:
+        field: ``(B, D, *grid)``, normalized coordinates.
+        base: ``(1, D+1, D+1)``, index of the grid to normalized coordinates.
+    """
+    twice: Tensor = _Squared.apply(field, _Placing(base.to(field), None, [None] * field.shape[1], field.shape[2:]))
+    return twice
+
+
+class _Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, placing: _Placing) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(field)
+        ctx.placing = placing
+        twice = torch.empty_like(field)
+        for rows in slabs(placing.shape, len(field), field.device):
+            points = placing.points(field, rows, len(field))
+            torch.add(field[:, :, rows], interpolate(field, points), out=twice[:, :, rows])
+        return twice
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (field,) = ctx.saved_tensors
+        points = ctx.placing.points(field, slice(0, field.shape[2]), len(field))
+        for_values, for_points = _interpolation_gradient(field, points, outer, (True, True))
+        assert for_values is not None and for_points is not None  # noqa: S101 - both were asked for
+        return for_values.add_(outer).add_(for_points.movedim(-1, 1)), None
+
+
+def _mapped(matrix: Tensor, field: Tensor) -> Tensor:
+    """``(N, D, D)`` on each vector of ``(B, D, ...)``."""
+    return (matrix @ field.flatten(2)).reshape(-1, *field.shape[1:])
 
 
 def _inside(points: Tensor) -> Tensor:
     """``(B, 1, ...)`` whether points are in the field of view."""
     return (points.abs().amax(dim=-1) <= 1).unsqueeze(1)
-
-
-def _transposed(moved: Tensor, matrices: Matrices, rows: slice) -> tuple[Tensor, slice]:
-    """A slab's share of the gradient of the field, by the transposed matrices, and the rows it falls on."""
-    back = apply_separable(moved, [None, *[m if m is None else m.T for m in matrices[1:]]])
-    first, reach = rows_of(matrices[0], rows)
-    return apply_separable(back, [first if first is None else first.T, *[None] * (len(matrices) - 1)]), reach

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from learnreg.grid import Grid, linear_map
+from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
@@ -125,14 +125,16 @@ def _through(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mode, padd
         normalizing = normalizing @ where.linear.double()
     data = moving.data.to(torch.promote_types(moving.data.dtype, torch.float32))
     base = (normalizing @ onto.affine.double()).to(data.dtype)
-    field = linear_map(normalizing, where.field.to(data.dtype))
+    field, linear = where.field.to(data.dtype), normalizing[:, : onto.ndim, : onto.ndim].to(data.dtype)
     zeros = padding == "zeros"
-    warped = sample_displaced(data, field, base, onto.shape, matrices=where.matrices, mode=mode, zeros=zeros)
+    warped = sample_displaced(
+        data, field, base, onto.shape, linear=linear, matrices=where.matrices, mode=mode, zeros=zeros
+    )
     mask = moving.mask
     if mask is not None:
         mask = mask.to(data.dtype)
         mask = sample_displaced(
-            mask, field.detach(), base, onto.shape, matrices=where.matrices, mode="nearest", zeros=True
+            mask, field.detach(), base, onto.shape, linear=linear, matrices=where.matrices, mode="nearest", zeros=True
         )
     return Image(warped, onto, mask)
 

@@ -36,7 +36,7 @@ def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name:
     shape = (*low.shape, *([1] * image.ndim))
     shift = torch.as_tensor(low.reshape(shape)).to(image.data)
     scale = torch.as_tensor((high - low).reshape(shape)).to(image.data)
-    return image.with_data(((image.data - shift) / scale).clamp(0, 1))
+    return image.with_data((image.data - shift).div_(scale).clamp_(0, 1))
 
 
 @dataclass(frozen=True)

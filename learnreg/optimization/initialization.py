@@ -12,7 +12,7 @@ from torch import Tensor
 from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.descent import StepCallback
-from learnreg.optimization.stages import Stage, StageResult, at_level, center_of_mass, compose_found, mass
+from learnreg.optimization.stages import Stage, StageResult, at_level, center_of_mass, compose_found, mass_moments
 from learnreg.transforms import Affine, Transform, align_centers
 
 
@@ -128,10 +128,8 @@ class Moments(RotationSearch):
 
 def principal_axes(image: Image) -> Tensor:
     """``(1, D, D)`` unit vectors, one a column, from the shortest to the longest extent of the intensities."""
-    weights, points = mass(image)
-    offset = points[:1] - center_of_mass(image)[:1].unsqueeze(1)
-    covariance = (weights[:1, :, None] * offset).mT @ offset
-    return torch.linalg.eigh(covariance.double()).eigenvectors.to(offset.dtype)
+    covariance = mass_moments(image)[1][:1]
+    return torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
 
 
 def rotation(angles: Sequence[float], ndim: int) -> Tensor:

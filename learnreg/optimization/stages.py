@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from learnreg.grid import Grid
+from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image, crop_to_content
 from learnreg.objective import Objective
 from learnreg.optimization.dense import DenseParametrization
@@ -68,19 +68,30 @@ class Stage(nn.Module):
 
 def center_of_mass(image: Image) -> torch.Tensor:
     """``(B, D)`` mm, centroid of the intensities above their minimum, within the mask."""
-    weights, points = mass(image)
-    return (weights.unsqueeze(-1) * points).sum(1)
+    return mass_moments(image)[0]
 
 
-def mass(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Intensities above their minimum within the mask, of sum 1, ``(B, P)``; and where they lie, ``(B, P, D)`` mm."""
+def mass_moments(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centroid ``(B, D)`` in mm and covariance ``(B, D, D)`` in mm^2 of the intensities above their minimum."""
     weights = image.data.detach().sum(1)
-    weights = weights - weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim))
+    weights = weights.sub_(weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim)))
     if image.mask is not None:
         weights = weights * image.mask[:, 0]
-    weights = weights.flatten(1)
-    points = image.grid.points.flatten(1, -2).expand(len(weights), -1, -1)
-    return weights / weights.sum(1, keepdim=True).clamp(min=1e-12), points
+    weights = weights / weights.flatten(1).sum(1).clamp(min=1e-12).reshape(-1, *([1] * image.ndim))
+    axes = list(range(image.ndim, 0, -1))  # x, y, z
+    index = {axis: torch.arange(weights.shape[axis]).to(weights) for axis in axes}
+    along = {axis: weights.sum([a for a in axes if a != axis]) for axis in axes}
+    mean = torch.stack([along[axis] @ index[axis] for axis in axes], dim=1)
+    offset = {axis: index[axis] - mean[:, k : k + 1] for k, axis in enumerate(axes)}  # (B, n)
+    covariance = mean.new_zeros(len(mean), image.ndim, image.ndim)
+    for i, a in enumerate(axes):
+        covariance[:, i, i] = (along[a] * offset[a].square()).sum(1)
+        for j, b in enumerate(axes[:i]):  # b comes after a in the array
+            plane = weights.sum([c for c in axes if c not in (a, b)]) if image.ndim > 2 else weights
+            covariance[:, i, j] = covariance[:, j, i] = torch.einsum("nij,ni,nj->n", plane, offset[a], offset[b])
+    linear = image.grid.affine[:, : image.ndim, : image.ndim].to(mean)
+    center = apply_affine(image.grid.affine.to(mean), mean.unsqueeze(1)).squeeze(1)
+    return center, linear @ covariance @ linear.mT
 
 
 class IterativeStage(Stage):

@@ -24,15 +24,19 @@ def cell_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
         ``(B,)``.
     """
     if weight is not None:
-        weight = weight.to(values.dtype)
-        for axis in range(2, values.ndim):
-            n = values.shape[axis]
-            lost = weight.shape[axis] - n
-            weight = weight.narrow(axis, lost // 2, weight.shape[axis] - 2 * (lost // 2))
-            if lost % 2:
-                weight = (weight.narrow(axis, 1, n) + weight.narrow(axis, 0, n)) / 2
-        values = values * weight
+        values = values * at_cells(weight.to(values.dtype), values.shape)
     return values.flatten(1).sum(1) / values[0, 0].numel()
+
+
+def at_cells(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """``(B, 1, *grid)`` factors at the cells of ``(B, K, *cells)`` values, see :func:`cell_mean`."""
+    for axis in range(2, len(shape)):
+        n = shape[axis]
+        lost = weight.shape[axis] - n
+        weight = weight.narrow(axis, lost // 2, weight.shape[axis] - 2 * (lost // 2))
+        if lost % 2:
+            weight = (weight.narrow(axis, 1, n) + weight.narrow(axis, 0, n)) / 2
+    return weight
 
 
 def spacing_along(grid: Grid, axis: int) -> Tensor:

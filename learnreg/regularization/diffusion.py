@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
 from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
-from learnreg.regularization.differences import cell_mean, spacing_along
+from learnreg.regularization.differences import at_cells, spacing_along
+from learnreg.separable import slabs
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
 
@@ -28,12 +33,42 @@ def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
     Source:
         Fischer and Modersitzki, Fast diffusion registration, 2002.
     """
-    total = field.new_zeros(())
-    for axis in range(grid.ndim):
-        if grid.shape[axis] > 1:
-            square = field.diff(dim=axis + 2).square()
-            total = total + (cell_mean(square, weight) / spacing_along(grid, axis) ** 2).mean()
-    return total
+    shares = torch.stack([spacing_along(grid, axis) for axis in range(grid.ndim)]).square().reciprocal().to(field)
+    squares: Tensor = _SquaredGradient.apply(field, shares, weight)
+    return squares.mean()
+
+
+class _SquaredGradient(torch.autograd.Function):
+    """``(B,)`` weighted squares of the differences; the gradient is made beside them, and alone is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:  # type: ignore[override]
+        total = field.new_zeros(len(field))
+        gradient = torch.zeros_like(field) if ctx.needs_input_grad[0] else None
+        for axis, share in enumerate(shares, start=2):
+            n = field.shape[axis]
+            cells = [m - (a == axis) for a, m in enumerate(field.shape)]
+            if n == 1:
+                continue
+            scale = (share / math.prod(cells[2:])).reshape(-1, *[1] * (field.ndim - 1))
+            local = None if weight is None else at_cells(weight.to(field.dtype), cells)
+            for rows in slabs(cells[2:], 3 * len(field), field.device):
+                first = slice(rows.start, rows.stop + (axis == 2))
+                difference = field[:, :, first].diff(dim=axis)
+                pull = difference * scale if local is None else difference * scale * local[:, :, rows]
+                total = total + difference.mul_(pull).flatten(1).sum(1)
+                if gradient is not None:
+                    part = gradient[:, :, first]
+                    part.narrow(axis, 1, part.shape[axis] - 1).add_(pull, alpha=2)
+                    part.narrow(axis, 0, part.shape[axis] - 1).sub_(pull, alpha=2)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer.reshape(-1, *[1] * (gradient.ndim - 1)), None, None
 
 
 class Diffusion(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import nn
 
 from learnreg.numerics import full_precision
@@ -18,6 +19,8 @@ def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
         fixed: ``(B, C, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
     """
+    if mask is None:
+        return F.mse_loss(warped, fixed, reduction="none").mean()  # keeps no difference for the gradient
     return masked_mean((warped - fixed).square(), mask)
 
 
