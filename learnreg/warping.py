@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -126,16 +126,12 @@ def _through(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mode, padd
     data = moving.data.to(torch.promote_types(moving.data.dtype, torch.float32))
     base = (normalizing @ onto.affine.double()).to(data.dtype)
     field, linear = where.field.to(data.dtype), normalizing[:, : onto.ndim, : onto.ndim].to(data.dtype)
-    zeros = padding == "zeros"
-    warped = sample_displaced(
-        data, field, base, onto.shape, linear=linear, matrices=where.matrices, mode=mode, zeros=zeros
-    )
+    place: dict[str, Any] = {"linear": linear, "matrices": where.matrices, "zeros": padding == "zeros"}
+    warped = sample_displaced(data, field, base, onto.shape, mode=mode, **place)
     mask = moving.mask
     if mask is not None:
-        mask = mask.to(data.dtype)
-        mask = sample_displaced(
-            mask, field.detach(), base, onto.shape, linear=linear, matrices=where.matrices, mode="nearest", zeros=True
-        )
+        place["zeros"] = True
+        mask = sample_displaced(mask.to(data.dtype), field.detach(), base, onto.shape, mode="nearest", **place)
     return Image(warped, onto, mask)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|flow|iterations|hippocampus [--help]``.
+"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|flow|iterations|hippocampus|brain [--help]``.
 
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
@@ -18,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from learnreg.data.datasets import Case, centered, reversed_pairs
-from learnreg.data.formats import read_subjects
-from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.formats import Subject, read_subjects
+from learnreg.data.preprocessing import ModelSpace, normalized
+from learnreg.data.synthesis import changed_intensities, random_velocity
 from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
@@ -39,7 +40,7 @@ from learnreg.regularization import (
 )
 from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
 from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
-from learnreg.warping import sample
+from learnreg.warping import sample, warp
 
 Piece = Callable[[], torch.Tensor]
 
@@ -64,6 +65,55 @@ def hippocampus(options: argparse.Namespace) -> None:
         rows += evaluate([Case(f"{fixed.name} < {moving.name}", *images)], methods)
     print(f"{len(pairs)} pairs, {options.threads} threads")
     print(table(rows))
+
+
+def brain(options: argparse.Namespace) -> None:
+    """Whole brains at 1 mm: fields that are known, and pairs of people with 138 labels, in native space."""
+    subjects = read_subjects(options.data)
+    missing = sorted(set(options.subject) - {subject.name for subject in subjects})
+    if missing:
+        raise SystemExit(f"{options.data} has no {', '.join(missing)}; it has {', '.join(s.name for s in subjects)}.")
+    chosen = [subject for subject in subjects if subject.name in options.subject]
+    methods: dict[str, Method] = {name: load_method(name) for name in options.method}
+    if find_spec("picsl_greedy"):
+        methods["greedy, default"] = peers.Greedy("100x50x10", "2vox 1vox", options.threads)
+        methods["greedy, best found"] = peers.Greedy("100x100x40", "1.5vox 0.5vox", options.threads)
+    else:
+        print("greedy is left out: pip install -e '.[peers]'")
+    if find_spec("ants"):
+        methods["ANTs SyN, default"] = peers.Ants("SyN", options.threads)
+        if options.slow:
+            methods["ANTs SyN, cross-correlation"] = peers.Ants("SyNCC", options.threads)
+    else:
+        print("ANTs is left out: pip install -e '.[peers]'")
+    for title, cases in (
+        ("known fields", (known_field(subject, number) for number, subject in enumerate(chosen))),
+        ("between people", (between(*pair) for pair in zip(chosen, chosen[1:] + chosen[:1], strict=True))),
+    ):
+        rows: list[Row] = []
+        for case in tqdm(cases, total=len(chosen), desc=title):
+            rows += evaluate([case], methods, distances=False)
+        print(f"{title}: {len(chosen)} pairs, {options.threads} threads; an image is {megabytes(case.fixed):.0f} MB")
+        print(table(rows), flush=True)
+
+
+def known_field(subject: Subject, seed: int) -> Case:
+    """A brain and itself under a random diffeomorphism (95 % below 6 mm), bias field, gamma and noise."""
+    fixed = normalized(ModelSpace(1.0, (160, 192, 160)).place(subject.read()))
+    generator = torch.Generator().manual_seed(seed)
+    velocity = random_velocity(fixed.grid, magnitude=6.0, smoothness=12.0, generator=generator)
+    moving = changed_intensities(warp(fixed, velocity.inverse(), fixed.grid), generator=generator)
+    return Case(subject.name, fixed, moving, velocity)
+
+
+def between(fixed: Subject, moving: Subject) -> Case:
+    """Two people as they were scanned."""
+    return Case(f"{fixed.name} < {moving.name}", fixed.read(), moving.read())
+
+
+def megabytes(image: Image) -> float:
+    """In float32."""
+    return 4 * image.data.numel() / 1e6
 
 
 def pieces(options: argparse.Namespace) -> None:
@@ -221,6 +271,12 @@ def main() -> None:
     real.add_argument("--first", type=int, default=160)
     real.add_argument("--last", type=int, default=200)
     real.set_defaults(run=hippocampus)
+    whole = commands.add_parser("brain")
+    whole.add_argument("data", help="the folder brain of LEARNREG_DATA")
+    whole.add_argument("--method", action="append", default=[])
+    whole.add_argument("--subject", nargs="+", default=["1019", "1104", "1122"])
+    whole.add_argument("--slow", action="store_true", help="also ANTs with cross-correlation: half an hour a pair")
+    whole.set_defaults(run=brain)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.run(options)

@@ -5,6 +5,7 @@ Each is optional (``pip install -e '.[peers]'``); what is not installed is left 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,11 +65,12 @@ class Ants(Method):
 
     Args:
         kind: ``type_of_transform``, such as ``SyN``, ``SyNOnly``, ``SyNCC``, ``antsRegistrationSyNQuick[s]``.
-        options: Other arguments of ``ants.registration``.
+        threads: CPU threads.
     """
 
-    def __init__(self, kind: str = "SyN", **options: object) -> None:
-        self.kind, self.options = kind, options
+    def __init__(self, kind: str, threads: int) -> None:
+        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read at its first registration
+        self.kind = kind
 
     def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
         import ants
@@ -79,7 +81,7 @@ class Ants(Method):
                 write_image(normalized(image).data[0], image.grid, Path(folder) / name)
                 pair.append(ants.image_read(str(Path(folder) / name)))
             began = time.perf_counter()
-            result = ants.registration(*pair, self.kind, outprefix=str(Path(folder) / "t"), **self.options)
+            result = ants.registration(*pair, self.kind, outprefix=str(Path(folder) / "t"))
             seconds = time.perf_counter() - began
             warps = [read_transform(file) for file in result["fwdtransforms"]]  # the first is applied first to points
         return Registration(reduce(chain, warps), fixed, moving, seconds=seconds)

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
-    ["typing", "configs"],
+    ["typing", "configs", "memory"],
     ["grid", "separable", "numerics", "interpolation"],
     ["image", "io"],
     ["warping", "fields"],

@@ -93,6 +93,7 @@ def measure(result: Registration) -> dict[str, Any]:
     displacement = result.transform.displacement(result.fixed.grid)
     metrics: dict[str, Any] = {
         "seconds": round(result.seconds, 3),
+        "peak_memory_mb": None if result.peak_bytes is None else round(result.peak_bytes / 1e6),
         "before": _agreement(result, identity),
         "after": _agreement(result, result.transform),
         "folding_percent": 100 * float(folding_fraction(displacement, result.fixed.grid)),

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from learnreg.image import Image
 from learnreg.io import image_from_sitk, read_image
+from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
 from learnreg.methods.one_shot import OneShotMethod
 from learnreg.methods.presets import load_method
@@ -61,9 +62,12 @@ def register(
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=chosen.iterations, disable=not shown or not chosen.iterations, desc="register", unit="it") as bar:
         start = None if initial is None else initial.to(device)
-        result = chosen(target.to(device), source.to(device), initial=start, on_step=bar.update)
+        pair = target.to(device), source.to(device)
+        with peak_memory(device) as peak:
+            result = chosen(*pair, initial=start, on_step=bar.update)
     began = None if result.initial is None else result.initial.to("cpu")
-    return Registration(result.transform.to("cpu"), target, source, began, result.history, result.seconds)
+    transform = result.transform.to("cpu")
+    return Registration(transform, target, source, began, result.history, result.seconds, peak.bytes)
 
 
 def choose_method(

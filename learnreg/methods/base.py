@@ -28,6 +28,7 @@ class Registration:
         initial: What the transform began with (an alignment of centers, say), or ``None``.
         history: Losses of each level of each iterative stage.
         seconds: Wall time of the registration, without reading, writing and start-up.
+        peak_bytes: Memory that it took at its peak, beside the images; ``None`` where nothing tells.
     """
 
     transform: Transform
@@ -36,6 +37,7 @@ class Registration:
     initial: Transform | None = None
     history: tuple[LevelHistory, ...] = ()
     seconds: float = 0.0
+    peak_bytes: int | None = None
 
     @cached_property
     def warped(self) -> Image:

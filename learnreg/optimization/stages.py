@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 
 from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image, crop_to_content
+from learnreg.memory import check_fits
 from learnreg.objective import Objective
 from learnreg.optimization.dense import DenseParametrization
 from learnreg.optimization.descent import Descent, OptimizerFactory, StepCallback, descend
@@ -20,6 +22,8 @@ from learnreg.optimization.linear import LinearKind, LinearParametrization
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
 from learnreg.transforms import Affine, Transform, chain
 from learnreg.warping import resize_image
+
+IMAGES, FIELDS = 9, 12  # volumes at the peak of a descent for each channel, and for each free parameter a voxel
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,23 @@ class IterativeStage(Stage):
         other.learning_rate = self.learning_rate * min(1.0, self.limits[0] / max(iterations, 1))
         return other
 
+    def needed_bytes(self, fixed: Image) -> float:
+        """About what the finest level takes at its peak, beside the images themselves."""
+        coarse, fine = (fixed.grid.coarsened(f, smallest=8) for f in (max(self.factors), min(self.factors)))
+        voxels = math.prod(fine.shape)
+        free = sum(p.numel() for p in self.parametrization(fixed, coarse).parameters()) / math.prod(coarse.shape)
+        return 4.0 * voxels * (IMAGES * fixed.data.shape[1] + FIELDS * free)
+
+    def check_memory(self, fixed: Image) -> None:
+        """Raise ``ValueError`` if the finest level does not fit."""
+        size = "x".join(map(str, fixed.grid.shape[::-1]))
+        remedy = (
+            "Leave out the finest level in a copy of the preset (`factors: [8, 4, 2]` takes an eighth), crop the "
+            "images, or use a machine with more memory."
+        )
+        what = f"A {type(self).__name__} on {size} voxels"
+        check_fits(self.needed_bytes(fixed), fixed.data.device, what, remedy)
+
     @abstractmethod
     def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
         """The free parameters of the first level, whose fixed grid is ``grid``."""
@@ -177,6 +198,7 @@ class IterativeStage(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        self.check_memory(fixed)
         parameters: Parametrization | None = None
         history = []
         side = float(fixed.grid.spacing.min())
