@@ -39,7 +39,7 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
-    """Measure the highest point of a block: ``with peak_memory() as peak: ...``, then ``peak.bytes``.
+    """Measure the highest point of what runs within; the bytes are there when it has ended.
 
     On the CPU it is the resident memory of the process, from Linux; on a GPU what torch allocates there.
     """

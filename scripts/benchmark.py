@@ -1,5 +1,6 @@
-"""Benchmarks against peers, in one run: ``python scripts/benchmark.py pieces|flow|iterations|hippocampus|brain [--help]``.
+"""Benchmarks against peers, in one run: ``python scripts/benchmark.py hippocampus DATA``.
 
+Others are ``brain``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their options.
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
 
