@@ -107,13 +107,16 @@ class LandmarkDistance(nn.Module):
 
     Args:
         weight: Factor in the objective, per mm.
+        required: Images without landmarks are an error; otherwise the term is 0 for them.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, *, required: bool = True) -> None:
         super().__init__()
-        self.weight = float(weight)
+        self.weight, self.required = float(weight), required
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
+        if not self.required and fixed.landmarks is None and moving.landmarks is None:
+            return moving.data.new_zeros(())
         if fixed.landmarks is None or moving.landmarks is None or fixed.landmarks.shape != moving.landmarks.shape:
             raise ValueError(
                 "The objective has landmark supervision but the images have no landmarks in pairs; "

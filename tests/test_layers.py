@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
     ["typing", "configs", "memory"],
     ["grid", "separable", "numerics", "interpolation"],
-    ["image", "io"],
+    ["image", "io", "landmarks"],
     ["warping", "fields"],
     ["transforms"],
     ["similarity", "regularization"],

@@ -65,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
             f"--{which}-labels", metavar="FILE", help=f"segmentation of the {which} image, to measure overlap"
         )
         register.add_argument(f"--{which}-mask", metavar="FILE", help=f"where the {which} image counts")
+    register.add_argument(
+        "--landmarks",
+        metavar="FILE",
+        nargs="+",
+        help="one CSV with the points of both images, or two files, fixed and moving: their distance is measured, "
+        "and a method with a landmark term (lung) is guided by them",
+    )
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
     evaluate = commands.add_parser(

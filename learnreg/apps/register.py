@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from learnreg.apps.errors import UserError
 from learnreg.data.datasets import Case
 from learnreg.image import Image
 from learnreg.io import read_image, write_atomically, write_image
+from learnreg.landmarks import read_landmark_pairs, read_landmarks
 from learnreg.methods import Registration, register
-from learnreg.methods.evaluation import score
+from learnreg.methods.evaluation import landmark_error, score
 from learnreg.metrics import folding_fraction, label_values, sd_log_jacobian
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import ncc_loss
@@ -33,6 +36,7 @@ def run(options: argparse.Namespace) -> None:
     set_device(options)
     fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
     moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
+    fixed, moving = with_landmarks(fixed, moving, options.landmarks)
     initial = None if options.initial is None else read_transform(options.initial)
     result = register(
         fixed,
@@ -68,11 +72,26 @@ def _check(options: argparse.Namespace, output: Path) -> None:
         raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
     if bool(options.fixed_labels) != bool(options.moving_labels):
         raise UserError("Give --fixed-labels and --moving-labels together, or neither.")
+    if options.landmarks and len(options.landmarks) > 2:
+        raise UserError(f"--landmarks takes one file with pairs, or two files, got {len(options.landmarks)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"-o {output} is a file; give a folder.")
     existing = [name for name in FILES if (output / name).exists()]
     if existing and not options.overwrite:
         raise UserError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+
+
+def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> tuple[Image, Image]:
+    """Both images with the landmarks of one file of pairs, or of a file each."""
+    if not files:
+        return fixed, moving
+    if len(files) == 1:
+        first, second = read_landmark_pairs(files[0], fixed.grid, moving.grid)
+    else:
+        first, second = read_landmarks(files[0], fixed.grid), read_landmarks(files[1], moving.grid)
+    if first.shape != second.shape:
+        raise UserError(f"--landmarks: {first.shape[1]} in the fixed and {second.shape[1]} in the moving image.")
+    return replace(fixed, landmarks=first), replace(moving, landmarks=second)
 
 
 def set_device(options: argparse.Namespace) -> None:
@@ -110,6 +129,8 @@ def _agreement(result: Registration, transform: Transform) -> dict[str, Any]:
     fixed, moving = result.fixed, result.moving
     warped = warp(Image(moving.data, moving.grid), transform, fixed.grid)
     values: dict[str, Any] = {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, fixed.mask))}
+    if fixed.landmarks is not None and moving.landmarks is not None:
+        values["landmarks_mm"] = float(landmark_error(transform, fixed, moving).nanmean())
     if fixed.labels is not None and moving.labels is not None and label_values(fixed.labels, moving.labels):
         row = score(Case("pair", fixed, moving), transform)
         values |= {key: row[key] for key in ("dice", "dice_by_label", "hd95_mm")}
@@ -134,6 +155,8 @@ def summary(metrics: dict[str, Any]) -> str:
     parts = [f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}"]
     if "dice" in after:
         parts.append(f"Dice {before['dice']:.3f} -> {after['dice']:.3f}")
+    if "landmarks_mm" in after:
+        parts.append(f"landmarks {before['landmarks_mm']:.2f} -> {after['landmarks_mm']:.2f} mm")
     parts.append(f"folding {metrics['folding_percent']:.3f} %")
     parts.append(f"{metrics['seconds']:.2f} s")
     return ", ".join(parts)

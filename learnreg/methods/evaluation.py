@@ -14,7 +14,14 @@ from learnreg.fields import channels_first
 from learnreg.image import Image
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
-from learnreg.metrics import dice_scores, folding_fraction, hausdorff95, label_values, sd_log_jacobian
+from learnreg.metrics import (
+    dice_scores,
+    folding_fraction,
+    hausdorff95,
+    label_values,
+    sd_log_jacobian,
+    target_registration_error,
+)
 from learnreg.metrics.deformation import sd_log_jacobian_learn2reg
 from learnreg.transforms import Affine, Transform
 from learnreg.warping import pull
@@ -25,6 +32,7 @@ START = "start"
 Row = dict[str, Any]
 METRICS: tuple[tuple[str, str, int], ...] = (
     ("error_mm", "error mm", 3),
+    ("tre_mm", "TRE mm", 2),
     ("dice", "Dice", 3),
     ("hd95_mm", "HD95 mm", 2),
     ("sd_log_jacobian", "SDlogJ", 3),
@@ -60,15 +68,8 @@ def evaluate(
     rows: list[Row] = []
     for case in cases:
         identity = Affine.identity(case.fixed.ndim)
-        rows.append(
-            {
-                "case": case.name,
-                "method": START,
-                **score(case, identity, distances=distances),
-                "seconds": 0.0,
-                "cpu_seconds": 0.0,
-            }
-        )
+        began = {"case": case.name, "method": START, "seconds": 0.0, "cpu_seconds": 0.0}
+        rows.append(began | score(case, identity, distances=distances))
         done: dict[str, Registration] = {}
         for name, method in methods.items():
             cpu = time.process_time()
@@ -99,7 +100,7 @@ def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
     """Agreement with the truth, and regularity, of one transform.
 
     Raises:
-        ValueError: The case has neither labels in common nor a true transform.
+        ValueError: The case has neither labels in common, nor landmarks, nor a true transform.
     """
     grid = case.fixed.grid
     row: Row = {}
@@ -117,13 +118,29 @@ def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
                 row["dice_by_label"] = dict(zip(map(str, labels), dice.tolist(), strict=True))
                 if distances:
                     row["hd95_mm"] = float(hausdorff95(warped, case.fixed.labels, grid, labels).nanmean())
+        if case.fixed.landmarks is not None and case.moving.landmarks is not None:
+            row["tre_mm"] = float(landmark_error(transform, case.fixed, case.moving).nanmean())
         if not row:
-            raise ValueError(f"{case.name} has no labels in common and no true transform; nothing to evaluate against.")
+            raise ValueError(
+                f"{case.name} has no labels in common, no landmarks and no true transform; "
+                "there is nothing to evaluate against."
+            )
         row["sd_log_jacobian"] = float(sd_log_jacobian(displacement, grid))
         if min(grid.shape) >= 5:
             row["sd_log_jacobian_learn2reg"] = float(sd_log_jacobian_learn2reg(displacement, grid))
         row["folding_percent"] = 100 * float(folding_fraction(displacement, grid))
     return row
+
+
+def landmark_error(transform: Transform, fixed: Image, moving: Image) -> torch.Tensor:
+    """``(1, K)`` distance in mm of the landmarks of two images, NaN where one is not marked.
+
+    Raises:
+        ValueError: There is not one landmark of the moving image for each of the fixed.
+    """
+    if fixed.landmarks is None or moving.landmarks is None:
+        raise ValueError("Both images need landmarks.")
+    return target_registration_error(transform, fixed.landmarks, moving.landmarks)
 
 
 def _error(case: Case, points: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from learnreg.optimization.descent import Descent, descend
 from learnreg.optimization.features import IntensityAndGradient, SelfSimilarity
 from learnreg.optimization.flows import ShootingParametrization, TimeVaryingParametrization, shoot
 from learnreg.optimization.freeform import BSplineParametrization, KernelParametrization
-from learnreg.optimization.initialization import CenterOfMass, CenterOfView, Moments, RotationSearch
+from learnreg.optimization.initialization import CenterOfMass, CenterOfView, LandmarkStart, Moments, RotationSearch
 from learnreg.optimization.linear import LinearParametrization
 from learnreg.optimization.optimizers import LargestStep, LineSearch, VectorAdam
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
@@ -35,6 +35,7 @@ __all__ = [
     "IntensityAndGradient",
     "IterativeStage",
     "KernelParametrization",
+    "LandmarkStart",
     "LargestStep",
     "LevelHistory",
     "LineSearch",

@@ -13,7 +13,7 @@ from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.descent import StepCallback
 from learnreg.optimization.stages import Stage, StageResult, at_level, center_of_mass, compose_found, mass_moments
-from learnreg.transforms import Affine, Transform, align_centers
+from learnreg.transforms import Affine, Displacement, Transform, align_centers, spline_through_landmarks
 
 
 class CenterOfView(Stage):
@@ -49,6 +49,37 @@ class CenterOfMass(Stage):
         if initial is not None:
             source = initial.inverse()(source.unsqueeze(1)).squeeze(1)
         return StageResult(Affine.translation(source - target))
+
+
+class LandmarkStart(Stage):
+    """A spline through the landmarks of both images; nothing for images without.
+
+    Args:
+        factor: Spacing of the samples of the spline in units of the finest voxel side.
+        smoothing: See :func:`learnreg.transforms.spline_through_landmarks`.
+    """
+
+    def __init__(self, *, factor: float = 4.0, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.factor, self.smoothing = float(factor), float(smoothing)
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        initial: Transform | None = None,
+        *,
+        on_step: StepCallback | None = None,
+    ) -> StageResult:
+        if fixed.landmarks is None or moving.landmarks is None:
+            return StageResult(Affine.identity(fixed.ndim, dtype=fixed.grid.dtype).to(fixed.data.device))
+        marked = ~(fixed.landmarks + moving.landmarks).isnan().any(-1)[0]
+        source, target = fixed.landmarks[:, marked], moving.landmarks[:, marked]
+        if initial is not None:
+            target = initial.inverse()(target)
+        control = fixed.grid.coarsened(self.factor, smallest=4)
+        spline = spline_through_landmarks(source, target, smoothing=self.smoothing)
+        return StageResult(Displacement(spline.displacement(control), control))
 
 
 class RotationSearch(Stage):

@@ -1,0 +1,74 @@
+"""Slab by slab is the same as all at once, with its gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import learnreg.separable
+from learnreg.fields import compose
+from learnreg.grid import Grid
+from learnreg.interpolation import sample_displaced, squared
+from learnreg.regularization import diffusion_loss
+from learnreg.separable import apply_separable, resize_matrix
+from learnreg.similarity import lncc_loss
+
+
+@pytest.fixture(params=[64, 10**9], ids=["slabs", "whole"])
+def slab(request, monkeypatch):
+    monkeypatch.setitem(learnreg.separable.SLAB, "cpu", request.param)
+
+
+def numbers(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 8, 7), (11, 6)], ids=["3-D", "2-D"])
+def test_values_and_gradients_are_those_of_grid_sample(slab, batch, shape):
+    ndim = len(shape)
+    values = numbers(1, 2, *[n + 1 for n in shape]).requires_grad_()
+    lattice = [n // 2 + 1 for n in shape]
+    field = (0.4 * numbers(batch, ndim, *lattice, seed=1)).requires_grad_()
+    matrices = [resize_matrix(n, m, values) for n, m in zip(lattice, shape, strict=True)]
+    grid = Grid.regular(shape, dtype=torch.float64)
+    linear = 0.8 * torch.eye(ndim, dtype=torch.float64)[None] + 0.1
+
+    ours = sample_displaced(values, field, grid.index_normalizing, shape, linear=linear, matrices=matrices)
+    moved = apply_separable(field, matrices).movedim(1, -1) @ linear[0].T + grid.to_normalized(grid.points)
+    theirs = F.grid_sample(values.expand(batch, *values.shape[1:]), moved, padding_mode="border", align_corners=False)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    weights = numbers(*ours.shape, seed=2)
+    for a, b in zip(*(torch.autograd.grad((w * weights).sum(), (values, field)) for w in (ours, theirs)), strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_what_lies_outside_is_zero_and_has_no_gradient(slab):
+    values, grid = numbers(1, 1, 6, 6, 6), Grid.regular((6, 6, 6), dtype=torch.float64)
+    field = torch.zeros(1, 3, 6, 6, 6, dtype=torch.float64)
+    field[:, 0, :, :, :3] = -2.0
+    field.requires_grad_()
+    sampled = sample_displaced(values, field, grid.index_normalizing, grid.shape, zeros=True)
+    assert torch.equal(sampled[..., :3], torch.zeros(1, 1, 6, 6, 3, dtype=torch.float64))
+    assert torch.allclose(sampled[..., 3:], values[..., 3:])
+    sampled.sum().backward()
+    assert field.grad[..., :3].abs().max() == 0 < field.grad[..., 3:].abs().max()
+
+
+def test_a_square_is_a_composition(slab):
+    grid = Grid.regular((7, 8, 9), spacing=(2.0, 1.0, 1.5), dtype=torch.float64)
+    field = numbers(2, 3, *grid.shape) - 0.5
+    normalized = field * (2 / grid.extent[0]).reshape(1, 3, 1, 1, 1)
+    ours = squared(normalized, grid.index_normalizing) / (2 / grid.extent[0]).reshape(1, 3, 1, 1, 1)
+    assert torch.allclose(ours, compose(field, field, grid), atol=1e-10)
+
+
+def test_gradients_are_those_of_finite_differences(slab):
+    grid = Grid.regular((4, 5, 4), dtype=torch.float64)
+    field = (0.2 * numbers(1, 3, 4, 5, 4) - 0.1).requires_grad_()
+    torch.autograd.gradcheck(lambda u: squared(u, grid.index_normalizing), field, eps=1e-7, atol=1e-5)
+    torch.autograd.gradcheck(lambda u: diffusion_loss(u, grid), field)
+    weight = numbers(1, 1, 4, 5, 4, seed=3)
+    torch.autograd.gradcheck(lambda u: diffusion_loss(u, grid, weight), field)
+    images = [numbers(1, 2, 5, 6, 7, seed=s).requires_grad_() for s in (4, 5)]
+    for mask in (None, (numbers(1, 1, 5, 6, 7, seed=6) > 0.2).double()):
+        torch.autograd.gradcheck(lambda a, b, m=mask: lncc_loss(a, b, m, window=3, stride=2), images)
