@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -24,6 +25,8 @@ from learnreg.methods.api import choose_method
 from learnreg.methods.base import Method
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
 
+T = TypeVar("T")
+
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the table, write it."""
@@ -31,9 +34,9 @@ def run(options: argparse.Namespace) -> None:
     pairs = read_pairs(options.data)
     if pairs is None:
         subjects = read_subjects(options.data)
-        pairs = reversed_pairs(_within(subjects, options.block, options.data))
+        pairs = reversed_pairs(within(subjects, options.block, options.data))
     else:
-        pairs = _within(pairs, options.block, options.data)
+        pairs = within(pairs, options.block, options.data)
     missing = [s.image for pair in pairs for s in pair if s.labels is None]
     if missing:
         raise UserError(
@@ -66,7 +69,8 @@ def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
     return methods or {"deformable": choose_method("deformable")}
 
 
-def _within(items: Sequence, block: tuple[int, int] | None, data: str) -> list:  # type: ignore[type-arg]
+def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list[T]:
+    """The items of a block of positions, all without one."""
     if block is None:
         return list(items)
     if block[1] > len(items):

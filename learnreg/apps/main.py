@@ -31,6 +31,8 @@ def _run(options: argparse.Namespace) -> None:
         from learnreg.apps.evaluate import run
     elif options.command == "apply":
         from learnreg.apps.apply import run
+    elif options.command == "template":
+        from learnreg.apps.template import run
     else:
         from learnreg.apps.methods import run
     run(options)
@@ -97,6 +99,16 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument("-r", "--reference", required=True, metavar="FIXED", help="the image whose grid the result has")
     apply.add_argument("-o", "--output", required=True, metavar="FILE", help="the resampled image")
     apply.add_argument("--labels", action="store_true", help="nearest neighbor, integers: for segmentations")
+
+    template = commands.add_parser("template", parents=[common, computing], help="build the mean of a group of images")
+    template.add_argument("data", help="a folder of images (with labels/, if any), a CSV or a dataset.json")
+    template.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
+    template.add_argument("--method", default="fast", help="a preset or YAML file (default: fast)")
+    template.add_argument(
+        "--rounds", type=_positive, default=4, metavar="N", help="times all are registered (default: 4)"
+    )
+    template.add_argument("--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order")
+    template.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
     commands.add_parser("methods", parents=[common], help="list the classical presets")
     commands.add_parser("train", help="train a network: learnreg train experiment=... (Hydra; also: python train.py)")

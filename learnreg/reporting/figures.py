@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 
 import numpy as np
@@ -66,6 +67,24 @@ def registration_figure(
     return figure
 
 
+def template_figure(template: Image, *, title: str = "") -> Figure:
+    """A template in each anatomical plane, with its labels below if it has them."""
+    window, planes = _window(template.data), _planes(template)
+    volumes = [_shown(template.data, window)]
+    if template.labels is not None:
+        volumes.append(template.labels[0, 0].cpu().numpy().astype(np.float32))
+    figure = Figure(figsize=(3.2 * len(planes), 3.2 * len(volumes) + 0.4), layout="constrained")
+    axes = figure.subplots(len(volumes), len(planes), squeeze=False)
+    for row, (volume, colors) in enumerate(zip(volumes, ("gray", "nipy_spectral"), strict=False)):
+        for column, axis in enumerate(planes):
+            plane = _Plane.through(volumes[0], axis, template.grid)
+            axes[row][column].imshow(plane.cut(volume), cmap=colors, aspect=plane.aspect, interpolation="nearest")
+            axes[row][column].set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path, *, dpi: int = 100) -> None:
     """Write a figure; the file appears only when it is complete."""
     FilePath(path).parent.mkdir(parents=True, exist_ok=True)
@@ -93,28 +112,44 @@ def _row(
     axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slice, index: Tensor, axis: int, grid: Grid
 ) -> None:
     """One plane: the images, their differences, the grid and the determinant."""
-    spacing = grid.spacing[0].flip(0).tolist()
-    rows, columns = _upright([a for a in range(grid.ndim) if grid.ndim == 2 or a != axis], grid)
-    aspect = spacing[rows] / spacing[columns]
-    middle = _middle(volumes["fixed"], axis)
-    flips = _is_reversed(grid, rows), _is_reversed(grid, columns)
-
-    def cut(volume: Slice) -> Slice:
-        plane: Slice = volume if volume.ndim == 2 else np.moveaxis(volume, axis, 0)[middle]
-        plane = plane if rows < columns else plane.T
-        return plane[:: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
-
+    plane = _Plane.through(volumes["fixed"], axis, grid)
     for ax, (name, volume) in zip(axes, volumes.items(), strict=False):
         signed = name.startswith("difference")
         colors = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if signed else {"cmap": "gray", "vmin": 0, "vmax": 1}
-        ax.imshow(cut(volume), aspect=aspect, **colors)
-    lattice = index if grid.ndim == 2 else index.select(axis, middle)
-    lattice = lattice if rows < columns else lattice.transpose(0, 1)
-    _draw_grid(axes[5], lattice[..., [grid.ndim - 1 - columns, grid.ndim - 1 - rows]].numpy(), aspect, flips)
-    shown = axes[6].imshow(cut(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=aspect)
+        ax.imshow(plane.cut(volume), aspect=plane.aspect, **colors)
+    lattice = index if grid.ndim == 2 else index.select(axis, plane.middle)
+    lattice = lattice if plane.rows < plane.columns else lattice.transpose(0, 1)
+    across = lattice[..., [grid.ndim - 1 - plane.columns, grid.ndim - 1 - plane.rows]]
+    _draw_grid(axes[5], across.numpy(), plane.aspect, plane.flips)
+    shown = axes[6].imshow(plane.cut(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=plane.aspect)
     axes[6].figure.colorbar(shown, ax=axes[6], fraction=0.046)
     for ax in axes:
         ax.set_axis_off()
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """A cut across one array axis, turned upright."""
+
+    axis: int
+    middle: int
+    rows: int
+    columns: int
+    aspect: float
+    flips: tuple[bool, bool]
+
+    @staticmethod
+    def through(volume: Slice, axis: int, grid: Grid) -> _Plane:
+        """Through the middle of what is bright."""
+        spacing = grid.spacing[0].flip(0).tolist()
+        rows, columns = _upright([a for a in range(grid.ndim) if grid.ndim == 2 or a != axis], grid)
+        flips = _is_reversed(grid, rows), _is_reversed(grid, columns)
+        return _Plane(axis, _middle(volume, axis), rows, columns, spacing[rows] / spacing[columns], flips)
+
+    def cut(self, volume: Slice) -> Slice:
+        plane: Slice = volume if volume.ndim == 2 else np.moveaxis(volume, self.axis, 0)[self.middle]
+        plane = plane if self.rows < self.columns else plane.T
+        return plane[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
 
 
 def _middle(volume: Slice, axis: int) -> int:

@@ -1,0 +1,66 @@
+"""``learnreg template``: the mean of a group of images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from learnreg import __version__
+from learnreg.apps.errors import UserError
+from learnreg.apps.evaluate import within
+from learnreg.apps.register import set_device
+from learnreg.data.formats import Subject, read_subjects
+from learnreg.io import write_atomically, write_image
+from learnreg.methods.api import choose_method
+from learnreg.methods.groupwise import Template, build_template
+from learnreg.reporting.figures import save_figure, template_figure
+from learnreg.transforms.itk import write_transform
+
+FILES = ("template.nii.gz", "transforms", "figure.png", "metrics.json")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build the template; write it, the transforms, a figure and the rounds."""
+    output = Path(options.output)
+    existing = [name for name in FILES if (output / name).exists()]
+    if existing and not options.overwrite:
+        raise UserError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+    set_device(options)
+    subjects = within(read_subjects(options.data), options.block, options.data)
+    if len({subject.name for subject in subjects}) < len(subjects):
+        raise UserError(f"{options.data} has files of one name in several folders; their transforms need other names.")
+    images = [subject.read().to(options.device) for subject in subjects]
+    shown = not options.quiet and sys.stderr.isatty()
+    with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
+        template = build_template(images, choose_method(options.method), rounds=options.rounds, on_pair=bar.update)
+    save(template, subjects, output, options)
+    if not options.quiet:
+        for number, done in enumerate(template.rounds, 1):
+            print(f"round {number}: spread {done.spread:.4f}, drift {done.drift:.3f} mm, change {done.change:.4f}")
+        print(f"Wrote {output}: {', '.join(FILES)}")
+
+
+def save(template: Template, subjects: list[Subject], output: Path, options: argparse.Namespace) -> None:
+    """Write all files."""
+    image = template.image.to("cpu")
+    output.mkdir(parents=True, exist_ok=True)
+    write_image(image.data[0], image.grid, output / FILES[0])
+    if image.labels is not None:
+        write_image(image.labels[0].to(torch.int16), image.grid, output / "labels.nii.gz")
+    for subject, transform in zip(subjects, template.transforms, strict=True):
+        write_transform(transform.to("cpu"), image.grid, output / FILES[1] / f"{subject.name}.h5")
+    save_figure(template_figure(image, title=f"mean of {len(subjects)} images"), output / FILES[2])
+    metrics = {
+        "images": [str(subject.image) for subject in subjects],
+        "method": options.method,
+        "rounds": [asdict(done) for done in template.rounds],
+        "learnreg": __version__,
+    }
+    text = json.dumps(metrics, indent=2) + "\n"
+    write_atomically(output / FILES[3], lambda part: Path(part).write_text(text, encoding="utf-8"))
