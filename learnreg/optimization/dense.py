@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learnreg.fields import compose, exponential, logarithm
+from learnreg.fields import compose, exponential, jacobian_determinant, logarithm
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.regularization import gaussian_smoothing
+from learnreg.separable import apply_separable, rows_of, slabs
 from learnreg.transforms import Displacement, Transform, Velocity
 from learnreg.typing import FieldTensor
 from learnreg.warping import resize
 
 FieldKind = Literal["displacement", "velocity"]
+LEAST_VOLUME = 0.01  # of a voxel after the flow, as a share of before
+AROUND = 2  # samples around a fold that are smoothed
 NEAR = 0.5  # of a control spacing: how near a velocity has to come to what it starts from
 
 
@@ -46,7 +50,7 @@ class DenseParametrization(Parametrization):
         super().__init__()
         check_kind(kind)
         self.kind, self.coarsening, self.steps = kind, float(coarsening), int(steps)
-        self.grid = grid.coarsened(coarsening, smallest=4)
+        self.fixed_grid, self.grid = grid, grid.coarsened(coarsening, smallest=4)
         self.field = nn.Parameter(starting_field(start, self.grid, kind, steps=self.steps))
 
     def forward(self, fixed: Image, moving: Image) -> Displacement | Velocity:
@@ -57,9 +61,53 @@ class DenseParametrization(Parametrization):
             return Velocity(field, self.grid, self.steps)
         return Displacement(field, self.grid)
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Smooth a velocity where its sampled flow folds: sampling has let it, the true flow does not."""
+        if self.kind == "velocity":
+            self.field.copy_(unfolded(self.field, self.grid, self.fixed_grid, steps=self.steps))
+
     def refined(self, grid: Grid) -> DenseParametrization:
         now = self._transform(self.field.detach())
         return DenseParametrization(grid, now, kind=self.kind, coarsening=self.coarsening, steps=self.steps)
+
+
+def unfolded(velocity: FieldTensor, grid: Grid, onto: Grid, *, steps: int, iterations: int = 30) -> FieldTensor:
+    """A velocity that is smoothed, where its sampled flow folds, until it does not.
+
+    Args:
+        velocity: ``(B, D, *grid.shape)``, mm per unit time.
+        grid: Where it is sampled.
+        onto: Where the flow is looked at, by central differences.
+        steps: Squarings of the exponential.
+        iterations: At most so many; each smooths by a Gaussian of one sample.
+    """
+    pool, spread = (F.adaptive_max_pool3d, F.max_pool3d) if grid.ndim == 3 else (F.adaptive_max_pool2d, F.max_pool2d)
+    side = float(grid.spacing[0].min())
+    for _ in range(iterations):
+        folds = folded(Displacement(exponential(velocity, grid, steps=steps), grid), onto)
+        if not bool(folds.any()):
+            break
+        near = spread(pool(folds.to(velocity.dtype), grid.shape), 2 * AROUND + 1, stride=1, padding=AROUND)
+        near = gaussian_smoothing(near, grid, side)
+        velocity = velocity + near * (gaussian_smoothing(velocity, grid, side) - velocity)
+    return velocity
+
+
+def folded(transform: Displacement, grid: Grid) -> Tensor:
+    """``(B, 1, *grid.shape)``, where the determinant of the Jacobian is below ``LEAST_VOLUME``; slab by slab."""
+    found = transform.separable(grid)
+    field, matrices = (transform.displacement(grid), None) if found is None else (found.field, found.matrices)
+    folds = torch.zeros(len(field), 1, *grid.shape, dtype=torch.bool, device=field.device)
+    for rows in slabs(grid.shape, grid.ndim * len(field), field.device):
+        seen = slice(max(0, rows.start - 1), min(grid.shape[0], rows.stop + 1))  # what central differences need
+        first, reach = rows_of(None if matrices is None else matrices[0], seen)
+        rest = [None] * (grid.ndim - 1) if matrices is None else matrices[1:]
+        part = apply_separable(field[:, :, reach], [first, *[None] * (grid.ndim - 1)])
+        own = grid.cropped((seen.start, *[0] * (grid.ndim - 1)), (seen.stop - seen.start, *grid.shape[1:]))
+        volume = jacobian_determinant(apply_separable(part, [None, *rest]), own)
+        folds[:, 0, rows] = volume[:, rows.start - seen.start : rows.stop - seen.start] < LEAST_VOLUME
+    return folds
 
 
 def check_kind(kind: str) -> None:

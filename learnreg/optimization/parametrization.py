@@ -31,6 +31,9 @@ class Parametrization(nn.Module):
         """The same transform with the parameters of a finer level; ``grid`` is the level's fixed grid."""
         return self
 
+    def settle(self) -> None:
+        """Called once after the last level, for what the result has to be exactly: free of folds."""
+
     def after_step(self, fixed: Image) -> None:
         """Called after each step of the optimizer, for what is no gradient step: smoothing, composition."""
 

@@ -211,6 +211,7 @@ class IterativeStage(Stage):
             losses = self.search(parameters, level_fixed, level_moving, settings, initial=initial, on_step=on_step)
             history.append(LevelHistory(type(self).__name__, grid.shape, tuple(losses)))
         assert parameters is not None  # noqa: S101 - there is at least one level
+        parameters.settle()
         return StageResult(parameters(fixed, moving).detach(), tuple(history))
 
 
