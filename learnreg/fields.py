@@ -6,6 +6,9 @@ with the value at its border.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,23 +56,43 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
         Differs in: second-order start; outside the grid the velocity continues with its border value.
     """
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
-    u = w + _advected(w) / 2
+    u = w + _Advected.apply(w) / 2
     for _ in range(steps):
         u = squared(u, grid.index_normalizing)
     return linear_map(grid.denormalizing, u)
 
 
-def _advected(w: Tensor) -> Tensor:
-    """``(Dw) w`` of a field in normalized coordinates."""
-    total = torch.zeros_like(w)
+class _Advected(torch.autograd.Function):
+    """``(Dw) w`` of a field in normalized coordinates, by central differences; only the field is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(w)
+        total = torch.zeros_like(w)
+        for component, matrices in enumerate(_derivatives(w)):
+            total.addcmul_(apply_separable(w, matrices), w[:, component : component + 1])
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Tensor:  # type: ignore[override]
+        (w,) = ctx.saved_tensors
+        total = torch.zeros_like(w)
+        for component, matrices in enumerate(_derivatives(w)):
+            carrying = slice(component, component + 1)
+            total[:, carrying] += (outer * apply_separable(w, matrices)).sum(1, keepdim=True)
+            total += apply_separable(outer * w[:, carrying], [m if m is None else m.T for m in matrices])
+        return total
+
+
+def _derivatives(w: Tensor) -> Iterator[list[Tensor | None]]:
+    """The matrices of ``d / dx``, ``d / dy``, ``d / dz`` in normalized coordinates."""
     ndim = w.shape[1]
-    for component in range(ndim):
-        axis = ndim - 1 - component
+    for axis in reversed(range(ndim)):
         size = w.shape[axis + 2]
         matrices: list[Tensor | None] = [None] * ndim
         matrices[axis] = difference_matrix(size, 2 / size, w)
-        total = total + apply_separable(w, matrices) * w[:, component : component + 1]
-    return total
+        yield matrices
 
 
 def logarithm(

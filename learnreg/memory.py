@@ -1,33 +1,15 @@
-"""Memory: what a computation takes at its peak, what is free, and how freed blocks are used again."""
+"""Memory: what a computation takes at its peak, and what is free."""
 
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-
-M_MMAP_THRESHOLD = -3  # of glibc's mallopt
-LARGEST_REUSED = 2**30
-USERS_OWN = ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-
-
-@lru_cache(maxsize=1)
-def reuse_freed_blocks() -> None:
-    """Have glibc keep blocks of up to 1 GiB in its heap; on another system, or if the user has chosen, nothing.
-
-    By default it maps each large tensor anew, whose pages the kernel then fills one by one, and changes
-    its mind with the sizes it sees. On a brain at 1 mm the peak falls from 20 to 12 images with this.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(os.environ.get(name) for name in USERS_OWN):
-        return
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGEST_REUSED)
 
 
 @dataclass
@@ -50,6 +32,8 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what is free already is not held
     start = _resident("VmRSS") if _forget_peak() else None
     yield peak
     end = _resident("VmHWM")

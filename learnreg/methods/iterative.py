@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from learnreg.data.preprocessing import normalized
 from learnreg.image import Image
-from learnreg.memory import reuse_freed_blocks
 from learnreg.methods.base import Method, Registration, StepCallback, check_pair
 from learnreg.optimization import Stage, run_stages
 from learnreg.transforms import Transform
@@ -39,7 +38,6 @@ class IterativeMethod(Method):
         on_step: StepCallback | None = None,
     ) -> Registration:
         check_pair(fixed, moving)
-        reuse_freed_blocks()
         began = time.perf_counter()
         target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
         target, source = replace(target, labels=None), replace(source, labels=None)

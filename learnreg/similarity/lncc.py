@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from learnreg.numerics import full_precision
-from learnreg.similarity.masking import masked_mean, standardized
+from learnreg.similarity.masking import masked_mean
 from learnreg.similarity.windows import Kernel, LocalAverage, at_windows, local_moments_of_fixed
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
@@ -52,8 +52,8 @@ def lncc_loss(
         Anal. 2008, eq. 5. Differs in: relative floor, windows cut off at the border.
     """
     f, mean_f, var_f = local_moments_of_fixed(fixed, mask, window, kernel, stride)
-    w = standardized(warped, mask)
-    mean_w, square_w, product = LocalAverage(w, window, mask, kernel, stride).products(w, f)
+    average = LocalAverage(warped, window, mask, kernel, stride)
+    mean_w, square_w, product = average.products(warped, f, standardizing=True)
     var_w, cov = (square_w - mean_w * mean_w).clamp(min=0), product - mean_w * mean_f
     scale = (var_w + floor) * (var_f + floor)
     return 1 - masked_mean(cov * cov / scale if squared else cov * scale.rsqrt(), at_windows(mask, stride))

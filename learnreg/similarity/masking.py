@@ -23,8 +23,8 @@ def masked_moments(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Ten
     """Mean and variance an image and channel, ``(B, C, 1, ...)``, over the mask."""
     dims = list(range(2, values.ndim))
     if mask is None:
-        mean = values.mean(dims, keepdim=True)
-        return mean, (values - mean).square().mean(dims, keepdim=True)
+        variance, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
+        return mean, variance
     weights = mask.to(values.dtype).expand_as(values)
     total = weights.sum(dims, keepdim=True).clamp(min=1e-6)
     mean = (values * weights).sum(dims, keepdim=True) / total
@@ -54,15 +54,20 @@ def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
     return result
 
 
+def standardization(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and factor, ``(B, C, 1, ...)``, that standardize an image; the factor of a constant one is 0."""
+    mean, variance = masked_moments(values, mask)
+    flat = variance <= 1e-12 * mean.square() + torch.finfo(values.dtype).tiny
+    return mean, torch.where(flat, 0.0, torch.where(flat, 1.0, variance).rsqrt())
+
+
 class _Standardized(torch.autograd.Function):
     """Only the result is kept for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mask: MaskTensor | None) -> Tensor:  # type: ignore[override]
-        mean, variance = masked_moments(values, mask)
-        flat = variance <= 1e-12 * mean.square() + torch.finfo(values.dtype).tiny
-        scale = torch.where(flat, 0.0, torch.where(flat, 1.0, variance).rsqrt())
-        result = (values - mean).mul_(scale)
+        center, scale = standardization(values, mask)
+        result = (values - center).mul_(scale)
         ctx.save_for_backward(result, scale, mask)
         return result
 

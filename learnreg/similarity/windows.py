@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnreg.numerics import remembered
 from learnreg.separable import apply_separable, box_matrix, gaussian_matrix, rows_of, slabs
-from learnreg.similarity.masking import standardized
+from learnreg.similarity.masking import standardization, standardized
 from learnreg.typing import MaskTensor
 
 Kernel = Literal["box", "gaussian"]
@@ -57,9 +57,15 @@ class LocalAverage:
             return apply_separable(values, self.matrices)
         return apply_separable(values * self.mask, self.matrices) / self.share
 
-    def products(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means of ``x``, ``x^2`` and ``x y``; nothing of full size is made or kept for the gradient."""
-        means: Tensor = _Products.apply(x, y, self.mask, self.matrices)
+    def products(self, x: Tensor, y: Tensor, *, standardizing: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of ``x``, ``x^2`` and ``x y``; nothing of full size is made or kept for the gradient.
+
+        Args:
+            x: ``(B, C, *grid)``.
+            y: Of the same shape.
+            standardizing: Take :func:`standardized` ``x`` in its place, which is then not made either.
+        """
+        means: Tensor = _Products.apply(x, y, self.mask, self.matrices, standardizing)
         first, second, third = means.split(x.shape[1], dim=1)
         if self.share is None:
             return first, second, third
@@ -70,13 +76,16 @@ class _Products(torch.autograd.Function):
     """Window means of ``x``, ``x^2`` and ``x y`` times a mask, one after the other, slab by slab."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, mask: Tensor | None, matrices: list[Tensor]) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, y, mask)
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, y: Tensor, mask: Tensor | None, matrices: list[Tensor], standardizing: bool
+    ) -> Tensor:
+        center, scale = standardization(x, mask) if standardizing else (None, None)
+        ctx.save_for_backward(x, y, mask, center, scale)
         ctx.matrices = matrices
         batch, channels, *shape = x.shape
         means = x.new_zeros(batch, 3 * channels, *[len(matrix) for matrix in matrices])
         for rows in slabs(shape, batch, x.device):
-            a = x[:, :, rows]
+            a = _slab(x, rows, center, scale)
             parts = torch.cat([a, a * a, a * y[:, :, rows]], dim=1)
             parts = parts if mask is None else parts * _in_channels(mask[:, :, rows], 3)
             parts = apply_separable(parts, [None, *matrices[1:]])
@@ -88,22 +97,38 @@ class _Products(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, y, mask = ctx.saved_tensors
+        x, y, mask, center, scale = ctx.saved_tensors
         for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         for_y = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         batch, channels, *shape = x.shape
+        dims = list(range(2, x.ndim))
+        shift = slope = x.new_zeros(batch, channels, *[1] * len(shape))
         for rows in slabs(shape, batch, x.device):
             first, reach = rows_of(ctx.matrices[0].T, rows)
             back = apply_separable(outer[:, :, reach], [first, *[None] * (len(shape) - 1)])
             back = apply_separable(back, [None, *[matrix.T for matrix in ctx.matrices[1:]]])
             back = back if mask is None else back * _in_channels(mask[:, :, rows], 3)
             one, two, three = back.split(channels, dim=1)
-            a = x[:, :, rows]
+            a = _slab(x, rows, center, scale)
             if for_x is not None:
-                for_x[:, :, rows] = one + 2 * a * two + y[:, :, rows] * three
+                part = one + 2 * a * two + y[:, :, rows] * three
+                for_x[:, :, rows] = part
+                if center is not None:
+                    shift = shift + part.sum(dims, keepdim=True)
+                    slope = slope + (part * a).sum(dims, keepdim=True)
             if for_y is not None:
                 for_y[:, :, rows] = a * three
-        return for_x, for_y, None, None
+        if for_x is not None and center is not None and scale is not None:
+            count = math.prod(shape) if mask is None else mask.sum(dims, keepdim=True).clamp(min=1e-6)
+            for rows in slabs(shape, batch, x.device):
+                moved = (shift + slope * _slab(x, rows, center, scale)) / count
+                moved = moved if mask is None else moved * mask[:, :, rows]
+                for_x[:, :, rows] = (for_x[:, :, rows] - moved) * scale
+        return for_x, for_y, None, None, None
+
+
+def _slab(x: Tensor, rows: slice, center: Tensor | None, scale: Tensor | None) -> Tensor:
+    return x[:, :, rows] if center is None or scale is None else (x[:, :, rows] - center) * scale
 
 
 def _in_channels(mask: Tensor, times: int) -> Tensor:
