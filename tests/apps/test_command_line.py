@@ -8,7 +8,7 @@ import torch
 from matplotlib.image import imread
 
 from learnreg.apps.main import main
-from learnreg.io import to_sitk, write_image
+from learnreg.io import read_image, to_sitk, write_image
 from tests.conftest import blob_image, make_grid
 from tests.networks.test_checkpoint import save
 from tests.test_configs import run
@@ -216,3 +216,37 @@ def test_help_is_fast():
 def test_to_sitk_keeps_vectors_apart():
     grid = make_grid()
     assert to_sitk(torch.zeros(3, *grid.shape), grid, vector=True).GetNumberOfComponentsPerPixel() == 3
+
+
+def test_landmarks_are_measured_and_guide(files, capsys):
+    points = read_image(files / "fixed.nii.gz").grid.points[0, 8:16:4, 8:16:4, 8:16:4].reshape(-1, 3)
+    lines = ["x,y,z", *(",".join(f"{v:.4f}" for v in point) for point in points.tolist())]
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    both = "--landmarks", files / "f.csv", files / "m.csv"
+    for file in both[1:]:
+        file.write_text("\n".join(lines))
+    call("register", *pair, "-o", files / "out", "--method", "lung", *both)
+    metrics = json.loads((files / "out" / "metrics.json").read_text())
+    assert metrics["before"]["landmarks_mm"] == 0
+    assert metrics["after"]["landmarks_mm"] < 1
+    assert "landmarks 0.00 ->" in capsys.readouterr().out
+    both[2].write_text("\n".join(lines[:-1]))
+    with pytest.raises(SystemExit):
+        call("register", *pair, "-o", files / "two", *both)
+    assert "7 in the moving image" in capsys.readouterr().err
+
+
+def test_a_template_is_written_with_its_transforms(files, capsys):
+    folder = files / "data"
+    folder.mkdir()
+    for name, source in (("a", "fixed"), ("b", "moving"), ("c", "fixed")):
+        (folder / f"{name}.nii.gz").write_bytes((files / f"{source}.nii.gz").read_bytes())
+    arguments = "template", folder, "-o", files / "out", "--method", "affine", "--rounds", "1"
+    call(*arguments)
+    assert "round 1: spread" in capsys.readouterr().out
+    names = {file.name for file in (files / "out").iterdir()}
+    assert names == {"template.nii.gz", "transforms", "figure.png", "metrics.json"}
+    assert {file.name for file in (files / "out" / "transforms").iterdir()} == {"a.h5", "b.h5", "c.h5"}
+    with pytest.raises(SystemExit):
+        call(*arguments)
+    assert "already holds" in capsys.readouterr().err

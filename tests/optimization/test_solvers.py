@@ -1,6 +1,7 @@
 """Optimizers, demons, the discrete search, and where to begin."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from learnreg.fields import image_gradient
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.metrics import dice_scores, folding_fraction
+from learnreg.metrics import dice_scores, folding_fraction, target_registration_error
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import (
     CenterOfMass,
@@ -22,6 +23,7 @@ from learnreg.optimization import (
     DenseParametrization,
     Descent,
     FieldStage,
+    LandmarkStart,
     LargestStep,
     LineSearch,
     Moments,
@@ -32,9 +34,9 @@ from learnreg.optimization import (
 )
 from learnreg.optimization.demons import demons_force
 from learnreg.optimization.initialization import rotation
-from learnreg.regularization import Diffusion
+from learnreg.regularization import Diffusion, gaussian_smoothing
 from learnreg.similarity import MSE, NCC
-from learnreg.transforms import Affine, align_centers
+from learnreg.transforms import Affine, align_centers, chain
 from learnreg.warping import warp
 from tests.conftest import OBLIQUE, blob_image, make_grid, smooth_image, smooth_values
 from tests.optimization.test_parametrizations import pair
@@ -242,6 +244,40 @@ class TestBeginning:
         assert torch.allclose(found.matrix, align_centers(fixed.grid, moving.grid).matrix)
         again = run_stages([CenterOfView()], fixed, moving, initial=Affine.translation([5.0, 5.0, 5.0])).transform
         assert torch.allclose(again.matrix, found.matrix, atol=1e-4)
+
+
+class TestLandmarkStart:
+    def pair(self):
+        fixed = textured(make_grid(shape=(24, 24, 24), spacing=(1.5, 1.5, 1.5)).to(torch.float32), (0.0, 0.0, 0.0))
+        points = 12 * (torch.rand(1, 20, 3, generator=torch.Generator().manual_seed(0)) - 0.5)
+        return fixed, points, points + 2 * torch.sin(points.flip(-1) / 5)
+
+    def test_it_meets_the_landmarks_after_what_was_found_before(self):
+        fixed, points, moved = self.pair()
+        moved[0, 3] = float("nan")
+        initial = Affine.translation([1.0, -2.0, 0.5])
+        pair = replace(fixed, landmarks=points), replace(fixed, landmarks=moved)
+        found = LandmarkStart(factor=1)(*pair, initial).transform
+        error = target_registration_error(chain(found, initial), points, moved)[0]
+        assert error[:3].max() < 0.3 and error[4:].max() < 0.3 and error[3].isnan()
+
+    def test_images_without_landmarks_stay(self):
+        fixed, points, _ = self.pair()
+        assert torch.equal(LandmarkStart()(fixed, fixed).transform(points), points)
+
+
+def test_a_velocity_settles_without_folds():
+    grid = Grid.regular((24, 24, 24))
+    search = DenseParametrization(grid, coarsening=2, steps=2)
+    noise = torch.randn(search.field.shape, generator=torch.Generator().manual_seed(0))
+    calm = gaussian_smoothing(5 * noise, search.grid, 6.0)
+    with torch.no_grad():
+        search.field.copy_(calm + 4 * noise * (search.grid.points.movedim(-1, 1).norm(dim=1, keepdim=True) < 4))
+    assert folding_fraction(search(None, None).displacement(grid), grid) > 0
+    search.settle()
+    assert folding_fraction(search(None, None).displacement(grid), grid) == 0
+    far = search.grid.points.norm(dim=-1)[0] > 14
+    assert torch.allclose(search.field[0, :, far], calm[0, :, far], atol=1e-3)
 
 
 def test_descent_with_vector_adam_and_composition_is_a_diffeomorphism():
