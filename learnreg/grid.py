@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from learnreg.numerics import full_precision
+from learnreg.separable import map_vectors
 from learnreg.typing import FieldTensor, MatrixTensor, PointTensor
 
 
@@ -259,5 +260,4 @@ def apply_affine(matrix: MatrixTensor, points: PointTensor) -> PointTensor:
 def linear_map(matrix: Tensor, field: FieldTensor) -> FieldTensor:
     """The linear part of a homogeneous ``(N, D+1, D+1)`` matrix on each vector of a ``(B, D, *grid)`` field."""
     ndim = field.shape[1]
-    linear = matrix[:, :ndim, :ndim].to(field.dtype).expand(field.shape[0], -1, -1)
-    return (linear @ field.flatten(2)).reshape(field.shape)
+    return map_vectors(matrix[:, :ndim, :ndim].to(field.dtype), field)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.separable import Matrices, apply_separable, rows_of, slabs
+from learnreg.separable import Matrices, apply_separable, map_vectors, rows_of, slabs
 from learnreg.typing import MatrixTensor
 
 LINEAR, BORDER = 0, 1  # torch's numbers
@@ -132,7 +132,7 @@ class _Placing:
         first, reach = rows_of(self.matrices[0], rows)
         moved = apply_separable(field[:, :, reach], [first, *[None] * (ndim - 1)])  # a slab before all else
         if self.linear is not None:
-            moved = _mapped(self.linear, moved)
+            moved = map_vectors(self.linear, moved)
         moved = apply_separable(moved, [None, *self.matrices[1:]])
         last = self._steps(ndim - 1, slice(None))
         rest = self._steps(0, rows) + self.base[:, :ndim, ndim].reshape(-1, ndim, *[1] * ndim)
@@ -152,7 +152,7 @@ class _Placing:
         """A slab's share of the gradient of the field, for that of the coordinates, and the rows it falls on."""
         back = apply_separable(outer.movedim(-1, 1), [None, *[m if m is None else m.T for m in self.matrices[1:]]])
         if self.linear is not None:
-            back = _mapped(self.linear.mT, back)
+            back = map_vectors(self.linear.mT, back)
         first, reach = rows_of(self.matrices[0], rows)
         first = first if first is None else first.T
         return apply_separable(back, [first, *[None] * (len(self.shape) - 1)]), reach
@@ -222,11 +222,6 @@ class _Squared(torch.autograd.Function):
         for_values, for_points = _interpolation_gradient(field, points, outer, (True, True))
         assert for_values is not None and for_points is not None  # noqa: S101 - both were asked for
         return for_values.add_(outer).add_(for_points.movedim(-1, 1)), None
-
-
-def _mapped(matrix: Tensor, field: Tensor) -> Tensor:
-    """``(N, D, D)`` on each vector of ``(B, D, ...)``."""
-    return (matrix @ field.flatten(2)).reshape(-1, *field.shape[1:])
 
 
 def _inside(points: Tensor) -> Tensor:

@@ -47,6 +47,14 @@ def _along(values: Tensor, matrix: Tensor, offset: int) -> Tensor:
     return (matrix @ flat).reshape(*values.shape[:axis], matrix.shape[0], *trailing)
 
 
+def map_vectors(matrix: Tensor, field: Tensor) -> Tensor:
+    """``(N, D, D)`` on each vector of ``(B, D, ...)``; on the CPU a diagonal one, as most are, is a product."""
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
+    if matrix.device.type == "cpu" and torch.equal(matrix, torch.diag_embed(diagonal)):
+        return field * diagonal.reshape(*diagonal.shape, *[1] * (field.ndim - 2))
+    return (matrix @ field.flatten(2)).reshape(-1, *field.shape[1:])
+
+
 def slabs(shape: Sequence[int], batch: int, device: torch.device) -> Iterator[slice]:
     """Rows of the first axis of a volume, so many at a time that what is made of them fits the cache."""
     rows = max(1, SLAB.get(device.type, LARGE_SLAB) // (batch * math.prod(shape[1:])))
