@@ -21,7 +21,7 @@ class IntensityAndGradient(nn.Module):
     def forward(self, image: Image) -> Image:
         """Channels ``C`` to ``2 C``; intensities in [0, 1]."""
         side = image.grid.spacing[0].min()
-        size = image_gradient(image.data, image.grid).norm(dim=2) * (2 * side)
+        size = image_gradient(image.data, image.grid).square().sum(dim=2).sqrt() * (2 * side)
         return image.with_data(torch.cat([image.data, size], dim=1))
 
 

@@ -23,8 +23,10 @@ def masked_moments(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Ten
     """Mean and variance an image and channel, ``(B, C, 1, ...)``, over the mask."""
     dims = list(range(2, values.ndim))
     if mask is None:
-        variance, mean = torch.var_mean(values, dims, correction=0, keepdim=True)
-        return mean, variance
+        mean = values.mean(dims, keepdim=True)
+        centered = (values - mean).flatten(2)
+        variance = torch.einsum("bcp,bcp->bc", centered, centered) / centered.shape[2]
+        return mean, variance.reshape(mean.shape)
     weights = mask.to(values.dtype).expand_as(values)
     total = weights.sum(dims, keepdim=True).clamp(min=1e-6)
     mean = (values * weights).sum(dims, keepdim=True) / total
