@@ -13,7 +13,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.dense import CompositiveParametrization
-from learnreg.optimization.descent import Best, Descent, StepCallback, has_converged
+from learnreg.optimization.descent import Descent, Search, StepCallback
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.optimization.stages import IterativeStage
 from learnreg.similarity import MSE
@@ -80,10 +80,10 @@ class DemonsStage(IterativeStage):
         on_step: StepCallback | None,
     ) -> list[float]:
         assert isinstance(parameters, CompositiveParametrization)  # noqa: S101 - from parametrization()
-        best, losses = Best([parameters.field]), list[Tensor]()
         side = float(fixed.grid.spacing.min())
         of_fixed = image_gradient(fixed.data, fixed.grid)
-        for iteration in range(settings.iterations):
+        run = Search([parameters.field], settings, on_step)
+        while run.goes_on():
             points = chain(parameters(fixed, moving), initial).map_grid(fixed.grid)
             warped = pull(moving, points, fixed.grid)
             difference = fixed.data - warped.data
@@ -91,19 +91,10 @@ class DemonsStage(IterativeStage):
             gradient = (of_fixed + of_warped) / 2 if self.force == "symmetric" else of_warped
             for mask in (fixed.mask, warped.mask):
                 difference = difference if mask is None else difference * mask.to(difference.dtype)
-            losses.append(difference.square().mean())
-            best.offer(losses[-1])
+            run.record(difference.square().mean())
             parameters.field.add_(demons_force(difference, gradient, self.longest * side))
             parameters.after_step(fixed)
-            if on_step is not None:
-                on_step(1)
-            if (iteration + 1) % settings.window == 0 and has_converged(losses, settings):
-                if on_step is not None:
-                    on_step(settings.iterations - iteration - 1)
-                break
-        if losses:
-            best.restore()
-        return torch.stack(losses).tolist() if losses else []
+        return run.finish()
 
 
 def demons_force(difference: Tensor, gradient: Tensor, longest: float) -> Tensor:

@@ -72,35 +72,66 @@ def descend(
     """
     parameters = [p for p in parametrization.parameters() if p.numel()]
     optimizer = settings.optimizer(parameters, lr=settings.learning_rate)
-    best = Best(parameters)
-    losses: list[Tensor] = []
+    search = Search(parameters, settings, on_step)
 
     def evaluate() -> Tensor:
         loss = objective(fixed, moving, parametrization(fixed, moving), initial).total
-        value = loss.detach()
-        best.offer(value)
-        losses.append(value)
+        search.record(loss.detach())
         if torch.is_grad_enabled():
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
         return loss
 
-    stopped = False
-    while len(losses) < settings.iterations and not stopped:
-        done = len(losses)
+    while search.goes_on():
         optimizer.step(evaluate)  # type: ignore[arg-type]
         parametrization.after_step(fixed)
-        if on_step is not None:
-            on_step(min(len(losses), settings.iterations) - done)
-        if len(losses) // settings.window > done // settings.window:
-            stopped = has_converged(losses, settings)
-    if on_step is not None and stopped:
-        on_step(max(0, settings.iterations - len(losses)))
-    if losses:
+    if search.losses:
         with torch.no_grad():
-            best.offer(objective(fixed, moving, parametrization(fixed, moving), initial).total.detach())
-        best.restore()
-    return torch.stack(losses).tolist() if losses else []
+            search.best.offer(objective(fixed, moving, parametrization(fixed, moving), initial).total.detach())
+    return search.finish()
+
+
+class Search:
+    """The losses of a search, its best iterate, and when it is over.
+
+    Args:
+        parameters: What is changed in place.
+        settings: How many evaluations, and when to stop before.
+        on_step: Called with the number of evaluations since it was called before; at an early stop, with the rest.
+    """
+
+    def __init__(self, parameters: list[torch.nn.Parameter], settings: Descent, on_step: StepCallback | None) -> None:
+        self.settings, self.on_step = settings, on_step
+        self.best = Best(parameters)
+        self.losses: list[Tensor] = []
+        self._told = 0
+
+    def record(self, loss: Tensor) -> None:
+        """The loss of the parameters as they are."""
+        self.best.offer(loss)
+        self.losses.append(loss)
+
+    def goes_on(self) -> bool:
+        """Whether another step is due; the losses are looked at once a window."""
+        done, window = len(self.losses), self.settings.window
+        over = done >= self.settings.iterations
+        if done // window > self._told // window:
+            over = has_converged(self.losses, self.settings) or over
+        self._tell(self.settings.iterations if over else done)
+        return not over
+
+    def finish(self) -> list[float]:
+        """Restore the best iterate and read the losses from their device."""
+        if not self.losses:
+            return []
+        self.best.restore()
+        values: list[float] = torch.stack(self.losses).tolist()
+        return values
+
+    def _tell(self, done: int) -> None:
+        if self.on_step is not None and done > self._told:
+            self.on_step(done - self._told)
+        self._told = done
 
 
 class Best:

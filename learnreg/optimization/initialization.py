@@ -12,7 +12,15 @@ from torch import Tensor
 from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.descent import StepCallback
-from learnreg.optimization.stages import Stage, StageResult, at_level, center_of_mass, compose_found, mass_moments
+from learnreg.optimization.stages import (
+    LinearStage,
+    Stage,
+    StageResult,
+    at_level,
+    center_of_mass,
+    compose_found,
+    mass_moments,
+)
 from learnreg.transforms import Affine, Displacement, Transform, align_centers, spline_through_landmarks
 
 
@@ -83,17 +91,36 @@ class LandmarkStart(Stage):
 
 
 class RotationSearch(Stage):
-    """Tries rotations about the fixed centroid and takes the one of the lowest objective; no gradient.
+    """Several starts: rotations about the fixed centroid, the most promising each followed by a rigid descent.
+
+    What ends lowest is taken if it clearly beats the descent from no turn; else nothing is turned, since at a
+    coarse resolution the objectives of images that need no turn are nearly the same.
 
     Args:
         objective: What ranks them, at a coarse resolution.
         angles: Degrees about each axis, in all combinations; 0 is always among them.
         factor: Spacing in units of the finest voxel side.
+        starts: How many turns are followed, beside none at all.
+        steps: Of each descent.
+        margin: A turn must be lower than no turn by this share of its objective.
     """
 
-    def __init__(self, objective: Objective, angles: Sequence[float] = (-30, 0, 30), *, factor: float = 4.0) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        angles: Sequence[float] = (-30, 0, 30),
+        *,
+        factor: float = 4.0,
+        starts: int = 3,
+        steps: int = 20,
+        margin: float = 0.1,
+    ) -> None:
         super().__init__()
         self.objective, self.angles, self.factor = objective, tuple(float(a) for a in angles), float(factor)
+        self.starts, self.margin = int(starts), float(margin)
+        self.descent = LinearStage(
+            objective, "rigid", factors=(1,), iterations=(steps,), learning_rate=0.5, tolerance=0.0
+        )
 
     def forward(
         self,
@@ -103,21 +130,35 @@ class RotationSearch(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        coarse = at_level(fixed, self.factor), at_level(moving, self.factor)
         center = center_of_mass(fixed)[:1]
         tried = sorted({0.0, *self.angles}, key=abs)
         turns = product(tried, repeat=1 if fixed.ndim == 2 else 3)
-        found = [about(rotation([math.radians(a) for a in turn], fixed.ndim), center) for turn in turns]
-        return StageResult(self.best(found, fixed, moving, initial))
+        unturned, *turned = [about(rotation([math.radians(a) for a in turn], fixed.ndim), center) for turn in turns]
+        values = totals(self.objective, turned, *coarse, initial)
+        promising = sorted(range(len(turned)), key=values.__getitem__)[: self.starts]
+        followed = [self.follow(start, *coarse, initial) for start in (unturned, *(turned[k] for k in promising))]
+        values = totals(self.objective, followed, *coarse, initial)
+        lowest = values.index(min(values))
+        clear = values[lowest] < values[0] - self.margin * abs(values[0])
+        return StageResult(followed[lowest] if clear else unturned)
 
-    def best(self, found: Sequence[Affine], fixed: Image, moving: Image, initial: Transform | None) -> Affine:
-        """That of the lowest objective; the first of equal ones."""
-        coarse = at_level(fixed, self.factor), at_level(moving, self.factor)
-        with torch.no_grad():
-            totals = [float(self.objective(*coarse, candidate, initial).total) for candidate in found]
-        return found[totals.index(min(totals))]
+    def follow(self, start: Affine, fixed: Image, moving: Image, initial: Transform | None) -> Affine:
+        """The rigid map that the descent comes to from one start."""
+        found = compose_found(self.descent(fixed, moving, compose_found(start, initial)).transform, start)
+        assert isinstance(found, Affine)  # noqa: S101 - both are
+        return found
 
 
-class Moments(RotationSearch):
+def totals(
+    objective: Objective, found: Sequence[Affine], fixed: Image, moving: Image, initial: Transform | None
+) -> list[float]:
+    """The objective of each candidate."""
+    with torch.no_grad():
+        return [float(objective(fixed, moving, candidate, initial).total) for candidate in found]
+
+
+class Moments(Stage):
     """Matches centroids and principal axes of the intensities, if that is better than the centroids alone.
 
     The axes have no sign: all rotations that match them are tried.
@@ -128,7 +169,8 @@ class Moments(RotationSearch):
     """
 
     def __init__(self, objective: Objective, *, factor: float = 4.0) -> None:
-        super().__init__(objective, (), factor=factor)
+        super().__init__()
+        self.objective, self.factor = objective, float(factor)
 
     def forward(
         self,
@@ -154,7 +196,8 @@ class Moments(RotationSearch):
             if float(torch.linalg.det(turn)) > 0:
                 candidates.append(about(turn, center))
         turned = [candidate.then(shift) for candidate in candidates]
-        return StageResult(self.best(turned, fixed, moving, initial))
+        values = totals(self.objective, turned, at_level(fixed, self.factor), at_level(moving, self.factor), initial)
+        return StageResult(turned[values.index(min(values))])
 
 
 def principal_axes(image: Image) -> Tensor:

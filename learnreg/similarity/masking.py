@@ -78,13 +78,40 @@ class _Standardized(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         result, scale, mask = ctx.saved_tensors
         dims = list(range(2, outer.ndim))
-        if mask is None:
-            shift, slope = outer.mean(dims, keepdim=True), (outer * result).mean(dims, keepdim=True)
-            return outer.sub(shift).addcmul_(result, slope, value=-1).mul_(scale), None
-        weights = mask.to(outer.dtype)
-        weights = weights / weights.sum(dims, keepdim=True).clamp(min=1e-6)
-        shift, slope = outer.sum(dims, keepdim=True), (outer * result).sum(dims, keepdim=True)
-        return (outer - weights * (shift + slope * result)).mul_(scale), None
+        sums = outer.sum(dims, keepdim=True), (outer * result).sum(dims, keepdim=True)
+        return through_standardization(outer, result, scale, mask, *sums, count_of(outer, mask)), None
+
+
+def count_of(values: Tensor, mask: MaskTensor | None) -> Tensor | float:
+    """The voxels of an image, or their weights in all."""
+    if mask is None:
+        return float(values[0, 0].numel())
+    return mask.sum(list(range(2, mask.ndim)), keepdim=True).clamp(min=1e-6)
+
+
+def through_standardization(
+    outer: Tensor,
+    result: Tensor,
+    scale: Tensor,
+    mask: MaskTensor | None,
+    total: Tensor,
+    slope: Tensor,
+    count: Tensor | float,
+) -> Tensor:
+    """The gradient for an image from that for the standardized one, in a part of the grid.
+
+    Args:
+        outer: The gradient for the standardized image there.
+        result: The standardized image there.
+        scale: Its factor.
+        mask: Its weights there.
+        total: Sum of ``outer`` over the whole grid.
+        slope: Sum of ``outer * result`` over the whole grid.
+        count: See :func:`count_of`, of the whole grid.
+    """
+    moved = torch.addcmul(total / count, slope / count, result)
+    moved = moved if mask is None else moved * mask
+    return moved.neg_().add_(outer).mul_(scale)
 
 
 standardized_fixed = remembered(standardized)

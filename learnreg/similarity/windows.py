@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnreg.numerics import remembered
 from learnreg.separable import apply_separable, box_matrix, gaussian_matrix, rows_of, slabs
-from learnreg.similarity.masking import standardization, standardized
+from learnreg.similarity.masking import count_of, standardization, standardized, through_standardization
 from learnreg.typing import MaskTensor
 
 Kernel = Literal["box", "gaussian"]
@@ -102,7 +102,7 @@ class _Products(torch.autograd.Function):
         for_y = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         batch, channels, *shape = x.shape
         dims = list(range(2, x.ndim))
-        shift = slope = x.new_zeros(batch, channels, *[1] * len(shape))
+        total = slope = x.new_zeros(batch, channels, *[1] * len(shape))
         for rows in slabs(shape, batch, x.device):
             first, reach = rows_of(ctx.matrices[0].T, rows)
             back = apply_separable(outer[:, :, reach], [first, *[None] * (len(shape) - 1)])
@@ -114,16 +114,16 @@ class _Products(torch.autograd.Function):
                 part = one + 2 * a * two + y[:, :, rows] * three
                 for_x[:, :, rows] = part
                 if center is not None:
-                    shift = shift + part.sum(dims, keepdim=True)
+                    total = total + part.sum(dims, keepdim=True)
                     slope = slope + (part * a).sum(dims, keepdim=True)
             if for_y is not None:
                 for_y[:, :, rows] = a * three
         if for_x is not None and center is not None and scale is not None:
-            count = math.prod(shape) if mask is None else mask.sum(dims, keepdim=True).clamp(min=1e-6)
+            count = count_of(x, mask)
             for rows in slabs(shape, batch, x.device):
-                moved = (shift + slope * _slab(x, rows, center, scale)) / count
-                moved = moved if mask is None else moved * mask[:, :, rows]
-                for_x[:, :, rows] = (for_x[:, :, rows] - moved) * scale
+                weights = None if mask is None else mask[:, :, rows]
+                a = _slab(x, rows, center, scale)
+                for_x[:, :, rows] = through_standardization(for_x[:, :, rows], a, scale, weights, total, slope, count)
         return for_x, for_y, None, None, None
 
 

@@ -235,6 +235,12 @@ class TestBeginning:
         stages = [CenterOfMass(), RotationSearch(Objective(NCC()), (-60, -30, 0, 30, 60), factor=2)]
         assert self.error(run_stages(stages, fixed, moving).transform, truth) < 1.5
 
+    def test_rotation_search_turns_nothing_that_is_upright(self):
+        (fixed, moving), _ = self.bodies((0.0, 0.0, 0.0))
+        found = run_stages([CenterOfMass(), RotationSearch(Objective(NCC()), factor=2)], fixed, moving).transform
+        alone = run_stages([CenterOfMass()], fixed, moving).transform
+        assert torch.equal(found.matrix, alone.matrix)
+
     def test_center_of_view(self):
         fixed, moving = (
             blob_image(make_grid(n, dtype=torch.float32, origin=o))
