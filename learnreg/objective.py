@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -202,6 +203,20 @@ class Objective(nn.Module):
         if any(penalty.acts_on == "displacement" for penalty in self.penalties.values()):
             on["displacement"] = ((transform.sides()[1].displacement(grid), grid),)
         return {name: penalty(on[str(penalty.acts_on)]) for name, penalty in self.penalties.items()}
+
+    def weighted(self, name: str, weight: float) -> Objective:
+        """The same objective with another weight of one penalty.
+
+        Raises:
+            ValueError: There is no such penalty.
+        """
+        if name not in self.penalties:
+            raise ValueError(f"The objective has no penalty {name!r}; it has {', '.join(self.penalties) or 'none'}.")
+        other = copy.copy(self)
+        changed = copy.copy(self.penalties[name])
+        changed.weight = float(weight)  # type: ignore[assignment]
+        other._modules = {**self._modules, "penalties": nn.ModuleDict({**self.penalties, name: changed})}
+        return other
 
     def unsupervised(self) -> Objective:
         """The same objective for images alone."""

@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -18,6 +20,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks import UNet
 from learnreg.optimization import FieldStage
+from learnreg.training.module import RegistrationModule
 from tests.conftest import blob_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +94,24 @@ def test_every_term_serves_a_network_and_a_stage(override):
     stage = FieldStage(objective, factors=(1,), iterations=(15,), learning_rate=0.2, tolerance=0)
     losses = stage(fixed, moving).history[0].losses
     assert min(losses) < losses[0]
+
+
+@pytest.mark.parametrize("name", names("network"))
+def test_every_network_takes_a_step_of_training(name):
+    """Instantiated as it is configured, with the objective that weighs what a conditioned one is asked for."""
+    torch.manual_seed(0)
+    grid = Grid.regular((32, 32, 32))
+    batch = tuple(Image(blob_image(grid, c).data, grid) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
+    network = instantiate(composed("network", f"network={name}"), _convert_="all")
+    objective = instantiate(composed("objective", "objective=mse"), _convert_="all")
+    module = RegistrationModule(network, objective, partial(torch.optim.SGD, lr=0.1))
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    before = [p.detach().clone() for p in module.network.parameters()]
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.training_step(batch, 0).backward()
+    optimizer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, module.network.parameters(), strict=True))
+    assert all(p.isfinite().all() for p in module.network.parameters())
 
 
 @pytest.mark.parametrize("name", names("consistency"))

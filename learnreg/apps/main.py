@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     register.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
     register.add_argument("--method", help="a preset (see `learnreg methods`) or a YAML file (default: deformable)")
     register.add_argument("--checkpoint", metavar="FILE", help="a trained network, instead of --method")
+    register.add_argument(
+        "--weight", type=float, metavar="W", help="how much a network of network=conditioned is to regularize"
+    )
     register.add_argument("--initial", metavar="FILE", help="an ITK transform to begin with, fixed to moving")
     for which in ("fixed", "moving"):
         register.add_argument(

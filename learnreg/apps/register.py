@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
         options.method or "deformable",
         checkpoint=options.checkpoint,
         refine=options.refine,
+        weight=options.weight,
         initial=initial,
         device=options.device,
         progress=False if options.quiet else None,
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
         else {
             "checkpoint": str(options.checkpoint),
             "refine": options.refine,
+            **({} if options.weight is None else {"weight": options.weight}),
         }
     )
     metrics |= {"device": options.device, "threads": torch.get_num_threads(), "learnreg": __version__}
@@ -70,6 +72,8 @@ def _check(options: argparse.Namespace, output: Path) -> None:
         raise UserError("Give --method or --checkpoint, not both.")
     if options.refine and options.checkpoint is None:
         raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
+    if options.weight is not None and options.checkpoint is None:
+        raise UserError("--weight is what a conditioned network is asked for; give --checkpoint too.")
     if bool(options.fixed_labels) != bool(options.moving_labels):
         raise UserError("Give --fixed-labels and --moving-labels together, or neither.")
     if options.landmarks and len(options.landmarks) > 2:

@@ -23,13 +23,14 @@ from learnreg.typing import Path
 ImageLike: TypeAlias = Image | sitk.Image | Path
 
 
-def register(
+def register(  # noqa: PLR0913 - what a registration can be told
     fixed: ImageLike,
     moving: ImageLike,
     method: str | Method = "deformable",
     *,
     checkpoint: Path | None = None,
     refine: int = 0,
+    weight: float | None = None,
     initial: Transform | None = None,
     device: str = "cpu",
     progress: bool | None = None,
@@ -42,6 +43,7 @@ def register(
         method: A preset of ``conf/method``, a YAML file, or a :class:`Method`.
         checkpoint: A trained network, used instead of ``method``.
         refine: With a checkpoint: classical steps from the network's answer.
+        weight: With a checkpoint of a :class:`learnreg.networks.Conditioned` network: how much to regularize.
         initial: A transform to begin with, fixed to moving.
         device: Where to compute; the result comes back to the CPU.
         progress: A progress bar; ``None`` shows one on a terminal.
@@ -57,7 +59,7 @@ def register(
         >>> result = learnreg.register("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP
         >>> result.save_transform("transform.h5")  # doctest: +SKIP
     """
-    chosen = choose_method(method, checkpoint=checkpoint, refine=refine, device=device)
+    chosen = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, device=device)
     target, source = as_image(fixed, "fixed"), as_image(moving, "moving")
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=chosen.iterations, disable=not shown or not chosen.iterations, desc="register", unit="it") as bar:
@@ -71,16 +73,23 @@ def register(
 
 
 def choose_method(
-    method: str | Method = "deformable", *, checkpoint: Path | None = None, refine: int = 0, device: str = "cpu"
+    method: str | Method = "deformable",
+    *,
+    checkpoint: Path | None = None,
+    refine: int = 0,
+    weight: float | None = None,
+    device: str = "cpu",
 ) -> Method:
     """The method that ``register`` would use."""
     if checkpoint is None:
         if refine:
             raise ValueError("refine goes on from a network's answer; give a checkpoint too.")
+        if weight is not None:
+            raise ValueError("weight is what a network is asked for; give a checkpoint, or set it in a method's file.")
         return method if isinstance(method, Method) else load_method(method)
     loaded = load_checkpoint(checkpoint)
     loaded.network.to(torch.device(device))
-    return OneShotMethod(loaded, refine=refine)
+    return OneShotMethod(loaded, refine=refine, weight=weight)
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:

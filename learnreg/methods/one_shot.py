@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, StepCallback, check_pair
+from learnreg.networks import Conditioned
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.optimization import IterativeStage, LevelHistory
 from learnreg.transforms import Transform, align_centers, chain
@@ -32,16 +34,20 @@ class OneShotMethod(Method):
     Args:
         checkpoint: See :func:`learnreg.networks.checkpoint.load_checkpoint`.
         refine: Classical steps from the network's answer, by the checkpoint's refinement stage.
+        weight: Of the regularization, for a :class:`learnreg.networks.Conditioned` network; ``None`` is its own.
 
     Raises:
-        ValueError: ``refine`` is negative, or the checkpoint has no refinement stage.
+        ValueError: ``refine`` is negative, the checkpoint has no refinement stage, or ``weight`` is outside of
+            those that the network was trained for.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, refine: int = 0) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, refine: int = 0, weight: float | None = None) -> None:
         if refine < 0:
             raise ValueError(f"refine is a number of steps, at least 0, got {refine}.")
         if refine and not isinstance(checkpoint.refinement, IterativeStage):
             raise ValueError("This checkpoint has no refinement stage; train it with one (refinement=default).")
+        if weight is not None:
+            ask(checkpoint.network, weight)
         self.checkpoint, self.refine = checkpoint, int(refine)
         self.space = ModelSpace(**checkpoint.space)
         if isinstance(checkpoint.refinement, IterativeStage):
@@ -85,3 +91,19 @@ class OneShotMethod(Method):
         """The network's answer after a correction: composed with it, and alone in being penalized."""
         result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
         return chain(result.transform, answer), result.history
+
+
+def ask(network: nn.Module, weight: float) -> None:
+    """Set the weight of a conditioned network.
+
+    Raises:
+        ValueError: The network is none, or was not trained for this weight.
+    """
+    if not isinstance(network, Conditioned):
+        raise ValueError(
+            f"This checkpoint's network, {type(network).__name__}, takes no weight; train one with network=conditioned."
+        )
+    least, greatest = network.between
+    if not least <= weight <= greatest:
+        raise ValueError(f"This network was trained for weights from {least:g} to {greatest:g}, got {weight:g}.")
+    network.weight = float(weight)

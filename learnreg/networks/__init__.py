@@ -1,7 +1,27 @@
 """Networks: ``forward(fixed, moving) -> Transform``."""
 
-from learnreg.networks.base import Network
+from learnreg.networks.base import FieldNetwork, Network, as_network
+from learnreg.networks.cascade import Cascade
+from learnreg.networks.conditioned import Conditioned
+from learnreg.networks.keypoints import KeypointNetwork
+from learnreg.networks.laplacian import LaplacianPyramid
+from learnreg.networks.linear import AffineNetwork
 from learnreg.networks.pyramid import Pyramid
+from learnreg.networks.swin import SwinNetwork
 from learnreg.networks.unet import UNet
+from learnreg.networks.unrolled import Unrolled
 
-__all__ = ["Network", "Pyramid", "UNet"]
+__all__ = [
+    "AffineNetwork",
+    "Cascade",
+    "Conditioned",
+    "FieldNetwork",
+    "KeypointNetwork",
+    "LaplacianPyramid",
+    "Network",
+    "Pyramid",
+    "SwinNetwork",
+    "UNet",
+    "Unrolled",
+    "as_network",
+]

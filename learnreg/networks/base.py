@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 
+import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
-from learnreg.transforms import Transform
+from learnreg.transforms import Displacement, Transform, Velocity
 from learnreg.typing import FieldTensor
+
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class Network(nn.Module):
@@ -71,9 +75,136 @@ def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Con
     )
 
 
-def field_head(ndim: int, inputs: int) -> Convolution:
-    """Convolution to a vector field, close to zero at the start of a training."""
-    head = Convolution(ndim, inputs, ndim, conv_only=True)
-    nn.init.normal_(head.conv.weight, std=1e-4)
-    nn.init.zeros_(head.conv.bias)
-    return head
+def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleList:
+    """Blocks of two convolutions, each at half the resolution of the one before."""
+    return nn.ModuleList(
+        nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o))
+        for i, o in zip([inputs, *widths[:-1]], widths, strict=True)
+    )
+
+
+def run_blocks(blocks: Iterable[nn.Module], values: Tensor) -> list[Tensor]:
+    """What each block returns, the next one given what the last one did."""
+    found = []
+    for block in blocks:
+        values = block(values)
+        found.append(values)
+    return found
+
+
+class Decoder(nn.Module):
+    """From the coarsest features up, at each level joined with what the encoder had there.
+
+    Args:
+        ndim: 2 or 3.
+        skips: Channels of the encoder's features, fine to coarse.
+        outputs: Channels after each level, fine to coarse; one fewer.
+    """
+
+    def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int]) -> None:
+        super().__init__()
+        below = [*outputs, skips[-1]][1:]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(convolution(ndim, low + skip, out), convolution(ndim, out, out))
+            for low, skip, out in reversed(list(zip(below, skips[:-1], outputs, strict=True)))
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features fine to coarse, each ``(B, C, *shape)``; the result has the shape of the first."""
+        x = features[-1]
+        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
+            x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
+        return x
+
+
+def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:
+    """The widths as plain numbers.
+
+    Raises:
+        ValueError: Not 2-D or 3-D, or no widths.
+    """
+    if ndim not in (2, 3) or not channels:
+        raise ValueError(
+            f"{name} needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}."
+        )
+    return [int(c) for c in channels]
+
+
+def start_near_zero(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float = 1e-4) -> None:
+    """A layer that returns next to nothing at the start of a training."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class FieldHead(nn.Module):
+    """Convolution to a vector field, close to zero at the start of a training; float32 also under autocast."""
+
+    def __init__(self, ndim: int, inputs: int) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[ndim](inputs, ndim, 3, padding=1)
+        start_near_zero(self.conv)
+
+    def forward(self, features: Tensor) -> FieldTensor:
+        """``(B, C, *shape)`` to ``(B, D, *shape)``."""
+        with torch.autocast(features.device.type, enabled=False):
+            field: Tensor = self.conv(features.to(self.conv.weight.dtype))
+            return field
+
+
+class FieldNetwork(Network):
+    """Any module from a stack of both images to a field, as a network: its output is taken in voxels.
+
+    Args:
+        module: ``(B, 2 C, *grid)``, fixed before moving, to ``(B, D, *shape)``; ``shape`` may be coarser. MONAI's
+            networks with ``out_channels=spatial_dims`` are such.
+        ndim: 2 or 3.
+        in_channels: Channels of one image.
+        multiple: The images are padded to multiples of it.
+        diffeomorphic: The field is a velocity, else a displacement.
+        steps: Squarings of a velocity.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        ndim: int = 3,
+        *,
+        in_channels: int = 1,
+        multiple: int = 32,
+        diffeomorphic: bool = True,
+        steps: int = 4,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.ndim, self.in_channels, self.stride = ndim, in_channels, multiple
+        self.diffeomorphic, self.steps = diffeomorphic, steps
+
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        """``fixed`` and ``moving`` on one grid, intensities in [0, 1].
+
+        Raises:
+            ValueError: The module returns something else than a field.
+        """
+        self.check(fixed, moving)
+        images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
+        voxels = self.module(images)
+        voxels = voxels[0] if isinstance(voxels, (tuple, list)) else voxels
+        if voxels.ndim != images.ndim or voxels.shape[1] != self.ndim:
+            raise ValueError(
+                f"{type(self.module).__name__} returned {tuple(voxels.shape)}, a field is (B, {self.ndim}, ...); "
+                f"give it {self.ndim} output channels."
+            )
+        field, control = voxels_to_mm(voxels.to(grid.dtype), grid)
+        return Velocity(field, control, self.steps) if self.diffeomorphic else Displacement(field, control)
+
+
+def as_network(module: nn.Module) -> nn.Module:
+    """Networks as they are; another module as a :class:`FieldNetwork` of the channels that it takes."""
+    if isinstance(module, Network):
+        return module
+    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
+    if first is None:
+        return module  # it takes images and returns a transform, or the first batch will tell
+    ndim = 2 if isinstance(first, nn.Conv2d) else 3
+    return FieldNetwork(module, ndim, in_channels=max(1, first.in_channels // 2))

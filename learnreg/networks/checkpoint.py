@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from learnreg.networks.base import as_network
 from learnreg.objective import Objective
 from learnreg.typing import Path
 
@@ -83,7 +84,7 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
             f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
             "train again or install the version that wrote it."
         )
-    network = build(stored["network"], trusted)
+    network = as_network(build(stored["network"], trusted))
     weights = {
         key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)
     }

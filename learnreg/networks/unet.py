@@ -1,36 +1,55 @@
-"""U-Net: two images in, one smooth field out, without a convolution at full resolution."""
+"""U-Net: two images in, one smooth field out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import Network, convolution, field_head, pad_to_multiple, voxels_to_mm
-from learnreg.transforms import Displacement, Velocity
+from learnreg.networks.base import (
+    Decoder,
+    FieldHead,
+    Network,
+    check_architecture,
+    pad_to_multiple,
+    run_blocks,
+    strided_encoder,
+    voxels_to_mm,
+)
+from learnreg.transforms import BSpline, Displacement, Transform, Velocity, spline_lattice
+from learnreg.typing import FieldTensor
+from learnreg.warping import sample
+
+Output = Literal["velocity", "displacement", "bspline", "bspline-velocity"]
 
 
 class UNet(Network):
-    """Predicts a velocity or displacement at half resolution.
+    """Predicts a velocity, a displacement or the control points of a B-spline.
 
-    The first convolution strides by 2, the decoder stops there: a field that a regularizer keeps
-    smooth loses nothing on every second voxel, and full resolution is where a U-Net spends most of
-    its time. Works for any image size.
+    By default the first convolution strides by 2 and the decoder stops at half resolution: a field that a
+    regularizer keeps smooth loses nothing on every second voxel, and full resolution is where a U-Net
+    spends most of its time. Works for any image size.
 
     Args:
         ndim: 2 or 3.
         channels: Width at 1/2, 1/4, 1/8, ... of the resolution.
         in_channels: Channels of one image.
-        output: ``"velocity"`` (diffeomorphic) or ``"displacement"``.
+        output: ``"velocity"`` and ``"bspline-velocity"`` are diffeomorphic, ``"displacement"`` and
+            ``"bspline"`` need not be.
+        resolution: The field, or the control points, lie at every so many voxels: 1, 2, 4, ... up to the
+            coarsest level.
         steps: Squarings of a velocity.
 
+    Raises:
+        ValueError: Another number of axes, no widths, an unknown output or a resolution that no level has.
+
     Source:
-        Ronneberger et al., U-Net, MICCAI 2015; Balakrishnan et al., VoxelMorph, IEEE TMI 2019.
-        Differs in: strided input, output at 1/2, instance norm, two convolutions a level.
+        Ronneberger et al., U-Net, MICCAI 2015; Balakrishnan et al., VoxelMorph, IEEE TMI 2019; Qiu et al.,
+        Learning diffeomorphic and modality-invariant registration using B-splines, MIDL 2021. Differs in:
+        strided input, output at 1/2, instance norm, two convolutions a level.
     """
 
     def __init__(
@@ -39,40 +58,49 @@ class UNet(Network):
         channels: Sequence[int] = (32, 64, 96, 128),
         *,
         in_channels: int = 1,
-        output: Literal["velocity", "displacement"] = "velocity",
+        output: Output = "velocity",
+        resolution: int = 2,
         steps: int = 4,
     ) -> None:
         super().__init__()
-        if ndim not in (2, 3) or not channels:
-            raise ValueError(
-                f"UNet needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}."
-            )
-        if output not in ("velocity", "displacement"):
-            raise ValueError(f"UNet output is velocity or displacement, got {output!r}.")
+        widths = check_architecture("UNet", ndim, channels)
+        check_output("UNet", output)
+        levels = [2**k for k in range(len(widths) + 1)]
+        if resolution not in levels:
+            raise ValueError(f"UNet of {len(widths)} widths has a field at every {levels} voxels, not {resolution}.")
         self.ndim, self.output, self.steps, self.in_channels = ndim, output, steps, in_channels
-        widths = [int(c) for c in channels]
         self.stride = 2 ** len(widths)
-        inputs = [2 * in_channels, *widths[:-1]]
-        self.encoder = nn.ModuleList(
-            nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o))
-            for i, o in zip(inputs, widths, strict=True)
-        )
-        self.decoder = nn.ModuleList(
-            nn.Sequential(convolution(ndim, below + skip, skip), convolution(ndim, skip, skip))
-            for below, skip in zip(widths[:0:-1], widths[-2::-1], strict=True)
-        )
-        self.head = field_head(ndim, widths[0])
+        self.encoder = strided_encoder(ndim, 2 * in_channels, widths)
+        self.first = levels.index(resolution)
+        outputs = [max(16, widths[0] // 2), *widths]
+        self.decoder = Decoder(ndim, [2 * in_channels, *widths][self.first :], outputs[self.first : -1])
+        self.head = FieldHead(ndim, outputs[self.first])
 
-    def forward(self, fixed: Image, moving: Image) -> Velocity | Displacement:
+    def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
-        features: list[Tensor] = []
-        x = images
-        for block in self.encoder:
-            x = block(x)
-            features.append(x)
-        for block, skip in zip(self.decoder, features[-2::-1], strict=True):
-            x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
-        field, control = voxels_to_mm(self.head(x), grid)
-        return Velocity(field, control, self.steps) if self.output == "velocity" else Displacement(field, control)
+        features = [images, *run_blocks(self.encoder, images)]
+        voxels = self.head(self.decoder(features[self.first :]))
+        return as_transform(voxels, grid, self.output, self.steps)
+
+
+def as_transform(voxels: FieldTensor, grid: Grid, output: Output, steps: int) -> Transform:
+    """What a field in index units of ``grid`` stands for; see :func:`voxels_to_mm`."""
+    field, control = voxels_to_mm(voxels, grid)
+    if output == "velocity":
+        return Velocity(field, control, steps)
+    if output == "displacement":
+        return Displacement(field, control)
+    lattice = spline_lattice(grid, (grid.extent[0] / control.size).tolist())
+    spline = BSpline(sample(field, control, lattice.points, padding="border"), lattice)
+    if output == "bspline":
+        return spline
+    half = grid.coarsened(2)
+    return Velocity(spline.displacement(half), half, steps)
+
+
+def check_output(name: str, output: str) -> None:
+    """Raise ``ValueError`` unless the output is known."""
+    if output not in get_args(Output):
+        raise ValueError(f"{name} output is {', '.join(get_args(Output))}, got {output!r}.")

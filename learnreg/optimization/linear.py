@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import scipy.linalg
 import torch
@@ -12,9 +10,8 @@ from torch import Tensor, nn
 from learnreg.image import Image
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.transforms import Affine
+from learnreg.transforms.affine import LinearKind, linear_basis
 from learnreg.typing import PointTensor
-
-LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
 
 class LinearParametrization(Parametrization):
@@ -41,7 +38,7 @@ class LinearParametrization(Parametrization):
         super().__init__()
         ndim = center.shape[-1]
         self.kind, self.radius = kind, float(radius)
-        basis = _linear_basis(kind, ndim).to(center)
+        basis = linear_basis(kind, ndim).to(center)
         self.center: Tensor
         self.basis: Tensor
         self.register_buffer("center", center)
@@ -73,18 +70,3 @@ class LinearParametrization(Parametrization):
         with torch.no_grad():
             self.linear.copy_(self.radius * weights)
             self.translation.copy_(start(self.center.unsqueeze(1)).squeeze(1) - self.center)
-
-
-def _linear_basis(kind: str, ndim: int) -> Tensor:
-    """``(K, D, D)`` generators of the linear part."""
-    units = torch.eye(ndim * ndim).reshape(-1, ndim, ndim)
-    skew = [units[i * ndim + j] - units[j * ndim + i] for i in range(ndim) for j in range(i)]
-    if kind == "translation":
-        return torch.zeros(0, ndim, ndim)
-    if kind == "rigid":
-        return torch.stack(skew)
-    if kind == "similarity":
-        return torch.stack([*skew, torch.eye(ndim)])
-    if kind == "affine":
-        return units
-    raise ValueError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")

@@ -18,9 +18,10 @@ from learnreg.memory import check_fits
 from learnreg.objective import Objective
 from learnreg.optimization.dense import DenseParametrization
 from learnreg.optimization.descent import Descent, OptimizerFactory, StepCallback, descend
-from learnreg.optimization.linear import LinearKind, LinearParametrization
+from learnreg.optimization.linear import LinearParametrization
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
 from learnreg.transforms import Affine, Transform, chain
+from learnreg.transforms.affine import LinearKind
 from learnreg.warping import resize_image
 
 IMAGES, FIELDS = 9, 12  # volumes at the peak of a descent for each channel, and for each free parameter a voxel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -11,18 +12,19 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from learnreg.image import Image
+from learnreg.networks import LaplacianPyramid
 from learnreg.optimization import DenseParametrization, Descent, descend
 from learnreg.reporting.figures import registration_figure
 from learnreg.training.module import RegistrationModule
-from learnreg.transforms import Velocity
+from learnreg.transforms import Affine
 
 
 class AmortizationGap(pl.Callback):
     """Logs how much the objective still falls when the network's answer is refined classically.
 
     The mean over the first validation pairs of the objective at the network's answer, minus the
-    objective after ``steps`` classical steps from there. A gap that stays large says that the
-    network, not the objective, is what limits accuracy.
+    objective after ``steps`` classical steps from there, which compose a correction with it. A gap that
+    stays large says that the network, not the objective, is what limits accuracy.
 
     Args:
         steps: Classical steps.
@@ -53,22 +55,46 @@ def amortization_gap(
     module: RegistrationModule, fixed: Image, moving: Image, *, steps: int, learning_rate: float = 0.1
 ) -> float:
     """Objective (for images alone) at the network's answer minus that after classical steps from there."""
-    objective = module.objective.unsupervised()
+    objective = module.weighted_objective().unsupervised()
     with torch.no_grad():
         answer = module(fixed, moving).detach()
-        before = float(objective(fixed, moving, answer).total)
-    grid = answer.fields()[0][1]
     with torch.enable_grad():
-        parameters = DenseParametrization(
-            grid,
-            answer,
-            kind="velocity" if isinstance(answer, Velocity) else "displacement",
-            coarsening=1,
-            steps=answer.steps if isinstance(answer, Velocity) else 0,
-        )
-        descend(parameters, objective, fixed, moving, Descent(steps, learning_rate, tolerance=0))
+        correction = DenseParametrization(fixed.grid, None, steps=3)
+        descend(correction, objective, fixed, moving, Descent(steps, learning_rate, tolerance=0), initial=answer)
     with torch.no_grad():
-        return before - float(objective(fixed, moving, parameters(fixed, moving)).total)
+        before = objective(fixed, moving, Affine.identity(fixed.ndim, dtype=fixed.grid.dtype), answer).total
+        return float(before - objective(fixed, moving, correction(fixed, moving), answer).total)
+
+
+class Progressive(pl.Callback):
+    """Lets the finer levels of a network join one after the other, as its :attr:`levels`.
+
+    Args:
+        joins: Shares of the training at which the second level joins, the third, and so on; equal shares
+            unless given.
+
+    Source:
+        Mok and Chung, LapIRN, MICCAI 2020.
+    """
+
+    def __init__(self, joins: Sequence[float] | None = None) -> None:
+        self.joins = None if joins is None else tuple(float(j) for j in joins)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the number of levels.
+
+        Raises:
+            ValueError: The network has no levels to let join.
+        """
+        if not isinstance(pl_module, RegistrationModule) or not isinstance(pl_module.network, LaplacianPyramid):
+            raise ValueError(
+                "The callback Progressive needs the network LaplacianPyramid; leave it out (~callbacks.progressive)."
+            )
+        stages = pl_module.network.stages
+        joins = self.joins or tuple(k / stages for k in range(1, stages))
+        pl_module.network.levels = min(stages, 1 + sum(pl_module.progress() >= share for share in joins))
 
 
 class Pictures(pl.Callback):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from learnreg.image import Image
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
+from learnreg.networks import Conditioned, as_network
 from learnreg.networks.checkpoint import KEY
 from learnreg.objective import Objective
 from learnreg.transforms import Transform
@@ -25,7 +26,7 @@ class RegistrationModule(pl.LightningModule):
     """Minimizes ``objective(fixed, moving, network(fixed, moving))`` over the network's weights.
 
     Args:
-        network: ``(fixed, moving) -> Transform``.
+        network: ``(fixed, moving) -> Transform``, or any module that :func:`learnreg.networks.as_network` takes.
         objective: What is minimized.
         optimizer: ``(parameters) -> Optimizer``.
         consistency: ``(there, back, grid) -> scalar`` with a ``weight``: also ask the network for the way
@@ -48,7 +49,7 @@ class RegistrationModule(pl.LightningModule):
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.objective = network, objective
+        self.network, self.objective = as_network(network), objective
         self.make_optimizer = optimizer
         self.consistency, self.symmetric, self.warmup = consistency, symmetric, warmup
         self.recipe = dict(recipe or {})
@@ -59,11 +60,14 @@ class RegistrationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         fixed, moving = batch
+        if isinstance(self.network, Conditioned):
+            self.network.draw()
+        objective = self.weighted_objective()
         transform = self(fixed, moving)
-        loss = self.objective(fixed, moving, transform)
+        loss = objective(fixed, moving, transform)
         total, terms = loss.total, loss.terms
         if self.symmetric:
-            backward = self.objective(moving, fixed, transform.inverse())
+            backward = objective(moving, fixed, transform.inverse())
             total = (total + backward.total) / 2
             terms = {name: (terms[name] + backward.terms[name]) / 2 for name in terms}
         if self.consistency is not None:
@@ -73,10 +77,16 @@ class RegistrationModule(pl.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
         return total
 
+    def weighted_objective(self) -> Objective:
+        """The objective, with the weight that a conditioned network is asked for."""
+        if isinstance(self.network, Conditioned):
+            return self.objective.weighted(self.network.penalty, self.network.weight)
+        return self.objective
+
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         fixed, moving = batch
         transform = self(fixed, moving)
-        loss = self.objective(fixed, moving, transform)
+        loss = self.weighted_objective()(fixed, moving, transform)
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
         values |= {f"val/{name}": value for name, value in scores(fixed, moving, transform).items()}
         bars = {"val/loss", "val/dice"}
@@ -89,12 +99,12 @@ class RegistrationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self) -> float:
-        progress = self._progress()
+        progress = self.progress()
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
 
-    def _progress(self) -> float:
+    def progress(self) -> float:
         """Share of the training that is done, by steps or by time."""
         if self._trainer is None:
             return 0.0

@@ -1,6 +1,6 @@
 """Transforms: immutable maps from the fixed to the moving space."""
 
-from learnreg.transforms.affine import Affine, align_centers
+from learnreg.transforms.affine import Affine, align_centers, linear_through_landmarks
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, fit_bspline, spline_lattice
 from learnreg.transforms.composite import Composite, chain
@@ -25,6 +25,7 @@ __all__ = [
     "chain",
     "fit_bspline",
     "kernel_lattice",
+    "linear_through_landmarks",
     "spline_lattice",
     "spline_through_landmarks",
 ]

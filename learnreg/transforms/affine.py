@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from learnreg.grid import Grid, apply_affine
 from learnreg.transforms.base import Transform
 from learnreg.typing import MatrixTensor, PointTensor
 from learnreg.warping import SeparableMap
+
+LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +99,69 @@ def homogeneous(linear: Tensor, offset: Tensor) -> MatrixTensor:
 def align_centers(fixed: Grid, moving: Grid) -> Affine:
     """Translation that puts the middle of one field of view onto the other's."""
     return Affine.translation(moving.center - fixed.center)
+
+
+def linear_basis(kind: LinearKind, ndim: int) -> Tensor:
+    """``(K, D, D)`` generators of the linear part, whose exponentials are the linear maps of a kind.
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+    units = torch.eye(ndim * ndim).reshape(-1, ndim, ndim)
+    skew = [units[i * ndim + j] - units[j * ndim + i] for i in range(ndim) for j in range(i)]
+    if kind == "translation":
+        return torch.zeros(0, ndim, ndim)
+    if kind == "rigid":
+        return torch.stack(skew)
+    if kind == "similarity":
+        return torch.stack([*skew, torch.eye(ndim)])
+    if kind == "affine":
+        return units
+    raise ValueError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")
+
+
+def linear_through_landmarks(
+    fixed: PointTensor, moving: PointTensor, kind: LinearKind = "affine", *, ridge: float = 1e-6
+) -> Affine:
+    """The map of a kind that takes the fixed landmarks nearest to their counterparts, in least squares.
+
+    Args:
+        fixed: ``(B, K, D)``, mm LPS.
+        moving: ``(B, K, D)``, mm LPS, in the same order.
+        kind: ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+        ridge: Draws the linear part to the identity, by this share of the landmarks' mean square distance from
+            their middle (an affine map alone); what landmarks in a plane leave open stays as it is.
+
+    Returns:
+        The transform. Differentiable in the landmarks.
+
+    Raises:
+        ValueError: The shapes differ, or the kind is unknown.
+
+    Source:
+        Umeyama, Least-squares estimation of transformation parameters between two point patterns,
+        IEEE TPAMI 1991.
+    """
+    if fixed.shape != moving.shape or fixed.ndim != 3:
+        raise ValueError(f"Landmarks come in pairs (B, K, D), got {tuple(fixed.shape)} and {tuple(moving.shape)}.")
+    x, y = fixed.double(), moving.double()
+    center, target = x.mean(1), y.mean(1)
+    x, y = x - center.unsqueeze(1), y - target.unsqueeze(1)
+    identity = torch.eye(x.shape[-1]).to(x)
+    covariance, spread = y.mT @ x, x.mT @ x
+    size = x.square().sum((1, 2)).reshape(-1, 1, 1)
+    if kind == "translation":
+        linear = identity.expand(len(x), -1, -1)
+    elif kind == "affine":
+        drawn = (ridge * size + 1e-12) * identity
+        linear = torch.linalg.solve(spread + drawn, (covariance + drawn).mT).mT
+    elif kind in ("rigid", "similarity"):
+        left, stretch, right = torch.linalg.svd(covariance)
+        signs = torch.ones_like(stretch)
+        signs[:, -1] = torch.linalg.det(left @ right).sign()
+        linear = left @ torch.diag_embed(signs) @ right
+        if kind == "similarity":
+            linear = linear * ((stretch * signs).sum(-1).reshape(-1, 1, 1) / size.clamp(min=1e-12))
+    else:
+        raise ValueError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")
+    return Affine(Affine.about(linear, target - center, center).matrix.to(fixed.dtype))

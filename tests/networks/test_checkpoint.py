@@ -3,6 +3,8 @@ import pickle
 import pytest
 import torch
 
+from learnreg.methods.api import choose_method
+from learnreg.networks import Conditioned
 from learnreg.networks.checkpoint import FORMAT, KEY, build, load_checkpoint, recipe
 from learnreg.networks.unet import UNet
 
@@ -72,3 +74,19 @@ def test_failures(tmp_path):
         load_checkpoint(save(tmp_path / "new.ckpt", format=99))
     with pytest.raises(ValueError, match="does not fit its network"):
         load_checkpoint(save(tmp_path / "wide.ckpt", network={**NETWORK, "channels": [8, 8]}))
+
+
+def test_a_weight_is_for_conditioned_networks(tmp_path):
+    network = {"_target_": "learnreg.networks.Conditioned", "network": NETWORK, "between": [0.1, 1.0]}
+    file = save(tmp_path / "plain.ckpt")
+    with pytest.raises(ValueError, match="takes no weight"):
+        choose_method(checkpoint=file, weight=0.3)
+    with pytest.raises(ValueError, match="give a checkpoint"):
+        choose_method("fast", weight=0.3)
+    stored = recipe(network, OBJECTIVE, {"spacing": 1.0, "shape": [16, 16], "multiple": 4})
+    weights = {f"network.{k}": v for k, v in Conditioned(UNet(2, (4, 4))).state_dict().items()}
+    torch.save({"state_dict": weights, KEY: stored}, tmp_path / "conditioned.ckpt")
+    method = choose_method(checkpoint=tmp_path / "conditioned.ckpt", weight=0.3)
+    assert method.checkpoint.network.weight == 0.3
+    with pytest.raises(ValueError, match="weights from 0.1 to 1, got 3"):
+        choose_method(checkpoint=tmp_path / "conditioned.ckpt", weight=3.0)

@@ -4,12 +4,25 @@ import torch
 from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks import Pyramid, UNet
+from learnreg.networks import (
+    AffineNetwork,
+    Cascade,
+    Conditioned,
+    FieldNetwork,
+    KeypointNetwork,
+    LaplacianPyramid,
+    Pyramid,
+    SwinNetwork,
+    UNet,
+    Unrolled,
+    as_network,
+)
 from learnreg.networks.base import voxels_to_mm
+from learnreg.networks.pyramid import local_correlation
 from learnreg.objective import Objective, Penalty
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE
-from learnreg.transforms import Displacement, Velocity
+from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity
 from tests.conftest import blob_image, make_grid
 
 
@@ -86,8 +99,26 @@ class TestUNet(NetworkLaws):
         answer = UNet(3, (8, 8), output="displacement")(image, image)
         assert isinstance(answer, Displacement)
         assert answer.grid.shape == (8, 8, 8)
-        with pytest.raises(ValueError, match="velocity or displacement"):
+        for resolution, shape in ((1, (16, 16, 16)), (4, (4, 4, 4))):
+            answer = UNet(3, (8, 8), output="displacement", resolution=resolution)(image, image)
+            assert answer.grid.shape == shape
+        with pytest.raises(ValueError, match="output is velocity, displacement"):
             UNet(3, (8,), output="spline")
+        with pytest.raises(ValueError, match=r"at every \[1, 2\] voxels"):
+            UNet(3, (8,), resolution=4)
+
+    def test_spline_outputs(self):
+        """A constant prediction is a translation, wherever the control points are."""
+        grid = Grid.regular((16, 20, 24), (1.0, 1.5, 2.0))
+        image = Image(torch.rand(1, 1, *grid.shape), grid)
+        for output, kind in (("bspline", BSpline), ("bspline-velocity", Velocity)):
+            network = UNet(3, (8, 8, 8), output=output, resolution=4)
+            torch.nn.init.zeros_(network.head.conv.weight)
+            torch.nn.init.constant_(network.head.conv.bias, 2.0)
+            answer = network(image, image)
+            assert isinstance(answer, kind)
+            expected = 2.0 * grid.spacing.reshape(1, 3, 1, 1, 1).expand(-1, -1, *grid.shape)
+            assert torch.allclose(answer.displacement(grid), expected, atol=1e-4)
         with pytest.raises(ValueError, match="ndim 2 or 3"):
             UNet(4)
 
@@ -106,6 +137,165 @@ class TestPyramid(NetworkLaws):
         answer = network(image, blob_image(grid, (3.0, 0.0, 0.0))).detach()
         assert answer.displacement(grid).norm(dim=1).max() > 0.5
         assert jacobian_determinant(answer.displacement(grid), grid).min() > 0
+
+    def test_correlation_is_the_mean_product_at_each_shift(self):
+        generator = torch.Generator().manual_seed(0)
+        fixed, moving = (torch.randn(2, 5, 4, 6, 7, generator=generator, dtype=torch.float64) for _ in range(2))
+        found = local_correlation(fixed, moving, 1).reshape(2, 3, 3, 3, 4, 6, 7)
+        assert torch.allclose(found[:, 1, 1, 1], (fixed * moving).mean(1))
+        assert torch.allclose(found[:, 2, 0, 1, :-1, 1:], (fixed[:, :, :-1, 1:] * moving[:, :, 1:, :-1]).mean(1))
+        assert float(found[:, 2, 1, 1, -1].abs().max()) == 0  # beyond the border
+
+    def test_gradient_of_the_correlation(self):
+        pair = [torch.rand(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        assert torch.autograd.gradcheck(lambda a, b: local_correlation(a, b, 1), pair)
+
+    def test_reach(self):
+        with pytest.raises(ValueError, match="reach of at least 0"):
+            Pyramid(reach=-1)
+
+
+class TestAffineNetwork(NetworkLaws):
+    def make(self, ndim=3):
+        return AffineNetwork(ndim, (8, 16, 16))
+
+    @pytest.mark.parametrize("kind", ["translation", "rigid", "similarity", "affine"])
+    def test_kinds(self, kind):
+        grid = Grid.regular((16, 16, 16), (1.0, 1.0, 2.0))
+        image = Image(torch.rand(2, 1, *grid.shape), grid)
+        network = AffineNetwork(3, (8, 8), kind=kind)
+        torch.nn.init.normal_(network.head.weight, std=0.1)
+        answer = network(image, image)
+        assert isinstance(answer, Affine)
+        linear = answer.matrix[:, :3, :3]
+        size = torch.linalg.det(linear).abs() ** (1 / 3)
+        unit = linear / size.reshape(-1, 1, 1)
+        orthogonal = torch.allclose(unit @ unit.mT, torch.eye(3).expand(2, -1, -1), atol=1e-4)
+        assert orthogonal == (kind != "affine")
+        assert torch.allclose(size, torch.ones(2), atol=1e-4) == (kind in ("translation", "rigid"))
+
+
+class TestKeypointNetwork(NetworkLaws):
+    def make(self, ndim=3):
+        return KeypointNetwork(ndim, (8, 16), keypoints=16)
+
+    def test_thin_plate(self):
+        grid = Grid.regular((16, 16, 16))
+        network = KeypointNetwork(3, (8, 8), keypoints=12, alignment="thin-plate")
+        answer = network(blob_image(grid), blob_image(grid, (1.0, 0.0, 0.0)))
+        assert isinstance(answer, LandmarkSpline)
+
+    def test_follows_a_shift_of_the_image_without_training(self):
+        """By 8 voxels, the stride of the encoder: the heat maps shift with the image."""
+        torch.manual_seed(0)
+        grid = Grid.regular((48, 48, 48))
+        network = KeypointNetwork(3, (8, 16, 16), keypoints=24, alignment="translation")
+        found = network(blob_image(grid), blob_image(grid, (8.0, 0.0, 0.0))).matrix[0, :3, 3].detach()
+        assert float(found[0]) > 1
+        assert float(found[1:].abs().max()) < 0.3 * float(found[0])
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="aligns by translation, rigid"):
+            KeypointNetwork(alignment="bspline")
+        with pytest.raises(ValueError, match="at least 5 points"):
+            KeypointNetwork(keypoints=4)
+
+
+class TestLaplacianPyramid(NetworkLaws):
+    def make(self, ndim=3):
+        return LaplacianPyramid(ndim, (8, 8, 8), blocks=1)
+
+    def test_levels_wait(self):
+        grid = Grid.regular((32, 32, 32))
+        image = Image(torch.rand(1, 1, *grid.shape), grid)
+        network = self.make()
+        for levels, side in ((1, 4), (2, 8), (3, 16)):
+            network.levels = levels
+            assert network(image, image).grid.shape == (side, side, side)
+
+
+class TestSwinNetwork(NetworkLaws):
+    def make(self, ndim=3):
+        return SwinNetwork(ndim, 8, (2, 2, 2, 2), (2, 4, 4, 4))
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="4 depths and heads"):
+            SwinNetwork(3, 8, (2, 2), (2,))
+
+
+class TestUnrolled(NetworkLaws):
+    def make(self, ndim=3):
+        return Unrolled(MSE(), ndim, width=8, factors=(4, 2), iterations=(1, 2))
+
+    def test_works_where_no_gradient_is_kept(self):
+        grid = Grid.regular((16, 16, 16))
+        with torch.no_grad():
+            answer = self.make()(blob_image(grid), blob_image(grid, (1.0, 0.0, 0.0)))
+        assert not answer.field.requires_grad
+
+
+class TestCascade(NetworkLaws):
+    def make(self, ndim=3):
+        return Cascade([AffineNetwork(ndim, (8, 8)), Pyramid(ndim, (8, 8))])
+
+    def test_composition(self):
+        grid = Grid.regular((16, 16, 16))
+        answer = self.make()(blob_image(grid), blob_image(grid, (1.0, 0.0, 0.0)))
+        assert isinstance(answer, Composite)
+        assert [type(t) for t in answer.transforms] == [Velocity, Affine]
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="same images"):
+            Cascade([AffineNetwork(2), Pyramid(3)])
+
+
+class TestConditioned(NetworkLaws):
+    def make(self, ndim=3):
+        return Conditioned(UNet(ndim, (8, 16, 16)))
+
+    def test_the_weight_matters(self):
+        torch.manual_seed(0)
+        grid = Grid.regular((16, 16, 16))
+        pair = blob_image(grid), blob_image(grid, (1.0, 0.0, 0.0))
+        network = self.make()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        answers = []
+        for weight in (0.01, 0.01, 1.0):
+            network.weight = weight
+            answers.append(network(*pair).field)
+        assert torch.equal(answers[0], answers[1])
+        assert not torch.allclose(answers[0], answers[2], atol=1e-5)
+
+    def test_draws_lie_between(self):
+        network = Conditioned(UNet(3, (8,)), between=(0.1, 0.4))
+        drawn = []
+        for _ in range(50):
+            network.draw()
+            drawn.append(network.weight)
+        assert 0.1 <= min(drawn) < 0.15
+        assert 0.3 < max(drawn) <= 0.4
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="0 < least < greatest"):
+            Conditioned(UNet(3, (8,)), between=(0.0, 1.0))
+
+
+class TestFieldNetwork(NetworkLaws):
+    def make(self, ndim=3):
+        from monai.networks.nets import UNet as MonaiUNet
+
+        network = as_network(MonaiUNet(ndim, 2, ndim, (8, 16, 16), (2, 2)))
+        assert isinstance(network, FieldNetwork)
+        return network
+
+    def test_starts_close_to_the_identity(self):
+        pytest.skip("another library's last layer starts as it does")
+
+    def test_wrong_channels(self):
+        image = Image(torch.rand(1, 1, 16, 16, 16), Grid.regular((16, 16, 16)))
+        with pytest.raises(ValueError, match="3 output channels"):
+            as_network(torch.nn.Conv3d(2, 4, 3, padding=1))(image, image)
 
 
 def test_voxels_become_mm_along_the_axes_of_the_grid(grid):

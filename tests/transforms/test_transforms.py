@@ -21,6 +21,7 @@ from learnreg.transforms import (
     chain,
     fit_bspline,
     kernel_lattice,
+    linear_through_landmarks,
     spline_lattice,
     spline_through_landmarks,
 )
@@ -392,3 +393,56 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda v: Velocity(v, grid, 2)(grid.points * 0.7 + 0.05), (field,))
     matrix = torch.eye(4, dtype=torch.float64).add(0.01)[None].requires_grad_()
     assert torch.autograd.gradcheck(lambda m: Affine(m)(grid.points), (matrix,))
+
+
+class TestLinearThroughLandmarks:
+    def points(self, ndim=3, count=30):
+        generator = torch.Generator().manual_seed(0)
+        return 20 * torch.randn(2, count, ndim, generator=generator, dtype=torch.float64)
+
+    @pytest.mark.parametrize(
+        ("kind", "theirs"),
+        [
+            ("rigid", sitk.VersorRigid3DTransform),
+            ("affine", sitk.AffineTransform),
+        ],
+    )
+    def test_as_simpleitk(self, kind, theirs):
+        fixed = self.points()
+        noise = torch.randn(fixed.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        turn = torch.linalg.matrix_exp(torch.tensor([[0, 0.4, -0.2], [-0.4, 0, 0.6], [0.2, -0.6, 0]]).double())
+        moving = fixed @ turn.T + torch.tensor([5.0, -3.0, 2.0]).double() + noise
+        found = linear_through_landmarks(fixed, moving, kind, ridge=0.0)
+        for b in range(2):
+            start = theirs() if kind == "rigid" else theirs(3)
+            pairs = [p[b].flatten().tolist() for p in (fixed, moving)]
+            expected = sitk.LandmarkBasedTransformInitializer(start, *pairs)
+            for point in fixed[b, :5]:
+                mapped = torch.tensor(expected.TransformPoint(point.tolist())).double()
+                assert torch.allclose(found(point.reshape(1, 1, 3))[b, 0], mapped, atol=1e-5)
+
+    @pytest.mark.parametrize("ndim", [2, 3])
+    def test_a_similarity_is_found_again(self, ndim):
+        fixed = self.points(ndim)
+        skew = torch.randn(ndim, ndim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        turn = torch.linalg.matrix_exp(skew - skew.T)
+        found = linear_through_landmarks(fixed, 1.3 * fixed @ turn.T + 4.0, "similarity")
+        assert torch.allclose(found.matrix[:, :ndim, :ndim], (1.3 * turn).expand(2, -1, -1), atol=1e-8)
+        assert torch.allclose(found.matrix[:, :ndim, ndim], torch.full((2, ndim), 4.0).double(), atol=1e-8)
+
+    def test_never_mirrors(self):
+        fixed = self.points()
+        found = linear_through_landmarks(fixed, fixed * torch.tensor([-1.0, 1.0, 1.0]), "rigid")
+        assert torch.allclose(torch.linalg.det(found.matrix[:, :3, :3]), torch.ones(2).double())
+
+    def test_what_points_in_a_plane_leave_open_stays(self):
+        fixed = self.points() * torch.tensor([1.0, 1.0, 0.0])
+        found = linear_through_landmarks(fixed, 1.1 * fixed)
+        assert torch.allclose(found.matrix[:, 2, 2], torch.ones(2).double(), atol=1e-6)
+        assert torch.allclose(found.matrix[:, 0, 0], 1.1 * torch.ones(2).double(), atol=1e-4)
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="in pairs"):
+            linear_through_landmarks(self.points(), self.points(count=3))
+        with pytest.raises(ValueError, match="Unknown linear transform"):
+            linear_through_landmarks(self.points(), self.points(), "projective")

@@ -1,0 +1,115 @@
+"""A Laplacian pyramid: a network a resolution, each adding what the coarser ones could not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.fields import exponential
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.networks.base import (
+    FieldHead,
+    Network,
+    check_architecture,
+    convolution,
+    pad_to_multiple,
+    voxels_to_mm,
+)
+from learnreg.transforms import Displacement, Velocity
+from learnreg.typing import FieldTensor
+from learnreg.warping import resize, warp
+
+
+class LaplacianPyramid(Network):
+    """Networks at 1/4, 1/2 and full resolution; each sees the images, the moving one warped, and adds a velocity.
+
+    Made to be trained from coarse to fine: ``levels`` networks take part, the finer ones wait. See
+    :class:`learnreg.training.callbacks.Progressive`.
+
+    Args:
+        ndim: 2 or 3.
+        channels: Width of each network, coarse to fine.
+        blocks: Residual blocks in each.
+        in_channels: Channels of one image.
+        steps: Squarings of the velocity.
+
+    Raises:
+        ValueError: Another number of axes, or no widths.
+
+    Source:
+        Mok and Chung, Large deformation diffeomorphic image registration with Laplacian pyramid networks,
+        MICCAI 2020. Differs in: a network sees the embedding of no other, and its field has half its resolution.
+    """
+
+    def __init__(
+        self,
+        ndim: int = 3,
+        channels: Sequence[int] = (32, 32, 16),
+        *,
+        blocks: int = 3,
+        in_channels: int = 1,
+        steps: int = 4,
+    ) -> None:
+        super().__init__()
+        widths = check_architecture("LaplacianPyramid", ndim, channels)
+        self.ndim, self.in_channels, self.steps = ndim, in_channels, steps
+        self.stride = 2 ** len(widths)
+        self.networks = nn.ModuleList(_Level(ndim, 2 * in_channels + ndim, width, blocks) for width in widths)
+        self.levels = len(widths)
+
+    @property
+    def stages(self) -> int:
+        """Levels there are, whether they take part or not."""
+        return len(self.networks)
+
+    def forward(self, fixed: Image, moving: Image) -> Velocity:
+        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        self.check(fixed, moving)
+        images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
+        velocity: FieldTensor | None = None
+        for level, network in enumerate(self.networks[: self.levels]):
+            scale = 2 ** (len(self.networks) - 1 - level)
+            own = grid.resized([n // scale for n in grid.shape])
+            target, source = resize(images, own.shape).split(self.in_channels, dim=1)
+            velocity = self._corrected(velocity, network, Image(target, own), Image(source, own), scale, grid)
+        assert velocity is not None  # noqa: S101 - there is at least one level
+        return Velocity(velocity, grid.resized(tuple(velocity.shape[2:])), self.steps)
+
+    def _corrected(
+        self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
+    ) -> FieldTensor:
+        """The velocity in mm, at half the resolution of a level."""
+        own = fixed.grid
+        half = tuple(n // 2 for n in own.shape)
+        if velocity is None:
+            velocity = moving.data.new_zeros(len(moving.data), self.ndim, *half, dtype=grid.dtype)
+            seen = velocity.new_zeros(len(velocity), self.ndim, *own.shape)
+        else:
+            below = grid.resized(tuple(velocity.shape[2:]))
+            moving = warp(moving, Displacement(exponential(velocity, below, steps=self.steps), below), own)
+            seen = resize(velocity, own.shape) / own.spacing.reshape(-1, self.ndim, *[1] * self.ndim)
+            velocity = resize(velocity, half)
+        found = network(torch.cat([fixed.data, moving.data, seen], dim=1))
+        return velocity + voxels_to_mm(found * 2 * scale, grid)[0]
+
+
+class _Level(nn.Module):
+    """Half the resolution, residual blocks, a field."""
+
+    def __init__(self, ndim: int, inputs: int, width: int, blocks: int) -> None:
+        super().__init__()
+        self.first = convolution(ndim, inputs, width, stride=2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(convolution(ndim, width, width), convolution(ndim, width, width)) for _ in range(blocks)
+        )
+        self.head = FieldHead(ndim, width)
+
+    def forward(self, values: Tensor) -> FieldTensor:
+        x = self.first(values)
+        for block in self.blocks:
+            x = x + block(x)
+        field: FieldTensor = self.head(x)
+        return field

@@ -1,0 +1,78 @@
+"""A transformer in the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
+
+from learnreg.image import Image
+from learnreg.networks.base import Decoder, FieldHead, Network, pad_to_multiple
+from learnreg.networks.unet import Output, as_transform, check_output
+from learnreg.transforms import Transform
+
+LEVELS = 4
+
+
+class SwinNetwork(Network):
+    """Windows of attention that shift from layer to layer, and a decoder of convolutions.
+
+    Args:
+        ndim: 2 or 3.
+        width: Channels at half resolution, doubled at each level; a multiple of the first of ``heads``.
+        depths: Attention blocks at 1/2, 1/4, 1/8 and 1/16 of the resolution; MONAI's encoder has four levels.
+        heads: Of the attention, at each of the four.
+        window: Samples along the side of a window.
+        in_channels: Channels of one image.
+        output: See :class:`UNet`.
+        steps: Squarings of a velocity.
+
+    Raises:
+        ValueError: Not four depths and four heads, or an unknown output.
+
+    Source:
+        Liu et al., Swin transformer, ICCV 2021; Chen et al., TransMorph, Med. Image Anal. 2022. Differs in:
+        MONAI's blocks, patches of 2, a field at half resolution.
+    """
+
+    def __init__(
+        self,
+        ndim: int = 3,
+        width: int = 24,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        heads: Sequence[int] = (3, 6, 12, 24),
+        *,
+        window: int = 4,
+        in_channels: int = 1,
+        output: Output = "velocity",
+        steps: int = 4,
+    ) -> None:
+        super().__init__()
+        check_output("SwinNetwork", output)
+        if ndim not in (2, 3) or len(depths) != LEVELS or len(heads) != LEVELS:
+            raise ValueError(
+                f"SwinNetwork needs ndim 2 or 3 and {LEVELS} depths and heads, got ndim={ndim}, "
+                f"depths={list(depths)}, heads={list(heads)}."
+            )
+        self.ndim, self.in_channels, self.output, self.steps = ndim, in_channels, output, steps
+        self.stride = 2 ** (LEVELS + 1)
+        self.encoder = SwinTransformer(
+            2 * in_channels,
+            embed_dim=width,
+            window_size=[window] * ndim,
+            patch_size=[2] * ndim,
+            depths=list(depths),
+            num_heads=list(heads),
+            spatial_dims=ndim,
+        )
+        widths = [width * 2**k for k in range(LEVELS + 1)]
+        self.decoder = Decoder(ndim, widths, widths[:-1])
+        self.head = FieldHead(ndim, width)
+
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        self.check(fixed, moving)
+        images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
+        features = self.encoder(images)
+        return as_transform(self.head(self.decoder(features)), grid, self.output, self.steps)

@@ -1,0 +1,96 @@
+"""Steps of an optimizer inside a network, trained end to end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.networks.base import FieldHead, Network, convolution, voxels_to_mm
+from learnreg.transforms import Velocity
+from learnreg.typing import FieldTensor
+from learnreg.warping import resize, warp
+
+
+class Unrolled(Network):
+    """Descends on a similarity as the classical engine does; what regularizes each step is learned.
+
+    Each step takes the gradient of the similarity for the velocity, and a small network turns it, the
+    velocity and both images into the update. The gradient is what is asked of the images at run time: a
+    network that has never seen an anatomy still knows where the images differ. It enters as a value: the
+    training passes through the updates, not through the derivative of the gradient.
+
+    Args:
+        similarity: ``(warped, fixed, mask) -> scalar``, lower is better.
+        ndim: 2 or 3.
+        width: Channels of the network of the updates, shared by the steps of a level.
+        factors: The velocity lies at every so many voxels, coarse to fine.
+        iterations: Steps at each.
+        in_channels: Channels of one image.
+        steps: Squarings of the velocity.
+
+    Raises:
+        ValueError: ``factors`` and ``iterations`` differ in length.
+
+    Source:
+        Qiu et al., Embedding gradient-based optimization in image registration networks, MICCAI 2022;
+        Adler and Öktem, Solving ill-posed inverse problems using iterative deep neural networks, 2017.
+    """
+
+    def __init__(
+        self,
+        similarity: nn.Module,
+        ndim: int = 3,
+        *,
+        width: int = 24,
+        factors: tuple[int, ...] = (8, 4, 2),
+        iterations: tuple[int, ...] = (2, 2, 2),
+        in_channels: int = 1,
+        steps: int = 4,
+    ) -> None:
+        super().__init__()
+        if len(factors) != len(iterations) or not factors or ndim not in (2, 3):
+            raise ValueError(
+                f"Unrolled needs ndim 2 or 3 and as many iterations as factors, got ndim={ndim}, "
+                f"{list(iterations)} for {list(factors)}."
+            )
+        self.similarity = similarity
+        self.ndim, self.in_channels, self.steps = ndim, in_channels, steps
+        self.factors, self.iterations = tuple(int(f) for f in factors), tuple(int(n) for n in iterations)
+        self.updates = nn.ModuleList(
+            nn.Sequential(
+                convolution(ndim, 2 * ndim + 3 * in_channels, width),
+                convolution(ndim, width, width),
+                FieldHead(ndim, width),
+            )
+            for _ in factors
+        )
+
+    def forward(self, fixed: Image, moving: Image) -> Velocity:
+        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        self.check(fixed, moving)
+        velocity = fixed.data.new_zeros(len(fixed.data), self.ndim, *[1] * self.ndim, dtype=fixed.grid.dtype)
+        for factor, iterations, update in zip(self.factors, self.iterations, self.updates, strict=True):
+            grid = fixed.grid.coarsened(factor, smallest=4)
+            velocity = resize(velocity, grid.shape)
+            level = fixed.grid.coarsened(max(1, factor // 2), smallest=8)
+            target, source = (Image(resize(image.data, level.shape), level) for image in (fixed, moving))
+            for _ in range(iterations):
+                velocity = velocity + self._update(velocity, grid, target, source, update)
+        return Velocity(velocity, grid, self.steps)
+
+    def _update(self, velocity: FieldTensor, grid: Grid, fixed: Image, moving: Image, update: nn.Module) -> Tensor:
+        """What is added to the velocity, mm."""
+        with torch.enable_grad():
+            here = velocity.detach().requires_grad_()
+            warped = warp(moving, Velocity(here, grid, self.steps), fixed.grid)
+            (gradient,) = torch.autograd.grad(self.similarity(warped.data, fixed.data, None), here)
+        dims = list(range(1, gradient.ndim))
+        gradient = gradient / gradient.square().mean(dims, keepdim=True).sqrt().clamp(min=1e-12)
+        seen = torch.cat([fixed.data, warped.data.detach(), fixed.data - warped.data.detach()], dim=1)
+        spacing = grid.spacing.reshape(-1, self.ndim, *[1] * self.ndim)
+        parts = [-gradient, velocity / spacing, resize(seen, grid.shape)]
+        voxels = update(torch.cat(parts, dim=1))
+        field: Tensor = voxels_to_mm(voxels, grid)[0]
+        return field
