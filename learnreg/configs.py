@@ -70,12 +70,34 @@ def config_dir() -> FilePath:
 
 
 def register_schema() -> None:
-    """Make ``schema`` known to Hydra, and ``${run_name:...}``: the experiment, or ``unnamed`` without one."""
+    """Make ``schema`` known to Hydra, and the resolvers of the configs.
+
+    ``${run_name:...}`` is the experiment, or ``unnamed`` without one; ``${precision:...}`` what an accelerator
+    multiplies fastest in, see :func:`fastest_precision`.
+    """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     OmegaConf.register_new_resolver("run_name", lambda experiment: experiment or "unnamed", replace=True)
+    OmegaConf.register_new_resolver("precision", fastest_precision, replace=True)
+
+
+def fastest_precision(accelerator: str) -> str:
+    """``"bf16-mixed"`` where the convolutions of a training gain by it, else ``"32-true"``.
+
+    That is on GPUs with bfloat16, and on CPUs with AMX (Intel since Sapphire Rapids), five times as fast there as
+    float32; on other CPUs it would be far slower. What is not a convolution stays in float32.
+
+    Args:
+        accelerator: Lightning's name of it; ``"auto"`` is a GPU if there is one.
+    """
+    import torch
+
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16-mixed" if accelerator in ("auto", "cpu") and capabilities.get("amx_bf16") else "32-true"
 
 
 def method_names() -> list[str]:

@@ -15,7 +15,7 @@ from learnreg.image import Image
 from learnreg.numerics import remembered
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.transforms import Transform, chain
-from learnreg.typing import FieldTensor, ImageTensor, MaskTensor, PointTensor, Scalar
+from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MaskTensor, PointTensor, Scalar
 from learnreg.warping import sample, warp
 
 
@@ -82,15 +82,23 @@ class LabelOverlap(nn.Module):
     """Supervision by segmentations: soft Dice of the warped moving labels.
 
     Args:
-        labels: The values that count; background is left out.
+        labels: The values that count; ``None`` is all that both images have, without the background 0.
         weight: Factor in the objective.
+        sample: At most so many of them, drawn anew at each call: memberships of 138 labels at once fill a
+            memory, and the mean of the draws is the mean of all. ``None`` takes all.
+
+    Raises:
+        ValueError: No labels, or a sample below 1.
     """
 
-    def __init__(self, labels: Sequence[int], weight: float = 1.0) -> None:
+    def __init__(self, labels: Sequence[int] | None = None, weight: float = 1.0, *, sample: int | None = None) -> None:
         super().__init__()
-        if not labels:
-            raise ValueError("LabelOverlap needs the label values that count, such as labels=[1, 2].")
-        self.labels, self.weight = tuple(int(v) for v in labels), float(weight)
+        if labels is not None and not labels:
+            raise ValueError("LabelOverlap needs the label values that count, such as labels=[1, 2], or labels=None.")
+        if sample is not None and sample < 1:
+            raise ValueError(f"LabelOverlap draws at least 1 label, got sample={sample}.")
+        self.labels = None if labels is None else tuple(int(v) for v in labels)
+        self.weight, self.sample = float(weight), sample
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if fixed.labels is None or moving.labels is None:
@@ -98,9 +106,21 @@ class LabelOverlap(nn.Module):
                 "The objective has label supervision but an image has no labels; "
                 "give labels with every image or leave `supervision` out (objective.supervision=null)."
             )
-        memberships = one_hot(moving.labels, self.labels, moving.data.dtype)
+        labels = self.chosen(fixed.labels, moving.labels)
+        if not labels:
+            return moving.data.new_zeros(())
+        memberships = one_hot(moving.labels, labels, moving.data.dtype)
         warped = warp(Image(memberships, moving.grid), transform, fixed.grid).data
-        return dice_loss(warped, one_hot(fixed.labels, self.labels, warped.dtype), mask)
+        return dice_loss(warped, one_hot(fixed.labels, labels, warped.dtype), mask)
+
+    def chosen(self, fixed: LabelTensor, moving: LabelTensor) -> tuple[int, ...]:
+        """The values that this call counts."""
+        labels = self.labels
+        if labels is None:
+            labels = tuple(sorted((set(fixed.unique().tolist()) & set(moving.unique().tolist())) - {0}))
+        if self.sample is None or len(labels) <= self.sample:
+            return labels
+        return tuple(labels[k] for k in torch.randperm(len(labels))[: self.sample].tolist())
 
 
 class LandmarkDistance(nn.Module):

@@ -60,6 +60,33 @@ def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):
     assert float(objective(fixed, moving, shift).terms["dice"]) < 0.5 * float(apart.detach())
 
 
+def test_labels_are_drawn_and_their_mean_is_that_of_all(grid):
+    fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+    values = sorted(set(fixed.labels.unique().tolist()) - {0})
+    assert len(values) > 1
+    shift = Affine.translation(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    whole = LabelOverlap(values)(fixed, moving, shift)
+    assert float(LabelOverlap()(fixed, moving, shift)) == pytest.approx(float(whole))
+    each = [float(LabelOverlap([v])(fixed, moving, shift)) for v in values]
+    torch.manual_seed(0)
+    drawn = [float(LabelOverlap(sample=1)(fixed, moving, shift)) for _ in range(30)]
+    assert {round(d, 9) for d in drawn} == {round(e, 9) for e in each}
+    blank = Image(fixed.data, grid, labels=torch.zeros_like(fixed.labels))
+    assert float(LabelOverlap()(blank, moving, shift)) == 0
+    with pytest.raises(ValueError, match="at least 1 label"):
+        LabelOverlap(sample=0)
+
+
+def test_a_penalty_can_be_weighted_otherwise(grid):
+    image, velocity = blob_image(grid), Velocity(torch.rand(1, 3, *grid.shape, dtype=torch.float64), grid)
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)})
+    other = objective.weighted("diffusion", 3.0)
+    first, second = (o(image, image, velocity) for o in (objective, other))
+    assert float(second.total - first.total) == pytest.approx(2 * float(first.terms["diffusion"]))
+    with pytest.raises(ValueError, match="no penalty 'bending'; it has diffusion"):
+        objective.weighted("bending", 1.0)
+
+
 def test_unsupervised_drops_the_labels(grid):
     objective = make(supervision={"dice": LabelOverlap([1])})
     image = Image(blob_image(grid).data, grid)

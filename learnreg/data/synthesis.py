@@ -63,3 +63,45 @@ def changed_intensities(
     factor = torch.exp(bias * drawn / drawn.abs().amax().clamp(min=1e-12))
     added = noise * torch.randn(image.data.shape, generator=generator)
     return image.with_data((image.data.clamp(0, 1) ** exponent * factor + added).clamp(0, 1))
+
+
+def random_shapes(grid: Grid, count: int, *, smoothness: float, generator: torch.Generator) -> Tensor:
+    """``(1, 1, *grid.shape)`` labels 1 to ``count``: at each voxel the largest of as many smooth noises.
+
+    Args:
+        grid: Where they lie.
+        count: How many labels.
+        smoothness: mm, about half the size of a shape.
+        generator: Of the noise.
+
+    Source:
+        Hoffmann et al., SynthMorph, IEEE TMI 2022, section III-B.
+    """
+    noise = _smoothed(torch.randn(1, count, *grid.shape, generator=generator), grid, smoothness)
+    return noise.argmax(1, keepdim=True) + 1
+
+
+def painted(labels: Tensor, grid: Grid, *, generator: torch.Generator, spread: float = 0.1, blur: float = 1.0) -> Image:
+    """An image of a random contrast: each label has an intensity of its own, whatever it stands for.
+
+    Args:
+        labels: ``(1, 1, *grid.shape)``, integers.
+        grid: Where they lie.
+        generator: Of all draws.
+        spread: Largest standard deviation of the intensities within a label.
+        blur: Largest standard deviation of the Gaussian that smooths the image, in voxels.
+
+    Returns:
+        Intensities in [0, 1] with a random gamma, bias field and noise, and the labels.
+
+    Source:
+        Hoffmann et al., SynthMorph, IEEE TMI 2022, section III-C.
+    """
+    values, where = labels.unique(return_inverse=True)
+    mean, deviation = torch.rand(2, len(values), generator=generator)
+    data = mean[where] + spread * deviation[where] * torch.randn(labels.shape, generator=generator)
+    sigma = max(1e-3, blur * float(torch.rand((), generator=generator)))
+    data = apply_separable(data, [gaussian_matrix(n, sigma) for n in grid.shape])
+    low, high = data.min(), data.max()
+    image = Image((data - low) / (high - low).clamp(min=1e-6), grid, None, labels)
+    return changed_intensities(image, generator=generator)

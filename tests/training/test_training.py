@@ -1,16 +1,17 @@
 import math
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from learnreg.data.datasets import OrderedPairs, collate
-from learnreg.networks import Pyramid
+from learnreg.networks import LaplacianPyramid, Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import LabelOverlap, Objective, Penalty
 from learnreg.regularization import Diffusion, GradICON, InverseConsistency
 from learnreg.similarity import MSE
-from learnreg.training.callbacks import AmortizationGap, Pictures, amortization_gap
+from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, amortization_gap
 from learnreg.training.module import RegistrationModule, scores
 from learnreg.transforms import Affine
 from tests.conftest import blob_image, make_grid
@@ -128,3 +129,21 @@ def test_scores_are_means_over_the_batch():
     assert float(values["dice"]) == 1
     assert float(values["folding"]) == 0
     assert "dice" not in scores(type(image)(image.data, image.grid), image, Affine.identity(3))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_levels_join_one_after_the_other(tmp_path):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen.append(pl_module.network.levels)
+
+    network = LaplacianPyramid(3, (4, 4, 4), blocks=1)
+    module = RegistrationModule(network, Objective(MSE()), partial(torch.optim.SGD, lr=0.01))
+    run = trainer(tmp_path, max_steps=9, max_epochs=9, callbacks=[Progressive(), Watch()])
+    run.fit(module, loader(), loader())
+    assert seen[:9] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    other = RegistrationModule(UNet(3, (4,)), Objective(MSE()), partial(torch.optim.SGD, lr=0.01))
+    with pytest.raises(ValueError, match="needs the network LaplacianPyramid"):
+        trainer(tmp_path, max_steps=1, callbacks=[Progressive()]).fit(other, loader(), loader())

@@ -1,0 +1,144 @@
+"""Training pairs without images: label maps, drawn or your own, in random contrasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from learnreg.data.datasets import Case, ImageCache, ImagePair, collate
+from learnreg.data.formats import read_subjects
+from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.synthesis import painted, random_shapes, random_velocity
+from learnreg.grid import Grid
+from learnreg.image import Image
+from learnreg.typing import Path
+from learnreg.warping import warp_labels
+
+
+class ShapesData(pl.LightningDataModule):
+    """Label maps, deformed at random and painted in contrasts drawn anew for each pair.
+
+    What is learned depends on no contrast, so the network registers modalities that it has never seen. Train
+    with labels as supervision: intensities of a pair have nothing to do with each other.
+
+    Args:
+        space: The grid of all images; its ``shape`` is needed.
+        path: Label maps of your own, see :func:`learnreg.data.formats.read_subjects`; two people make a pair.
+            ``None`` draws random shapes; two deformations of the same shapes make a pair.
+        train: With ``path``: ``[first, last)`` positions of the data that are used.
+        labels: Without ``path``: how many shapes.
+        size: Without ``path``: mm, smoothness of the noise that makes them.
+        magnitude: mm, of each deformation, see :func:`learnreg.data.synthesis.random_velocity`.
+        smoothness: mm, of each deformation.
+        pairs: Length of an epoch, drawn anew each time.
+        validation_pairs: Drawn once, apart.
+        batch_size: Pairs a step.
+        seed: Of the validation pairs.
+
+    Raises:
+        ValueError: There is no shape, too few labels, or a subject has no labels.
+
+    Source:
+        Hoffmann et al., SynthMorph: learning contrast-invariant registration without acquired images,
+        IEEE TMI 2022.
+    """
+
+    def __init__(  # noqa: PLR0913 - they are the lines of a config
+        self,
+        space: ModelSpace,
+        *,
+        path: Path | None = None,
+        train: Sequence[int] | None = None,
+        labels: int = 16,
+        size: float = 8.0,
+        magnitude: float = 6.0,
+        smoothness: float = 10.0,
+        pairs: int = 100,
+        validation_pairs: int = 6,
+        batch_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if space.shape is None:
+            raise ValueError("Shapes need the size of the images; set data.space.shape, for example [64, 64, 64].")
+        if labels < 2:
+            raise ValueError(f"data.labels is a number of shapes, at least 2, got {labels}.")
+        self.space, self.path, self.block = space, path, train
+        self.labels, self.size = int(labels), float(size)
+        self.magnitude, self.smoothness = float(magnitude), float(smoothness)
+        self.counts = int(pairs), int(validation_pairs)
+        self.batch_size, self.seed = int(batch_size), int(seed)
+        self.maps: list[Tensor] = []
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of all images, its middle at 0."""
+        return Grid.regular(tuple(self.space.shape or ()), self.space.spacing)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the label maps, if there are any."""
+        if self.path is None or self.maps:
+            return
+        first, last = self.block or (0, None)
+        load = ImageCache(self.space)
+        for subject in read_subjects(self.path)[first:last]:
+            labels = load(subject).labels
+            if labels is None:
+                raise ValueError(f"{subject.image} has no labels; contrasts are painted from label maps.")
+            self.maps.append(labels)
+        if len(self.maps) < 2:
+            raise ValueError(f"Pairs need the label maps of at least 2 subjects, {self.path} gives {len(self.maps)}.")
+
+    def pair(self, generator: torch.Generator) -> ImagePair:
+        """Two images with labels, of unrelated contrasts."""
+        if self.maps:
+            order = torch.randperm(len(self.maps), generator=generator)
+            maps = [self.maps[k] for k in order[:2].tolist()]
+        else:
+            maps = [random_shapes(self.grid, self.labels, smoothness=self.size, generator=generator)] * 2
+        fixed, moving = (self._painted(labels, generator) for labels in maps)
+        return fixed, moving
+
+    def _painted(self, labels: Tensor, generator: torch.Generator) -> Image:
+        grid = self.grid
+        velocity = random_velocity(grid, magnitude=self.magnitude, smoothness=self.smoothness, generator=generator)
+        return painted(warp_labels(labels, grid, velocity.map_grid(grid)), grid, generator=generator)
+
+    def cases(self, count: int | None = None) -> Iterator[Case]:
+        """Validation pairs."""
+        self.setup()
+        for number in range(min(self.counts[1], count or self.counts[1])):
+            yield Case(f"validation pair {number + 1}", *self.pair(self._generator(number)))
+
+    def train_dataloader(self) -> DataLoader[ImagePair]:
+        drawn = _Drawn(self.counts[0], lambda _: self.pair(torch.Generator().manual_seed(_seed())))
+        return DataLoader(drawn, batch_size=self.batch_size, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[ImagePair]:
+        kept = [self.pair(self._generator(number)) for number in range(self.counts[1])]
+        return DataLoader(_Drawn(len(kept), kept.__getitem__), batch_size=1, collate_fn=collate)
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 100_003 + number)
+
+
+def _seed() -> int:
+    """From torch's own generator, so that the run's seed decides."""
+    return int(torch.randint(2**31, ()))
+
+
+class _Drawn(Dataset[ImagePair]):
+    """So many pairs, each from a function of its number."""
+
+    def __init__(self, count: int, draw: Callable[[int], ImagePair]) -> None:
+        self.count, self.draw = count, draw
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> ImagePair:
+        return self.draw(index)

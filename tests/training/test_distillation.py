@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from learnreg.grid import Grid
+from learnreg.networks import UNet
+from learnreg.objective import Objective
+from learnreg.optimization import DenseParametrization, FieldStage
+from learnreg.similarity import MSE
+from learnreg.training.distillation import Distillation
+from learnreg.transforms import Affine, Displacement
+from tests.conftest import blob_image
+
+
+def stage(iterations=30):
+    return FieldStage(Objective(MSE()), DenseParametrization, factors=(2,), iterations=(iterations,), learning_rate=0.3)
+
+
+def pair():
+    grid = Grid.regular((20, 20, 20))
+    return blob_image(grid), blob_image(grid, (2.0, 0.0, 0.0))
+
+
+def test_zero_where_the_solver_is():
+    fixed, moving = pair()
+    found = stage()(fixed, moving).transform.displacement(fixed.grid)
+    term = Distillation([stage()])
+    identity = float(term(fixed, moving, Affine.identity(3)))
+    assert identity == pytest.approx(float(found.square().sum(1).mean()), rel=1e-3)
+    assert float(term(fixed, moving, Displacement(found, fixed.grid))) < 1e-4 * identity
+
+
+def test_a_pair_is_solved_once(monkeypatch):
+    fixed, moving = pair()
+    term = Distillation([stage()], keep=1)
+    first = term(fixed, moving, Affine.identity(3))
+    monkeypatch.setattr(FieldStage, "forward", None)  # it is not called again
+    assert float(term(fixed, moving, Affine.identity(3))) == pytest.approx(float(first))
+    with pytest.raises(TypeError):
+        term(moving, fixed, Affine.identity(3))
+
+
+def test_a_network_learns_the_answer():
+    torch.manual_seed(0)
+    fixed, moving = pair()
+    network, term = UNet(3, (8, 16)), Distillation([stage()])
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = term(fixed, moving, network(fixed, moving))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.4 * losses[0]
+
+
+def test_from_the_answer_the_target_is_better_than_the_answer():
+    fixed, moving = pair()
+    term = Distillation([stage(40)], from_answer=True)
+    answer = Affine.translation([1.0, 0.0, 0.0])
+    target = Displacement(term.target(fixed, moving, answer), fixed.grid)
+    objective = Objective(MSE())
+    assert float(objective(fixed, moving, target).total) < 0.7 * float(objective(fixed, moving, answer).total)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="stages of a method"):
+        Distillation([])
