@@ -1,6 +1,6 @@
 """Benchmarks against peers, in one run: ``python scripts/benchmark.py hippocampus DATA``.
 
-Others are ``brain``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their options.
+Others are ``brain``, ``training``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their options.
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
 
@@ -18,6 +18,8 @@ import peers
 import torch
 from tqdm import tqdm
 
+from learnreg.configs import fastest_precision
+from learnreg.data.datamodule import RegistrationData
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.data.preprocessing import ModelSpace, normalized
@@ -27,6 +29,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.methods import Method, OneShotMethod, load_method
 from learnreg.methods.evaluation import Row, evaluate, table
+from learnreg.networks import Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import BSplineParametrization, DenseParametrization
@@ -40,6 +43,7 @@ from learnreg.regularization import (
     TotalVariation,
 )
 from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
+from learnreg.training.module import scores
 from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
 from learnreg.warping import sample, warp
 
@@ -180,6 +184,56 @@ def print_times(groups: dict[str, dict[str, Piece]], options: argparse.Namespace
             print(f"| {group} | {name} | {median:.4f} | {median / own:.1f} |")
 
 
+def training(options: argparse.Namespace) -> None:
+    """A training step of one pair at 64^3, images only; with ``--minutes``, the Dice after that time each."""
+    torch.manual_seed(0)
+    space = ModelSpace(1.0, (64, 64, 64))
+    data = RegistrationData(options.data, space, train=(0, 148), validation=(148, 160))
+    objective = Objective(LNCC(9), {"diffusion": Penalty(Diffusion(), 1.0)})
+    contestants = {
+        f"learnreg {type(network).__name__}": peers.Trainee(
+            network, lambda f, m, network=network: objective(f, m, network(f, m)).total, network
+        )
+        for network in (UNet(channels=(32, 48, 64, 64)), Pyramid(channels=(16, 48, 64, 96)))
+    } | peers.trainees()
+    precision = fastest_precision("cpu")
+    batches = iter(data.train_dataloader())
+    optimizers = {name: torch.optim.Adam(t.module.parameters(), lr=1e-3) for name, t in contestants.items()}
+
+    def step(name: str, batch: tuple[Image, Image]) -> None:
+        ours = name.startswith("learnreg") and precision == "bf16-mixed"
+        with torch.autocast("cpu", torch.bfloat16, enabled=ours):
+            loss = contestants[name].loss(*batch)
+        optimizers[name].zero_grad()
+        loss.backward()
+        optimizers[name].step()
+
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for batch in tqdm([next(batches) for _ in range(options.repeats + 1)], desc="steps"):
+        for name in contestants:
+            began = time.process_time()
+            step(name, batch)
+            seconds[name].append(time.process_time() - began)
+    print(f"{options.threads} threads, convolutions of learnreg in {precision}")
+    print("| network | weights | CPU s a step |" + (" steps | Dice |" if options.minutes else ""))
+    print("|---|---|---|" + ("---|---|" if options.minutes else ""))
+    for name, trainee in contestants.items():
+        weights = sum(p.numel() for p in trainee.module.parameters())
+        row = f"| {name} | {weights / 1e3:.0f} k | {statistics.median(seconds[name][1:]):.2f} |"
+        if options.minutes:
+            until, steps = time.monotonic() + 60 * options.minutes, 0
+            while time.monotonic() < until:
+                for batch in data.train_dataloader():
+                    step(name, batch)
+                    steps += 1
+                    if time.monotonic() >= until:
+                        break
+            with torch.no_grad():
+                found = [scores(c.fixed, c.moving, trainee.answer(c.fixed, c.moving))["dice"] for c in data.cases()]
+            row += f" {steps} | {torch.stack(found).mean():.3f} |"
+        print(row, flush=True)
+
+
 def flow(options: argparse.Namespace) -> None:
     """How near scaling and squaring comes to the flow of a smooth velocity, and to an inverse."""
     n = options.size
@@ -264,6 +318,11 @@ def main() -> None:
     accuracy.add_argument("--size", type=int, default=64)
     accuracy.add_argument("--repeats", type=int, default=5)
     accuracy.set_defaults(run=flow)
+    step = commands.add_parser("training")
+    step.add_argument("data", help="the folder hippocampus of LEARNREG_DATA")
+    step.add_argument("--repeats", type=int, default=5)
+    step.add_argument("--minutes", type=float, default=0, help="then train each for so long, and score it")
+    step.set_defaults(run=training)
     real = commands.add_parser("hippocampus")
     real.add_argument("data", help="the folder hippocampus of LEARNREG_DATA")
     real.add_argument("--method", action="append", default=[])

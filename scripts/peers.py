@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +24,8 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_image
 from learnreg.methods import Method, Registration
-from learnreg.transforms import chain
+from learnreg.networks.base import voxels_to_mm
+from learnreg.transforms import Displacement, Transform, chain
 from learnreg.transforms.itk import read_transform
 
 Piece = Callable[[], torch.Tensor]
@@ -176,6 +179,57 @@ def integrators(grid: Grid) -> dict[str, Integrator]:
         steps = IntegrateVelocityField(steps=7)
         found["VoxelMorph, 7 squarings"] = lambda v: steps(v.flip(1)).flip(1)
     return found
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A network in training, by its own losses.
+
+    Args:
+        module: Its weights.
+        loss: ``(fixed, moving) -> scalar``.
+        answer: ``(fixed, moving) -> Transform``.
+    """
+
+    module: torch.nn.Module
+    loss: Callable[[Image, Image], torch.Tensor]
+    answer: Callable[[Image, Image], Transform]
+
+
+def trainees() -> dict[str, Trainee]:
+    """The peers' networks as they come, each with LNCC 9 and its own smoothness of weight 1, 7 squarings."""
+    found: dict[str, Trainee] = {}
+    if find_spec("voxelmorph") and find_spec("neurite"):
+        from neurite.nn.modules import NCC, SpatialGradient
+        from voxelmorph.nn.models import VxmPairwise
+
+        pairwise, ncc, smooth = VxmPairwise(3, 1, 1, integration_steps=7), NCC(9), SpatialGradient("l2")
+
+        def own(fixed: Image, moving: Image) -> torch.Tensor:
+            field, warped = pairwise(moving.data, fixed.data, return_warped_source=True)
+            return 1 - ncc(warped, fixed.data) + smooth(field)
+
+        found["VoxelMorph"] = Trainee(pairwise, own, lambda f, m: _in_mm(pairwise(m.data, f.data), f.grid))
+    else:
+        print("voxelmorph is left out: pip install -e '.[peers]'")
+    from monai.losses import DiffusionLoss, LocalNormalizedCrossCorrelationLoss
+    from monai.networks.nets import VoxelMorph
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        monai, lncc, diffusion = VoxelMorph(), LocalNormalizedCrossCorrelationLoss(kernel_size=9), DiffusionLoss()
+
+    def theirs(fixed: Image, moving: Image) -> torch.Tensor:
+        warped, field = monai(moving.data, fixed.data)
+        return 1 + lncc(warped, fixed.data) + diffusion(field)
+
+    found["MONAI VoxelMorph"] = Trainee(monai, theirs, lambda f, m: _in_mm(monai(m.data, f.data)[1], f.grid))
+    return found
+
+
+def _in_mm(voxels: torch.Tensor, grid: Grid) -> Displacement:
+    """A displacement in voxels whose components follow the array's axes."""
+    return Displacement(voxels_to_mm(voxels.flip(1), grid)[0], grid)
 
 
 def _transposed(coefficients: torch.Tensor, shape: torch.Size, stride: int = 8) -> torch.Tensor:
