@@ -10,10 +10,11 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
-PACKAGE = FilePath(__file__).resolve().parent
+RELEASED = ".safetensors"
+PACKAGE = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -57,7 +58,7 @@ class TrainConfig:
     refine: int = 30
 
 
-def config_dir() -> FilePath:
+def config_dir() -> Path:
     """The folder with ``train.yaml``: beside the package in a checkout, inside it in a wheel.
 
     Raises:
@@ -103,6 +104,15 @@ def fastest_precision(accelerator: str) -> str:
 def method_names() -> list[str]:
     """Presets of ``conf/method``."""
     return sorted(file.stem for file in (config_dir() / "method").glob("*.yaml"))
+
+
+def model_files() -> dict[str, Path]:
+    """The trained models that come with learnreg, by name; each has a card, ``NAME.md``, beside it.
+
+    They lie beside the package in a checkout, inside it in a wheel.
+    """
+    folders = (PACKAGE / "models", PACKAGE.parent / "models")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob(f"*{RELEASED}"))}
 
 
 def check_targets(config: Any) -> None:

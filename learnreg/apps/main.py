@@ -33,6 +33,8 @@ def _run(options: argparse.Namespace) -> None:
         from learnreg.apps.apply import run
     elif options.command == "template":
         from learnreg.apps.template import run
+    elif options.command == "export":
+        from learnreg.apps.export import run
     else:
         from learnreg.apps.methods import run
     run(options)
@@ -60,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     register.add_argument("moving", help="the image to align")
     register.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
     register.add_argument("--method", help="a preset (see `learnreg methods`) or a YAML file (default: deformable)")
-    register.add_argument("--checkpoint", metavar="FILE", help="a trained network, instead of --method")
+    register.add_argument(
+        "--checkpoint", metavar="FILE", help="a trained network, or the name of a model (see `learnreg methods`)"
+    )
     register.add_argument(
         "--weight", type=float, metavar="W", help="how much a network of network=conditioned is to regularize"
     )
@@ -113,7 +117,12 @@ def parser() -> argparse.ArgumentParser:
     template.add_argument("--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order")
     template.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
-    commands.add_parser("methods", parents=[common], help="list the classical presets")
+    export = commands.add_parser("export", parents=[common], help="write a trained network as one small file")
+    export.add_argument("checkpoint", help="best.ckpt or last.ckpt of a run")
+    export.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
+    export.add_argument("--overwrite", action="store_true", help="replace the file")
+
+    commands.add_parser("methods", parents=[common], help="list the classical presets and the trained models")
     commands.add_parser("train", help="train a network: learnreg train experiment=... (Hydra; also: python train.py)")
     return top
 

@@ -1,14 +1,17 @@
-"""``learnreg methods``: the presets, each with the first comment of its file."""
+"""``learnreg methods``: presets and trained models, each with the first line of its file or card."""
 
 from __future__ import annotations
 
 import argparse
 
-from learnreg.configs import config_dir, method_names
+from learnreg.configs import config_dir, method_names, model_files
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one line a preset."""
+    """Print one line each."""
     for name in method_names():
         first = (config_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:12} {first.lstrip('# ')}")
+    for name, file in model_files().items():
+        first = file.with_suffix(".md").read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:12} --checkpoint {name}: {first.lstrip('# ')}")

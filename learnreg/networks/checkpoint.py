@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from learnreg.configs import RELEASED, model_files
+from learnreg.io import write_atomically
 from learnreg.networks.base import as_network
 from learnreg.objective import Objective
 from learnreg.typing import Path
@@ -52,42 +55,27 @@ def recipe(
 
 
 def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
-    """Read a checkpoint of ``train.py``.
+    """Read a checkpoint of ``train.py``, or a released model.
 
-    Tensors and plain values are read (``weights_only``); only modules from ``trusted`` packages
-    are built.
+    Tensors and plain values are read, no code; only modules from ``trusted`` packages are built.
 
     Args:
-        path: ``best.ckpt`` or ``last.ckpt`` of a run.
+        path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes
+            with learnreg, see :func:`learnreg.configs.model_files`.
         trusted: Prefixes of the classes that may be built.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file and no such model.
         ValueError: It is no checkpoint of learnreg, or one of another format.
     """
-    file = FilePath(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints."
-        )
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py."
-        ) from error
-    stored = content.get(KEY) if isinstance(content, dict) else None
-    if not isinstance(stored, dict) or "state_dict" not in content:
-        raise ValueError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
+    file = find(path)
+    stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
     if stored.get("format") != FORMAT:
         raise ValueError(
             f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
             "train again or install the version that wrote it."
         )
     network = as_network(build(stored["network"], trusted))
-    weights = {
-        key.removeprefix(PREFIX): value for key, value in content["state_dict"].items() if key.startswith(PREFIX)
-    }
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -99,6 +87,70 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
         raise ValueError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
     refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
     return Checkpoint(network.eval(), objective.unsupervised(), dict(stored["space"]), stored, refinement)
+
+
+def release(checkpoint: Path, output: Path) -> None:
+    """Write a trained network as one small file: weights in half precision, and what they belong to.
+
+    Args:
+        checkpoint: ``best.ckpt`` or ``last.ckpt`` of a run.
+        output: A new ``.safetensors`` file.
+
+    Raises:
+        ValueError: ``output`` has another ending, or the checkpoint is not usable.
+    """
+    from safetensors.torch import save_file
+
+    target = FilePath(output)
+    if target.suffix != RELEASED:
+        raise ValueError(f"A released model is a {RELEASED} file, got {target.name}.")
+    load_checkpoint(checkpoint)  # what cannot be read is not released
+    stored, weights = _read_training(find(checkpoint))
+    halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
+    write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
+
+
+def find(path: Path) -> FilePath:
+    """The file of a checkpoint, or of a model by its name.
+
+    Raises:
+        FileNotFoundError: There is neither.
+    """
+    file = FilePath(path).expanduser()
+    if file.is_file():
+        return file
+    models = model_files()
+    if str(path) in models:
+        return models[str(path)]
+    known = f" or one of {', '.join(models)}" if models else ""
+    raise FileNotFoundError(
+        f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints{known}."
+    )
+
+
+def _read_training(file: FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py."
+        ) from error
+    stored = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(stored, dict) or "state_dict" not in content:
+        raise ValueError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
+    weights = content["state_dict"].items()
+    return stored, {key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)}
+
+
+def _read_release(file: FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            stored = json.loads((content.metadata() or {})[KEY])
+            return stored, {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} is no model of learnreg; give one written by learnreg export.") from error
 
 
 def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:

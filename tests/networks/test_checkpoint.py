@@ -3,9 +3,10 @@ import pickle
 import pytest
 import torch
 
+from learnreg import configs
 from learnreg.methods.api import choose_method
 from learnreg.networks import Conditioned
-from learnreg.networks.checkpoint import FORMAT, KEY, build, load_checkpoint, recipe
+from learnreg.networks.checkpoint import FORMAT, KEY, build, load_checkpoint, recipe, release
 from learnreg.networks.unet import UNet
 
 NETWORK = {"_target_": "learnreg.networks.UNet", "ndim": 2, "channels": [4, 4]}
@@ -90,3 +91,31 @@ def test_a_weight_is_for_conditioned_networks(tmp_path):
     assert method.checkpoint.network.weight == 0.3
     with pytest.raises(ValueError, match="weights from 0.1 to 1, got 3"):
         choose_method(checkpoint=tmp_path / "conditioned.ckpt", weight=3.0)
+
+
+def test_release(tmp_path):
+    """Half the size, the same network, and what it belongs to."""
+    file = save(tmp_path / "best.ckpt")
+    release(file, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < file.stat().st_size
+    before, after = load_checkpoint(file), load_checkpoint(tmp_path / "model.safetensors")
+    assert after.recipe == before.recipe
+    for a, b in zip(before.network.parameters(), after.network.parameters(), strict=True):
+        assert b.dtype == torch.float32
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="a .safetensors file"):
+        release(file, tmp_path / "model.pt")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="no model of learnreg"):
+        load_checkpoint(tmp_path / "bad.safetensors")
+
+
+def test_models_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(configs, "PACKAGE", tmp_path)
+    (tmp_path / "models").mkdir()
+    with pytest.raises(FileNotFoundError, match="No such checkpoint: hippo"):
+        load_checkpoint("hippo")
+    release(save(tmp_path / "best.ckpt"), tmp_path / "models" / "hippo.safetensors")
+    assert isinstance(load_checkpoint("hippo").network, UNet)
+    with pytest.raises(FileNotFoundError, match="or one of hippo"):
+        load_checkpoint("hipo")
