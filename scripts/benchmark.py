@@ -80,16 +80,18 @@ def brain(options: argparse.Namespace) -> None:
         raise SystemExit(f"{options.data} has no {', '.join(missing)}; it has {', '.join(s.name for s in subjects)}.")
     chosen = [subject for subject in subjects if subject.name in options.subject]
     methods: dict[str, Method] = {name: load_method(name) for name in options.method}
-    if find_spec("picsl_greedy"):
+    if options.alone:
+        print("the peers are left out, as asked")
+    elif find_spec("picsl_greedy"):
         methods["greedy, default"] = peers.Greedy("100x50x10", "2vox 1vox", options.threads)
         methods["greedy, best found"] = peers.Greedy("100x100x40", "1.5vox 0.5vox", options.threads)
     else:
         print("greedy is left out: pip install -e '.[peers]'")
-    if find_spec("ants"):
+    if find_spec("ants") and not options.alone:
         methods["ANTs SyN, default"] = peers.Ants("SyN", options.threads)
         if options.slow:
             methods["ANTs SyN, cross-correlation"] = peers.Ants("SyNCC", options.threads)
-    else:
+    elif not options.alone:
         print("ANTs is left out: pip install -e '.[peers]'")
     for title, cases in (
         ("known fields", (known_field(subject, number) for number, subject in enumerate(chosen))),
@@ -335,7 +337,8 @@ def main() -> None:
     whole.add_argument("data", help="the folder brain of LEARNREG_DATA")
     whole.add_argument("--method", action="append", default=[])
     whole.add_argument("--subject", nargs="+", default=["1019", "1104", "1122"])
-    whole.add_argument("--slow", action="store_true", help="also ANTs with cross-correlation: half an hour a pair")
+    whole.add_argument("--slow", action="store_true", help="also ANTs with cross-correlation: over an hour a pair on one thread")
+    whole.add_argument("--alone", action="store_true", help="learnreg's methods only")
     whole.set_defaults(run=brain)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     for case in tqdm(
         _cases(pairs, options), total=len(pairs), desc=names, disable=options.quiet or not sys.stderr.isatty()
     ):
-        rows += evaluate([case], methods)
+        rows += evaluate([case], methods, device=options.device)
     print(table(rows))
     if options.output:
         write(rows, Path(options.output), options)

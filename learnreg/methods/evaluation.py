@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def evaluate(
     *,
     on_case: Callable[[Case, Mapping[str, Registration]], Any] | None = None,
     distances: bool = True,
+    device: str = "cpu",
 ) -> list[Row]:
     """Register every case with every method, and score it; the first row of a case is its start.
 
@@ -58,6 +60,7 @@ def evaluate(
         methods: By the name for the table.
         on_case: Called after each case with its registrations.
         distances: Measure those between the surfaces of the labels, which takes long for many labels.
+        device: Where the methods compute; scores are computed on the CPU.
 
     Returns:
         One row a case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
@@ -74,18 +77,18 @@ def evaluate(
         for name, method in methods.items():
             cpu = time.process_time()
             try:
-                with peak_memory(case.fixed.data.device) as peak:
-                    result = method(_images(case.fixed), _images(case.moving))
+                pair = _images(case.fixed).to(device), _images(case.moving).to(device)
+                with peak_memory(device) as peak:
+                    result = method(*pair)
             except ValueError as error:
                 raise ValueError(f"{name} on {case.name}: {error}") from error
             cpu = time.process_time() - cpu
-            done[name] = result
+            transform = result.transform.to("cpu")
+            done[name] = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
             measured = {"seconds": result.seconds, "cpu_seconds": cpu}
             if peak.bytes is not None:
                 measured["peak_mb"] = peak.bytes / 1e6
-            rows.append(
-                {"case": case.name, "method": name, **score(case, result.transform, distances=distances), **measured}
-            )
+            rows.append({"case": case.name, "method": name, **score(case, transform, distances=distances), **measured})
         if on_case is not None:
             on_case(case, done)
     return rows

@@ -73,6 +73,8 @@ class OneShotMethod(Method):
         history: tuple[LevelHistory, ...] = ()
         if self.refine:
             answer, history = self.refined(pair, answer.detach(), on_step)
+        if pair.fixed.data.is_cuda:
+            torch.cuda.synchronize()  # what is timed is the answer, not the request
         seconds = time.perf_counter() - began
         return Registration(chain(answer, pair.initial), fixed, moving, pair.initial, history, seconds)
 
