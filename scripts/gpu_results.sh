@@ -14,7 +14,7 @@ if [ "${SMALL:-}" ]; then
     size=(trainer.limit_train_batches=2 trainer.max_epochs=1 trainer.check_val_every_n_epoch=1 data.batch_size=1
         data.validation_pairs=1)
     hippocampus_block=197:200 brain_block=11:14 refine=2 wide='network.channels=[8,8,8,8]' many=()
-    brain=('data.space.spacing=4.0' 'data.space.shape=[48,56,48]')
+    brain=('data.space.spacing=4.0' 'data.space.shape=[48,48,48]')
 else
     device=cuda
     size=(trainer.max_time=00:00:30:00 trainer.max_epochs=10000)

@@ -65,7 +65,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
     space = data.space
     shape = None if space.shape is None else [int(n) for n in space.shape]
     spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
-    place = {"spacing": spacing, "shape": shape, "multiple": space.multiple}
+    place = {"spacing": spacing, "shape": shape, "multiple": space.multiple, "content": space.content}
     stored = recipe(config["network"], config["objective"], place, config["refinement"])
     return RegistrationModule(
         instantiate(config["network"], _convert_="all"),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.image import Image, crop_to_content
 from learnreg.transforms import Transform
 from learnreg.warping import pull, resize_image, warp_labels
 
@@ -47,11 +47,18 @@ class ModelSpace:
         spacing: mm along ``(x, y, z)``, or one value for all axes.
         shape: ``(z, y, x)``; ``None`` covers the image, rounded up to a multiple of ``multiple``.
         multiple: Sizes that the network likes.
+        content: The middle is that of what stands out from the background, as in skull-stripped brains wherever the
+            scanner saw them, not that of the field of view.
     """
 
     spacing: float | Sequence[float] = 1.0
     shape: Sequence[int] | None = None
     multiple: int = 16
+    content: bool = False
+
+    def frame(self, image: Image) -> Grid:
+        """What of an image, its intensities in [0, 1], the model is to see: all of it, or its content."""
+        return crop_to_content(image, margin=0, multiple=1).grid if self.content else image.grid
 
     def spacing_for(self, ndim: int) -> list[float]:
         """``(x, y, z)`` mm."""
@@ -89,8 +96,7 @@ class ModelSpace:
 
     def place(self, image: Image, *, cover: bool = False) -> Image:
         """``image`` on its model grid, zeros around it; labels by nearest neighbor."""
-        onto = self.grid_for(image.grid, cover=cover)
-        return onto_grid(image, onto)
+        return onto_grid(image, self.grid_for(self.frame(image), cover=cover))
 
 
 def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> Image:

@@ -29,7 +29,7 @@ class ModelPair:
 class OneShotMethod(Method):
     """Brings the pair to the network's grid, asks it once, and composes the answer back.
 
-    Without ``initial``, the centers of the fields of view are aligned, as in training.
+    Without ``initial``, the middles of the fields of view or of the contents are aligned, as in training.
 
     Args:
         checkpoint: See :func:`learnreg.networks.checkpoint.load_checkpoint`.
@@ -83,7 +83,7 @@ class OneShotMethod(Method):
         target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
         target = self.space.place(Image(target.data, target.grid, target.mask), cover=True)
         if initial is None:
-            initial = align_centers(target.grid, self.space.grid_for(moving.grid, cover=True))
+            initial = align_centers(target.grid, self.space.grid_for(self.space.frame(source), cover=True))
         source = onto_grid(Image(source.data, source.grid, source.mask), target.grid, initial)
         return ModelPair(target, source, initial)
 

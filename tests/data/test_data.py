@@ -80,6 +80,17 @@ def test_model_space_covers_an_image_that_is_larger():
         ModelSpace((1.0, 1.0)).grid_for(grid)
 
 
+def test_content_is_put_in_the_middle():
+    """Two bodies far apart in their fields of view lie on each other when placed."""
+    grid = make_grid(shape=(40, 44, 48), spacing=(1.0, 1.0, 1.0), dtype=torch.float32)
+    far = [torch.zeros(1, 1, *grid.shape) for _ in range(2)]
+    far[0][..., 4:16, 5:17, 6:20] = 1
+    far[1][..., 25:37, 28:40, 30:44] = 1
+    placed = [ModelSpace(1.0, (24, 24, 24), content=True).place(Image(d, grid)).data for d in far]
+    assert float(placed[0].sum()) == float(far[0].sum())
+    assert torch.equal(placed[0], placed[1])
+
+
 def test_onto_a_coarser_grid_averages_first():
     grid = Grid.regular((32, 32, 32), dtype=torch.float64)
     noise = Image(torch.randn(1, 1, 32, 32, 32, dtype=torch.float64), grid)
