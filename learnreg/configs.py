@@ -36,6 +36,7 @@ class TrainConfig:
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
         resume: A checkpoint of an earlier run to go on from.
+        start: A checkpoint, or the name of a model, whose weights a new training begins with: fine-tuning.
         report_pairs: Validation pairs that are registered after the training, by every method.
         refine: Classical steps from the network's answer, in that report.
     """
@@ -54,6 +55,7 @@ class TrainConfig:
     symmetric: bool = False
     warmup: float = 0.02
     resume: str | None = None
+    start: str | None = None
     report_pairs: int = 0
     refine: int = 30
 

@@ -119,7 +119,7 @@ def run(config: dict[str, Any]) -> float | None:
     from hydra.utils import instantiate
 
     from learnreg.apps.train_report import report
-    from learnreg.apps.wiring import build_module, check_launch, close, save_config, validate_last
+    from learnreg.apps.wiring import begin_with, build_module, check_launch, close, save_config, validate_last
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
@@ -130,6 +130,8 @@ def run(config: dict[str, Any]) -> float | None:
     data = instantiate(config["data"], _convert_="all")
     data.setup()
     module = build_module(config, data)
+    if config["start"]:
+        begin_with(module, config["start"])
     trainer = instantiate(
         config["trainer"],
         callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],

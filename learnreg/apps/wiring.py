@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.apps.errors import UserError
 from learnreg.io import write_atomically
-from learnreg.networks.checkpoint import recipe
+from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.training.module import RegistrationModule
 
 
@@ -76,3 +76,16 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
         warmup=config["warmup"],
         recipe=stored,
     )
+
+
+def begin_with(module: RegistrationModule, checkpoint: str) -> None:
+    """Take the weights of another training over, for fine-tuning on other data or another objective."""
+    loaded = load_checkpoint(checkpoint)
+    try:
+        module.network.load_state_dict(loaded.network.state_dict())
+    except RuntimeError as error:
+        made = {key: value for key, value in loaded.recipe["network"].items() if key != "_target_"}
+        raise UserError(
+            f"start={checkpoint} holds a {type(loaded.network).__name__} of {made}, which does not fit the network of "
+            "this training; set network= and its keys to the same."
+        ) from error

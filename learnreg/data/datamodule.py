@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path as FilePath
+from typing import Literal
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -16,6 +18,7 @@ from learnreg.data.datasets import (
     PairDataset,
     collate,
     reversed_pairs,
+    within_groups,
 )
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
@@ -38,9 +41,15 @@ class RegistrationData(pl.LightningDataModule):
         validation_pairs: At most so many.
         augmentation: ``image -> image``, for training.
         num_workers: Processes that load; 0 loads in the main one, which keeps the cache.
+        pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups that a CSV names in its column ``group``.
+        atlas: An image file; it is the fixed image of every pair, and each subject is brought to it.
+        atlas_labels: Its segmentation.
+
+    Raises:
+        ValueError: The pairing is unknown, or a block is not ``[first, last)``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a config
         self,
         path: Path,
         space: ModelSpace,
@@ -51,6 +60,9 @@ class RegistrationData(pl.LightningDataModule):
         validation_pairs: int | None = None,
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
+        pairing: Literal["all", "within"] = "all",
+        atlas: Path | None = None,
+        atlas_labels: Path | None = None,
     ) -> None:
         super().__init__()
         self.path, self.space = path, space
@@ -58,6 +70,11 @@ class RegistrationData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.validation_pairs, self.augmentation = validation_pairs, augmentation
         self.num_workers = num_workers
+        if pairing not in ("all", "within"):
+            raise ValueError(f"data.pairing is all or within, got {pairing!r}.")
+        self.pairing = pairing
+        files = [None if file is None else FilePath(file).expanduser() for file in (atlas, atlas_labels)]
+        self.atlas = None if files[0] is None else Subject(files[0], files[1])
         self.load = ImageCache(space)
         self._pairs: list[Pair] | None = None
         self._subjects: list[Subject] = []
@@ -84,7 +101,12 @@ class RegistrationData(pl.LightningDataModule):
         """Files of the fixed pairs of a block."""
         self.setup()
         first, last = self.blocks[name]
-        return self._pairs[first:last] if self._pairs else reversed_pairs(self._subjects[first:last])
+        if self._pairs:
+            return self._pairs[first:last]
+        subjects = self._subjects[first:last]
+        if self.atlas is not None:
+            return [(self.atlas, subject) for subject in subjects]
+        return within_groups(subjects) if self.pairing == "within" else reversed_pairs(subjects)
 
     def cases(self, count: int | None = None) -> Iterator[Case]:
         """Validation pairs on the model's grid."""
@@ -93,17 +115,18 @@ class RegistrationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
         self.setup()
-        first, last = self.blocks["train"]
-        if self._pairs:
-            return self._loader(PairDataset(self._pairs[first:last], self.load), shuffle=True)
-        dataset = OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
-        return self._loader(dataset, shuffle=True)
+        if self._pairs is None and self.atlas is None and self.pairing == "all":
+            first, last = self.blocks["train"]
+            ordered = OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
+            return self._loader(ordered, shuffle=True)
+        augmentation = None if self._pairs or self.atlas else self.augmentation  # these stay as they are
+        return self._loader(PairDataset(self.pairs("train"), self.load, augmentation=augmentation), shuffle=True)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
         return self._loader(PairDataset(self.pairs()[: self.validation_pairs], self.load), shuffle=False, batch_size=1)
 
     def _loader(
-        self, dataset: OrderedPairs[Subject] | PairDataset[Subject], *, shuffle: bool, batch_size: int | None = None
+        self, dataset: PairDataset[Subject], *, shuffle: bool, batch_size: int | None = None
     ) -> DataLoader[ImagePair]:
         return DataLoader(
             dataset,

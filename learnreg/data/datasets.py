@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
@@ -67,26 +68,40 @@ def centered(image: Image) -> Image:
 
 
 class PairDataset(Dataset[ImagePair], Generic[S]):
-    """The given pairs, in order."""
+    """The given pairs, in order.
 
-    def __init__(self, pairs: Sequence[tuple[S, S]], load: Callable[[S], Image]) -> None:
-        self.pairs, self.load = list(pairs), load
+    Args:
+        pairs: Fixed and moving subjects.
+        load: Subject to image.
+        augmentation: Applied to each image by itself, drawn from torch's generator.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[S, S]], load: Callable[[S], Image], *, augmentation: Augmentation | None = None
+    ) -> None:
+        self.pairs, self.load, self.augmentation = list(pairs), load, augmentation
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def pair(self, index: int) -> tuple[S, S]:
+        """Fixed and moving subject of an index."""
+        return self.pairs[index]
+
     def __getitem__(self, index: int) -> ImagePair:
-        fixed, moving = self.pairs[index]
-        return self.load(fixed), self.load(moving)
+        fixed, moving = (self.load(subject) for subject in self.pair(index))
+        if self.augmentation is not None:
+            fixed, moving = self.augmentation(fixed), self.augmentation(moving)
+        return fixed, moving
 
 
-class OrderedPairs(Dataset[ImagePair], Generic[S]):
+class OrderedPairs(PairDataset[S]):
     """All ordered pairs of different subjects, ``n (n - 1)`` of them; shuffle them.
 
     Args:
         subjects: At least two.
         load: Subject to image.
-        augmentation: Applied to each image by itself, drawn from torch's generator.
+        augmentation: See :class:`PairDataset`.
     """
 
     def __init__(
@@ -94,18 +109,27 @@ class OrderedPairs(Dataset[ImagePair], Generic[S]):
     ) -> None:
         if len(subjects) < 2:
             raise ValueError(f"Pairs need at least 2 subjects, got {len(subjects)}.")
-        self.subjects, self.load, self.augmentation = list(subjects), load, augmentation
+        super().__init__((), load, augmentation=augmentation)
+        self.subjects = list(subjects)
 
     def __len__(self) -> int:
         return len(self.subjects) * (len(self.subjects) - 1)
 
-    def __getitem__(self, index: int) -> ImagePair:
+    def pair(self, index: int) -> tuple[S, S]:
         first, second = divmod(index, len(self.subjects) - 1)
-        second += second >= first
-        fixed, moving = self.load(self.subjects[first]), self.load(self.subjects[second])
-        if self.augmentation is not None:
-            fixed, moving = self.augmentation(fixed), self.augmentation(moving)
-        return fixed, moving
+        return self.subjects[first], self.subjects[second + (second >= first)]
+
+
+def within_groups(subjects: Sequence[Subject]) -> list[Pair]:
+    """All ordered pairs of images of one group, such as the visits of a patient.
+
+    Raises:
+        ValueError: No group has two images.
+    """
+    pairs = [(f, m) for f, m in permutations(subjects, 2) if f.group is not None and f.group == m.group]
+    if not pairs:
+        raise ValueError("No two images have the same `group`; give a CSV with a column of it, or data.pairing=all.")
+    return pairs
 
 
 def reversed_pairs(subjects: Sequence[Subject]) -> list[Pair]:

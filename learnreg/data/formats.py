@@ -15,11 +15,12 @@ from learnreg.typing import Path
 
 @dataclass(frozen=True)
 class Subject:
-    """Files of one image."""
+    """Files of one image, and the group it belongs to: a patient seen several times, say."""
 
     image: FilePath
     labels: FilePath | None = None
     mask: FilePath | None = None
+    group: str | None = None
 
     def read(self) -> Image:
         """The image with what lies beside it."""
@@ -39,7 +40,7 @@ def read_subjects(path: Path) -> list[Subject]:
 
     Args:
         path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or the
-            images themselves), a CSV with the columns ``image[,labels][,mask]``, or a
+            images themselves), a CSV with the columns ``image[,labels][,mask][,group]``, or a
             Learn2Reg ``dataset.json``.
 
     Raises:
@@ -124,7 +125,8 @@ def _csv_subject(row: Mapping[str, str], prefix: str, file: FilePath) -> Subject
     if image is None:
         raise ValueError(f"{file} has a row without `{prefix or 'image'}`.")
     before = f"{prefix}_" if prefix else ""
-    return Subject(image, path(f"{before}labels") or path(f"{before}label"), path(f"{before}mask"))
+    group = (row.get("group") or "").strip() or None
+    return Subject(image, path(f"{before}labels") or path(f"{before}label"), path(f"{before}mask"), group)
 
 
 def _member(name: str, folder: FilePath) -> FilePath:

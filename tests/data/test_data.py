@@ -146,7 +146,7 @@ def test_datasets(folder):
     subjects = read_subjects(folder)
     pairs = OrderedPairs(subjects, cache)
     assert len(pairs) == 20
-    seen = {tuple(subjects.index(s) for s in _members(pairs, i)) for i in range(20)}
+    seen = {tuple(subjects.index(s) for s in pairs.pair(i)) for i in range(20)}
     assert len(seen) == 20
     assert all(a != b for a, b in seen)
     fixed, moving = collate([pairs[0], pairs[5]])
@@ -159,12 +159,6 @@ def test_datasets(folder):
         ImageCache(ModelSpace(1.0))
     with pytest.raises(ValueError, match="at least 2 subjects"):
         OrderedPairs(subjects[:1], cache)
-
-
-def _members(pairs, index):
-    found = []
-    OrderedPairs(pairs.subjects, lambda s: found.append(s))[index]
-    return found
 
 
 def test_datamodule(folder):
@@ -225,3 +219,22 @@ def test_template_pairs_have_their_truth():
     assert before < 0.75
     assert after > max(before + 0.08, 0.8)
     assert data.space.shape == case.fixed.grid.shape
+
+
+def test_pairs_within_groups_and_with_an_atlas(folder):
+    lines = [f"images/{i}.nii.gz,labels/{i}.nii.gz,{'ab'[i % 2]}" for i in range(5)]
+    (folder / "visits.csv").write_text("image,labels,group\n" + "\n".join(lines))
+    space = ModelSpace(1.0, (16, 16, 16))
+    settings = {"train": [0, 4], "validation": [0, 4], "batch_size": 1}
+    visits = RegistrationData(folder / "visits.csv", space, pairing="within", **settings)
+    assert [(f.name, m.name) for f, m in visits.pairs("train")] == [("0", "2"), ("1", "3"), ("2", "0"), ("3", "1")]
+    assert len(visits.train_dataloader()) == 4
+    with pytest.raises(ValueError, match="the same `group`"):
+        RegistrationData(folder, space, pairing="within", **settings).pairs("train")
+    with pytest.raises(ValueError, match="all or within"):
+        RegistrationData(folder, space, pairing="some", **settings)
+
+    atlas = RegistrationData(folder, space, atlas=folder / "images" / "4.nii.gz", **settings)
+    assert [(f.name, m.name) for f, m in atlas.pairs("train")] == [("4", str(i)) for i in range(4)]
+    fixed = [batch[0].data for batch in atlas.train_dataloader()]
+    assert all(torch.equal(data, fixed[0]) for data in fixed)
