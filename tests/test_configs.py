@@ -66,11 +66,11 @@ def small_data(tmp_path_factory):
     return folder.parent
 
 
-def composed(key, override):
+def composed(key, *overrides):
     """One part of a training's configuration, its keys checked."""
     register_schema()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        part = OmegaConf.to_container(compose("train", overrides=[override])[key], resolve=True)
+        part = OmegaConf.to_container(compose("train", overrides=list(overrides))[key], resolve=True)
     check_targets(part)
     return part
 
@@ -102,7 +102,7 @@ def test_every_network_takes_a_step_of_training(name):
     torch.manual_seed(0)
     grid = Grid.regular((32, 32, 32))
     batch = tuple(Image(blob_image(grid, c).data, grid) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
-    network = instantiate(composed("network", f"network={name}"), _convert_="all")
+    network = instantiate(composed("network", f"network={name}", "data.space.shape=[32,32,32]"), _convert_="all")
     objective = instantiate(composed("objective", "objective=mse"), _convert_="all")
     module = RegistrationModule(network, objective, partial(torch.optim.SGD, lr=0.1))
     module.log = module.log_dict = lambda *args, **kwargs: None

@@ -8,6 +8,7 @@ from learnreg.networks.laplacian import LaplacianPyramid
 from learnreg.networks.linear import AffineNetwork
 from learnreg.networks.pyramid import Pyramid
 from learnreg.networks.swin import SwinNetwork
+from learnreg.networks.template import LearnedTemplate
 from learnreg.networks.unet import UNet
 from learnreg.networks.unrolled import Unrolled
 
@@ -18,6 +19,7 @@ __all__ = [
     "FieldNetwork",
     "KeypointNetwork",
     "LaplacianPyramid",
+    "LearnedTemplate",
     "Network",
     "Pyramid",
     "SwinNetwork",

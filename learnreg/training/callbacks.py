@@ -11,8 +11,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks import LaplacianPyramid
+from learnreg.io import write_image
+from learnreg.networks import LaplacianPyramid, LearnedTemplate
 from learnreg.optimization import DenseParametrization, Descent, descend
 from learnreg.reporting.figures import registration_figure
 from learnreg.training.module import RegistrationModule
@@ -46,7 +48,7 @@ class AmortizationGap(pl.Callback):
     ) -> None:
         if trainer.sanity_checking or batch_idx >= self.pairs or not isinstance(pl_module, RegistrationModule):
             return
-        fixed, moving = batch
+        fixed, moving = pl_module.pair(batch)
         gap = amortization_gap(pl_module, fixed, moving, steps=self.steps, learning_rate=self.learning_rate)
         pl_module.log("val/amortization_gap", gap, batch_size=fixed.batch_size, sync_dist=True)
 
@@ -97,6 +99,31 @@ class Progressive(pl.Callback):
         pl_module.network.levels = min(stages, 1 + sum(pl_module.progress() >= share for share in joins))
 
 
+class SaveTemplate(pl.Callback):
+    """Writes what a :class:`learnreg.networks.LearnedTemplate` has learned, at the end of the training.
+
+    Args:
+        file: Such as ``template.nii.gz``; its middle is at 0, as the training images lie.
+        spacing: mm, of the training images.
+    """
+
+    def __init__(self, file: str, spacing: float = 1.0) -> None:
+        self.file, self.spacing = FilePath(file), float(spacing)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it.
+
+        Raises:
+            ValueError: The network has no template.
+        """
+        network = pl_module.network if isinstance(pl_module, RegistrationModule) else None
+        if not isinstance(network, LearnedTemplate):
+            raise ValueError("The callback SaveTemplate needs the network LearnedTemplate; leave it out.")
+        if trainer.is_global_zero:
+            values = network.values.detach().cpu()[0].float()
+            write_image(values, Grid.regular(tuple(values.shape[1:]), self.spacing), self.file)
+
+
 class Pictures(pl.Callback):
     """Saves, and sends to the logger, the figure of the first validation pair.
 
@@ -122,7 +149,7 @@ class Pictures(pl.Callback):
         self.seen += 1
         if (self.seen - 1) % self.every:
             return
-        fixed, moving = batch
+        fixed, moving = pl_module.pair(batch) if isinstance(pl_module, RegistrationModule) else batch
         with torch.no_grad():
             transform = pl_module(fixed, moving)
         figure = registration_figure(fixed, moving, transform, title=f"step {trainer.global_step}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from learnreg.image import Image
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
-from learnreg.networks import Conditioned, as_network
+from learnreg.networks import Conditioned, LearnedTemplate, as_network
 from learnreg.networks.checkpoint import KEY
 from learnreg.objective import Objective
 from learnreg.transforms import Transform
@@ -59,7 +59,7 @@ class RegistrationModule(pl.LightningModule):
         return transform
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        fixed, moving = batch
+        fixed, moving = self.pair(batch)
         if isinstance(self.network, Conditioned):
             self.network.draw()
         objective = self.weighted_objective()
@@ -73,9 +73,17 @@ class RegistrationModule(pl.LightningModule):
         if self.consistency is not None:
             terms["consistency"] = self.consistency(transform, self(moving, fixed), fixed.grid)
             total = total + float(self.consistency.weight) * terms["consistency"]  # type: ignore[arg-type]
+        if isinstance(self.network, LearnedTemplate):
+            terms["centering"] = self.network.centered(transform, fixed)
+            total = total + terms["centering"]
         self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
         return total
+
+    def pair(self, batch: Batch) -> Batch:
+        """Fixed and moving images; a learned template is the moving one of all."""
+        fixed, moving = batch
+        return (fixed, self.network.template(fixed)) if isinstance(self.network, LearnedTemplate) else (fixed, moving)
 
     def weighted_objective(self) -> Objective:
         """The objective, with the weight that a conditioned network is asked for."""
@@ -84,7 +92,7 @@ class RegistrationModule(pl.LightningModule):
         return self.objective
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        fixed, moving = batch
+        fixed, moving = self.pair(batch)
         transform = self(fixed, moving)
         loss = self.weighted_objective()(fixed, moving, transform)
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}

@@ -11,6 +11,7 @@ from learnreg.networks import (
     FieldNetwork,
     KeypointNetwork,
     LaplacianPyramid,
+    LearnedTemplate,
     Pyramid,
     SwinNetwork,
     UNet,
@@ -279,6 +280,44 @@ class TestConditioned(NetworkLaws):
     def test_errors(self):
         with pytest.raises(ValueError, match="0 < least < greatest"):
             Conditioned(UNet(3, (8,)), between=(0.0, 1.0))
+
+
+class TestLearnedTemplate(NetworkLaws):
+    def make(self, ndim=3):
+        return LearnedTemplate(UNet(ndim, (8, 16, 16)), (16,) * ndim)
+
+    def test_every_weight_gets_a_gradient(self):
+        grid = Grid.regular((16, 16, 16))
+        fixed, network = blob_image(grid), self.make()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        network.eval()
+        Objective(MSE())(fixed, network.template(fixed), network(fixed, network.template(fixed))).total.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+    def test_begins_as_the_mean_of_the_first_images(self):
+        grid = Grid.regular((16, 16, 16))
+        network, images = self.make(), Image(torch.rand(3, 1, 16, 16, 16), grid)
+        assert torch.equal(network.template(images).data[1], images.data.mean(0))
+        other = Image(torch.rand(3, 1, 16, 16, 16), grid)
+        assert torch.equal(network.template(other).data[0], images.data.mean(0))
+
+    def test_the_mean_deformation_is_penalized(self):
+        grid = Grid.regular((16, 16, 16))
+        network, image = self.make(), blob_image(grid)
+        shift = Affine.translation([2.0, 0.0, 0.0])
+        values = [float(network.centered(shift, image)) for _ in range(200)]
+        assert values[0] == pytest.approx(0.02**2 * 4 / 0.02, rel=1e-4)
+        assert values[-1] == pytest.approx(4 / 0.02, rel=0.05)
+        back = [float(network.centered(shift.inverse(), image)) for _ in range(35)]
+        assert back[-1] < 0.1 * values[-1]
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="shape of 3 axes"):
+            LearnedTemplate(UNet(3, (8,)), (16, 16))
+        image = blob_image(Grid.regular((16, 16, 20)))
+        with pytest.raises(ValueError, match=r"network.shape to data.space.shape"):
+            self.make().template(image)
 
 
 class TestFieldNetwork(NetworkLaws):

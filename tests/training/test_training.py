@@ -6,12 +6,14 @@ import pytorch_lightning as pl
 import torch
 
 from learnreg.data.datasets import OrderedPairs, collate
-from learnreg.networks import LaplacianPyramid, Pyramid, UNet
+from learnreg.grid import Grid
+from learnreg.io import read_image
+from learnreg.networks import LaplacianPyramid, LearnedTemplate, Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import LabelOverlap, Objective, Penalty
 from learnreg.regularization import Diffusion, GradICON, InverseConsistency
 from learnreg.similarity import MSE
-from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, amortization_gap
+from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate, amortization_gap
 from learnreg.training.module import RegistrationModule, scores
 from learnreg.transforms import Affine
 from tests.conftest import blob_image, make_grid
@@ -147,3 +149,25 @@ def test_levels_join_one_after_the_other(tmp_path):
     other = RegistrationModule(UNet(3, (4,)), Objective(MSE()), partial(torch.optim.SGD, lr=0.01))
     with pytest.raises(ValueError, match="needs the network LaplacianPyramid"):
         trainer(tmp_path, max_steps=1, callbacks=[Progressive()]).fit(other, loader(), loader())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_template_is_learned_and_saved(tmp_path):
+    """From three bodies of 6 to 7 mm it becomes one of the middle size, in the middle."""
+    torch.manual_seed(0)
+    network = LearnedTemplate(UNet(3, (8, 16)), (16, 16, 16), momentum=0.9)
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.01)})
+    module = RegistrationModule(network, objective, partial(torch.optim.Adam, lr=5e-3))
+    file = tmp_path / "template.nii.gz"
+    run = trainer(tmp_path, max_epochs=40, callbacks=[SaveTemplate(str(file), 1.5), AmortizationGap(2, 1)])
+    before = float(run.validate(module, loader(), verbose=False)[0]["val/loss"])
+    run.fit(module, loader(), loader())
+    assert float(run.callback_metrics["val/loss"]) < 0.5 * before
+    saved = read_image(file)
+    assert saved.grid.matches(Grid.regular((16, 16, 16), 1.5))
+    assert torch.allclose(saved.data, network.values.detach(), atol=1e-5)
+    middle = blob_image(GRID, (0.0, 0.0, 0.0), (8.0, 7.0, 6.0))
+    assert float((saved.data - middle.data).square().mean()) < 0.01
+    assert float(network.mean.norm(dim=1).mean()) < 0.45  # mm; voxels of 1.5
+    with pytest.raises(ValueError, match="needs the network LearnedTemplate"):
+        trainer(tmp_path, max_epochs=1, callbacks=[SaveTemplate(str(file))]).fit(make(), loader())
