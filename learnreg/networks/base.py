@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -200,11 +201,19 @@ class FieldNetwork(Network):
 
 
 def as_network(module: nn.Module) -> nn.Module:
-    """Networks as they are; another module as a :class:`FieldNetwork` of the channels that it takes."""
-    if isinstance(module, Network):
+    """What takes a pair, as it is; what takes one tensor, as a :class:`FieldNetwork` of its channels.
+
+    Raises:
+        ValueError: The module takes one tensor and has no convolution that would tell of what channels.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    if sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) > 1:
         return module
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
     if first is None:
-        return module  # it takes images and returns a transform, or the first batch will tell
+        raise ValueError(
+            f"{type(module).__name__} has no convolution that tells what it takes; derive it from "
+            "learnreg.networks.Network, or put it into a learnreg.networks.FieldNetwork."
+        )
     ndim = 2 if isinstance(first, nn.Conv2d) else 3
     return FieldNetwork(module, ndim, in_channels=max(1, first.in_channels // 2))

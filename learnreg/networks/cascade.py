@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from learnreg.image import Image
-from learnreg.networks.base import Network
+from learnreg.networks.base import Network, as_network
 from learnreg.transforms import Transform, chain
 from learnreg.warping import warp
 
@@ -30,11 +30,11 @@ class Cascade(Network):
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        if len({(network.ndim, network.in_channels) for network in networks}) != 1:
+        parts = [as_network(network) for network in networks]
+        if len({(network.ndim, network.in_channels) for network in parts}) != 1:
             raise ValueError("A cascade needs networks that take the same images, at least one.")
-        self.networks = nn.ModuleList(networks)
-        first = networks[0]
-        self.ndim, self.in_channels = int(first.ndim), int(first.in_channels)  # type: ignore[arg-type]
+        self.networks = nn.ModuleList(parts)
+        self.ndim, self.in_channels = int(parts[0].ndim), int(parts[0].in_channels)  # type: ignore[arg-type]
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.image import Image
-from learnreg.networks.base import Network, start_near_zero
+from learnreg.networks.base import Network, as_network, start_near_zero
 from learnreg.transforms import Transform
 
 
@@ -37,7 +37,7 @@ class Conditioned(Network):
 
     def __init__(
         self,
-        network: Network,
+        network: nn.Module,
         *,
         between: Sequence[float] = (0.01, 1.0),
         weight: float | None = None,
@@ -48,11 +48,12 @@ class Conditioned(Network):
         least, greatest = (float(b) for b in between)
         if not 0 < least < greatest:
             raise ValueError(f"Conditioned needs weights 0 < least < greatest, got {least} and {greatest}.")
+        network = as_network(network)
         norms = [m for m in network.modules() if isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d)]
         if not norms:
             raise ValueError(f"Conditioned needs a network with instance norms; {type(network).__name__} has none.")
         self.network, self.penalty = network, penalty
-        self.ndim, self.in_channels = network.ndim, network.in_channels
+        self.ndim, self.in_channels = int(network.ndim), int(network.in_channels)  # type: ignore[arg-type]
         self.between = least, greatest
         self.weight = math.sqrt(least * greatest) if weight is None else float(weight)
         self.embedding = nn.Sequential(nn.Linear(1, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.Tanh())

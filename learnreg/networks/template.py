@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.image import Image
-from learnreg.networks.base import Network
+from learnreg.networks.base import Network, as_network
 from learnreg.transforms import Transform
 from learnreg.typing import Scalar
 
@@ -34,16 +34,17 @@ class LearnedTemplate(Network):
     """
 
     def __init__(
-        self, network: Network, shape: Sequence[int], *, centering: float = 1.0, momentum: float = 0.98
+        self, network: nn.Module, shape: Sequence[int], *, centering: float = 1.0, momentum: float = 0.98
     ) -> None:
         super().__init__()
+        network = as_network(network)
         if len(shape) != network.ndim or not 0 <= momentum < 1:
             raise ValueError(
                 f"LearnedTemplate needs a shape of {network.ndim} axes and a momentum from 0 to below 1, "
                 f"got {list(shape)} and {momentum}."
             )
         self.network = network
-        self.ndim, self.in_channels = network.ndim, network.in_channels
+        self.ndim, self.in_channels = int(network.ndim), int(network.in_channels)  # type: ignore[arg-type]
         self.centering, self.momentum = float(centering), float(momentum)
         size = tuple(int(n) for n in shape)
         self.values = nn.Parameter(torch.full((1, self.in_channels, *size), 0.5))

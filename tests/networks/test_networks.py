@@ -331,6 +331,16 @@ class TestFieldNetwork(NetworkLaws):
     def test_starts_close_to_the_identity(self):
         pytest.skip("another library's last layer starts as it does")
 
+    def test_what_takes_a_pair_stays_as_it_is(self):
+        class Own(torch.nn.Module):
+            def forward(self, fixed, moving):
+                return Affine.identity(3)
+
+        own = Own()
+        assert as_network(own) is own
+        with pytest.raises(ValueError, match="has no convolution"):
+            as_network(torch.nn.Linear(2, 3))
+
     def test_wrong_channels(self):
         image = Image(torch.rand(1, 1, 16, 16, 16), Grid.regular((16, 16, 16)))
         with pytest.raises(ValueError, match="3 output channels"):
