@@ -31,6 +31,7 @@ def names(group):
 
 
 EXPERIMENTS = names("experiment")
+SMALLER = {"brain": ["data.space.shape=[32,32,32]"]}
 
 
 def run(*arguments, cwd=ROOT, **variables):
@@ -63,6 +64,7 @@ def small_data(tmp_path_factory):
         values = labels + rng.random(labels.shape)
         sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.float32)), str(folder / "images" / f"{i:03}.nii.gz"))
         sitk.WriteImage(sitk.GetImageFromArray(labels), str(folder / "labels" / f"{i:03}.nii.gz"))
+    (folder.parent / "brain").symlink_to(folder)
     return folder.parent
 
 
@@ -127,6 +129,7 @@ def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
         "debug=step",
         "trainer.accelerator=cpu",
         f"hydra.run.dir={tmp_path}/run",
+        *SMALLER.get(name, []),
         LEARNREG_DATA=str(small_data),
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -171,7 +174,7 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
         (["experiment=quickstart", "sed=3"], "did you mean 'seed'"),
         (["experiment=quickstart", "network.chanels=[4]"], "did you mean 'channels'"),
         (["experiment=hippocampus"], "set LEARNREG_DATA"),
-        ([], "Set data.path=..., or choose an experiment: experiment=hippocampus, quickstart"),
+        ([], "Set data.path=..., or choose an experiment: experiment=brain, hippocampus"),
         (["data.path=/nowhere", "data.train=[0,2]", "data.validation=[2,4]"], "No such data set: /nowhere"),
         (["experiment=quickstart", "resume=/nowhere.ckpt"], "No such checkpoint"),
     ],
