@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from learnreg.data.datasets import Case, ImageCache, ImagePair, collate
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
-from learnreg.data.synthesis import painted, random_shapes, random_velocity
+from learnreg.data.synthesis import numbered, painted, random_shapes, random_velocity
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.typing import Path
@@ -112,18 +112,15 @@ class ShapesData(pl.LightningDataModule):
         """Validation pairs."""
         self.setup()
         for number in range(min(self.counts[1], count or self.counts[1])):
-            yield Case(f"validation pair {number + 1}", *self.pair(self._generator(number)))
+            yield Case(f"validation pair {number + 1}", *self.pair(numbered(self.seed, number)))
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
         drawn = _Drawn(self.counts[0], lambda _: self.pair(torch.Generator().manual_seed(_seed())))
         return DataLoader(drawn, batch_size=self.batch_size, collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
-        kept = [self.pair(self._generator(number)) for number in range(self.counts[1])]
+        kept = [self.pair(numbered(self.seed, number)) for number in range(self.counts[1])]
         return DataLoader(_Drawn(len(kept), kept.__getitem__), batch_size=1, collate_fn=collate)
-
-    def _generator(self, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 100_003 + number)
 
 
 def _seed() -> int:

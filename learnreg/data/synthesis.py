@@ -13,6 +13,11 @@ from learnreg.separable import apply_separable, gaussian_matrix
 from learnreg.transforms import Velocity
 
 
+def numbered(seed: int, number: int) -> torch.Generator:
+    """The generator of one of the things that are drawn from a seed."""
+    return torch.Generator().manual_seed(seed * 100_003 + number)
+
+
 def random_velocity(
     grid: Grid, *, magnitude: float, smoothness: float, generator: torch.Generator, steps: int = 6
 ) -> Velocity:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from learnreg.data.datasets import Case, ImagePair, OrderedPairs, PairDataset, collate
 from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
-from learnreg.data.synthesis import changed_intensities, random_velocity
+from learnreg.data.synthesis import changed_intensities, numbered, random_velocity
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import read_image
@@ -101,7 +101,7 @@ class TemplateData(pl.LightningDataModule):
         self._template = None
 
     def _subject(self, template: Image, grid: Grid, number: int) -> Synthetic:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + number)
+        generator = numbered(self.seed, number)
         velocity = random_velocity(grid, magnitude=self.magnitude, smoothness=self.smoothness, generator=generator)
         image = onto_grid(template, grid, velocity)
         return Synthetic(changed_intensities(image, generator=generator), velocity)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
-from learnreg.transforms import Displacement, Transform, Velocity
+from learnreg.transforms import BSpline, Displacement, Transform, Velocity, spline_lattice
 from learnreg.typing import FieldTensor
+from learnreg.warping import sample
 
+Output = Literal["velocity", "displacement", "bspline", "bspline-velocity"]
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -74,6 +77,32 @@ def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Con
     return Convolution(
         ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA"
     )
+
+
+def as_transform(voxels: FieldTensor, grid: Grid, output: Output, steps: int) -> Transform:
+    """What a field in index units of ``grid`` stands for; see :func:`voxels_to_mm`."""
+    field, control = voxels_to_mm(voxels, grid)
+    if output == "velocity":
+        return Velocity(field, control, steps)
+    if output == "displacement":
+        return Displacement(field, control)
+    lattice = spline_lattice(grid, (grid.extent[0] / control.size).tolist())
+    spline = BSpline(sample(field, control, lattice.points, padding="border"), lattice)
+    if output == "bspline":
+        return spline
+    half = grid.coarsened(2)
+    return Velocity(spline.displacement(half), half, steps)
+
+
+def check_output(name: str, output: str) -> None:
+    """Raise ``ValueError`` unless the output is known."""
+    if output not in get_args(Output):
+        raise ValueError(f"{name} output is {', '.join(get_args(Output))}, got {output!r}.")
+
+
+def per_spacing(field: FieldTensor, grid: Grid) -> FieldTensor:
+    """A field in mm in units of the spacing of ``grid``, as a network takes it in."""
+    return field / grid.spacing.reshape(-1, grid.ndim, *[1] * grid.ndim)
 
 
 def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleList:
@@ -196,8 +225,8 @@ class FieldNetwork(Network):
                 f"{type(self.module).__name__} returned {tuple(voxels.shape)}, a field is (B, {self.ndim}, ...); "
                 f"give it {self.ndim} output channels."
             )
-        field, control = voxels_to_mm(voxels.to(grid.dtype), grid)
-        return Velocity(field, control, self.steps) if self.diffeomorphic else Displacement(field, control)
+        output: Output = "velocity" if self.diffeomorphic else "displacement"
+        return as_transform(voxels.to(grid.dtype), grid, output, self.steps)
 
 
 def as_network(module: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from learnreg.networks.base import (
     check_architecture,
     convolution,
     pad_to_multiple,
+    per_spacing,
     voxels_to_mm,
 )
 from learnreg.transforms import Displacement, Velocity
@@ -90,7 +91,7 @@ class LaplacianPyramid(Network):
         else:
             below = grid.resized(tuple(velocity.shape[2:]))
             moving = warp(moving, Displacement(exponential(velocity, below, steps=self.steps), below), own)
-            seen = resize(velocity, own.shape) / own.spacing.reshape(-1, self.ndim, *[1] * self.ndim)
+            seen = per_spacing(resize(velocity, own.shape), own)
             velocity = resize(velocity, half)
         found = network(torch.cat([fixed.data, moving.data, seen], dim=1))
         return velocity + voxels_to_mm(found * 2 * scale, grid)[0]

@@ -19,6 +19,7 @@ from learnreg.networks.base import (
     check_architecture,
     convolution,
     pad_to_multiple,
+    per_spacing,
     run_blocks,
     strided_encoder,
     voxels_to_mm,
@@ -97,8 +98,7 @@ class Pyramid(Network):
             displacement = resize(exponential(velocity, below, steps=self.steps), own.shape)
             velocity = resize(velocity, own.shape)
             moving = sample(moving, own, own.points + channels_last(displacement), padding="border")
-        scale = own.spacing.reshape(-1, self.ndim, *([1] * self.ndim))
-        parts = [fixed, moving, velocity / scale]
+        parts = [fixed, moving, per_spacing(velocity, own)]
         if level > 0 and self.reach > 0:
             parts.append(local_correlation(fixed, moving, self.reach))
         decoded = self.decoder[level](torch.cat(parts, dim=1))

@@ -8,8 +8,15 @@ import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from learnreg.image import Image
-from learnreg.networks.base import Decoder, FieldHead, Network, pad_to_multiple
-from learnreg.networks.unet import Output, as_transform, check_output
+from learnreg.networks.base import (
+    Decoder,
+    FieldHead,
+    Network,
+    Output,
+    as_transform,
+    check_output,
+    pad_to_multiple,
+)
 from learnreg.transforms import Transform
 
 LEVELS = 4

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 
-from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.base import (
     Decoder,
     FieldHead,
     Network,
+    Output,
+    as_transform,
     check_architecture,
+    check_output,
     pad_to_multiple,
     run_blocks,
     strided_encoder,
-    voxels_to_mm,
 )
-from learnreg.transforms import BSpline, Displacement, Transform, Velocity, spline_lattice
-from learnreg.typing import FieldTensor
-from learnreg.warping import sample
-
-Output = Literal["velocity", "displacement", "bspline", "bspline-velocity"]
+from learnreg.transforms import Transform
 
 
 class UNet(Network):
@@ -83,24 +79,3 @@ class UNet(Network):
         features = [images, *run_blocks(self.encoder, images)]
         voxels = self.head(self.decoder(features[self.first :]))
         return as_transform(voxels, grid, self.output, self.steps)
-
-
-def as_transform(voxels: FieldTensor, grid: Grid, output: Output, steps: int) -> Transform:
-    """What a field in index units of ``grid`` stands for; see :func:`voxels_to_mm`."""
-    field, control = voxels_to_mm(voxels, grid)
-    if output == "velocity":
-        return Velocity(field, control, steps)
-    if output == "displacement":
-        return Displacement(field, control)
-    lattice = spline_lattice(grid, (grid.extent[0] / control.size).tolist())
-    spline = BSpline(sample(field, control, lattice.points, padding="border"), lattice)
-    if output == "bspline":
-        return spline
-    half = grid.coarsened(2)
-    return Velocity(spline.displacement(half), half, steps)
-
-
-def check_output(name: str, output: str) -> None:
-    """Raise ``ValueError`` unless the output is known."""
-    if output not in get_args(Output):
-        raise ValueError(f"{name} output is {', '.join(get_args(Output))}, got {output!r}.")

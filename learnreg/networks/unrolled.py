@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import FieldHead, Network, convolution, voxels_to_mm
+from learnreg.networks.base import FieldHead, Network, convolution, per_spacing, voxels_to_mm
 from learnreg.transforms import Velocity
 from learnreg.typing import FieldTensor
 from learnreg.warping import resize, warp
@@ -89,8 +89,7 @@ class Unrolled(Network):
         dims = list(range(1, gradient.ndim))
         gradient = gradient / gradient.square().mean(dims, keepdim=True).sqrt().clamp(min=1e-12)
         seen = torch.cat([fixed.data, warped.data.detach(), fixed.data - warped.data.detach()], dim=1)
-        spacing = grid.spacing.reshape(-1, self.ndim, *[1] * self.ndim)
-        parts = [-gradient, velocity / spacing, resize(seen, grid.shape)]
+        parts = [-gradient, per_spacing(velocity, grid), resize(seen, grid.shape)]
         voxels = update(torch.cat(parts, dim=1))
         field: Tensor = voxels_to_mm(voxels, grid)[0]
         return field
