@@ -33,6 +33,7 @@ class TrainConfig:
         refinement: The stage that corrects a network's answer; checkpoints keep it.
         seed: Of weights, shuffling and augmentation.
         consistency: Of the network's answers there and back; ``None`` does not ask for the way back.
+        features: What the objective compares in place of the intensities; ``None`` compares those.
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
         resume: A checkpoint of an earlier run to go on from.
@@ -52,6 +53,7 @@ class TrainConfig:
     refinement: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     consistency: dict[str, Any] | None = None
+    features: dict[str, Any] | None = None
     symmetric: bool = False
     warmup: float = 0.02
     resume: str | None = None

@@ -1,4 +1,4 @@
-"""``Image``: samples on a grid, with an optional mask and labels beside them."""
+"""``Image``: samples on a grid, and what is known beside them: mask, labels, landmarks, covariates."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Image:
         labels: ``(B, 1, *grid.shape)``, integer segmentation, 0 is background.
         landmarks: ``(B, K, D)`` mm LPS; number k marks the same place in both images of a pair, NaN
             where it is not marked.
+        covariates: ``(B, K)``, what is known of each subject, such as the age.
 
     Raises:
         ValueError: A tensor does not have the grid's shape.
@@ -34,6 +35,7 @@ class Image:
     mask: MaskTensor | None = None
     labels: LabelTensor | None = None
     landmarks: PointTensor | None = None
+    covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("data", "mask", "labels"):
@@ -48,6 +50,11 @@ class Image:
         if self.landmarks is not None and (self.landmarks.ndim != 3 or self.landmarks.shape[2] != self.grid.ndim):
             raise ValueError(
                 f"Image.landmarks must be (B, K, {self.grid.ndim}) in mm, got {tuple(self.landmarks.shape)}."
+            )
+        if self.covariates is not None and self.covariates.shape[:1] != self.data.shape[:1]:
+            raise ValueError(
+                f"Image.covariates must be ({self.data.shape[0]}, K), a row for each image, "
+                f"got {tuple(self.covariates.shape)}."
             )
         if self.grid.affine.shape[0] not in (1, self.data.shape[0]):
             raise ValueError(
@@ -75,6 +82,7 @@ class Image:
             None if self.mask is None else self.mask.to(data.device),
             None if self.labels is None else self.labels.to(data.device),
             None if self.landmarks is None else self.landmarks.to(device=data.device, dtype=dtype),
+            None if self.covariates is None else self.covariates.to(device=data.device, dtype=dtype),
         )
 
     def with_data(self, data: ImageTensor) -> Image:
@@ -113,11 +121,12 @@ def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, thresho
     parts = [None if part is None else part[inside] for part in (image.data, image.mask, image.labels)]
     data, mask, labels = parts
     assert data is not None  # noqa: S101 - an image has data
-    return Image(data.contiguous(), image.grid.cropped(first, shape), mask, labels, image.landmarks)
+    grid = image.grid.cropped(first, shape)
+    return replace(image, data=data.contiguous(), grid=grid, mask=mask, labels=labels)
 
 
 def stack(images: Sequence[Image]) -> Image:
-    """One batch from images of equal shape; masks, labels and landmarks are kept if all have them.
+    """One batch from images of equal shape; masks, labels, landmarks and covariates are kept if all have them.
 
     Shorter lists of landmarks are filled up with NaN.
 
@@ -133,12 +142,14 @@ def stack(images: Sequence[Image]) -> Image:
     masks = [image.mask for image in images if image.mask is not None]
     labels = [image.labels for image in images if image.labels is not None]
     landmarks = [image.landmarks for image in images if image.landmarks is not None]
+    covariates = [image.covariates for image in images if image.covariates is not None]
     return Image(
         torch.cat([image.data for image in images]),
         Grid(images[0].grid.shape, affine),
         torch.cat(masks) if len(masks) == len(images) else None,
         torch.cat(labels) if len(labels) == len(images) else None,
         _cat_points(landmarks) if len(landmarks) == len(images) else None,
+        torch.cat(covariates) if len(covariates) == len(images) else None,
     )
 
 

@@ -88,9 +88,10 @@ def brain(options: argparse.Namespace) -> None:
     else:
         print("greedy is left out: pip install -e '.[peers]'")
     if find_spec("ants") and not options.alone:
-        methods["ANTs SyN, default"] = peers.Ants("SyN", options.threads)
-        if options.slow:
-            methods["ANTs SyN, cross-correlation"] = peers.Ants("SyNCC", options.threads)
+        methods["ANTs SyN, default"] = peers.Ants(options.threads)
+        if options.slow:  # not "SyNCC", of up to 1200 iterations at half the resolution: an hour did not do for a pair
+            settings = {"syn_metric": "CC", "syn_sampling": 2, "reg_iterations": (100, 70, 20)}
+            methods["ANTs SyN, cross-correlation"] = peers.Ants(options.threads, **settings)
     elif not options.alone:
         print("ANTs is left out: pip install -e '.[peers]'")
     for title, cases in (
@@ -338,7 +339,7 @@ def main() -> None:
     whole.add_argument("--method", action="append", default=[])
     whole.add_argument("--subject", nargs="+", default=["1019", "1104", "1122"])
     whole.add_argument(
-        "--slow", action="store_true", help="also ANTs with cross-correlation: over an hour a pair on one thread"
+        "--slow", action="store_true", help="also ANTs with cross-correlation: many minutes a pair"
     )
     whole.add_argument("--alone", action="store_true", help="learnreg's methods only")
     whole.set_defaults(run=brain)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,13 +68,13 @@ class Ants(Method):
     """ANTs' ``SyN`` with its own affine, by ``antspyx``, on images written by us.
 
     Args:
-        kind: ``type_of_transform``, such as ``SyN``, ``SyNOnly``, ``SyNCC``, ``antsRegistrationSyNQuick[s]``.
         threads: CPU threads.
+        settings: Of ``ants.registration``, such as ``syn_metric``, ``syn_sampling`` and ``reg_iterations``.
     """
 
-    def __init__(self, kind: str, threads: int) -> None:
+    def __init__(self, threads: int, **settings: Any) -> None:
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read at its first registration
-        self.kind = kind
+        self.settings = settings
 
     def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
         import ants
@@ -84,7 +85,7 @@ class Ants(Method):
                 write_image(normalized(image).data[0], image.grid, Path(folder) / name)
                 pair.append(ants.image_read(str(Path(folder) / name)))
             began = time.perf_counter()
-            result = ants.registration(*pair, self.kind, outprefix=str(Path(folder) / "t"))
+            result = ants.registration(*pair, "SyN", outprefix=str(Path(folder) / "t"), **self.settings)
             seconds = time.perf_counter() - began
             warps = [read_transform(file) for file in result["fwdtransforms"]]  # the first is applied first to points
         return Registration(reduce(chain, warps), fixed, moving, seconds=seconds)

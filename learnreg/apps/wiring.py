@@ -72,6 +72,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
         instantiate(config["objective"], _convert_="all"),
         instantiate(config["optimizer"], _convert_="all"),
         consistency=instantiate(config["consistency"], _convert_="all") if config["consistency"] else None,
+        features=instantiate(config["features"], _convert_="all") if config["features"] else None,
         symmetric=config["symmetric"],
         warmup=config["warmup"],
         recipe=stored,

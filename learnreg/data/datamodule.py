@@ -44,6 +44,7 @@ class RegistrationData(pl.LightningDataModule):
         pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups that a CSV names in its column ``group``.
         atlas: An image file; it is the fixed image of every pair, and each subject is brought to it.
         atlas_labels: Its segmentation.
+        covariates: Columns of a CSV of unpaired images that hold numbers, as :attr:`learnreg.image.Image.covariates`.
 
     Raises:
         ValueError: The pairing is unknown, or a block is not ``[first, last)``.
@@ -63,6 +64,7 @@ class RegistrationData(pl.LightningDataModule):
         pairing: Literal["all", "within"] = "all",
         atlas: Path | None = None,
         atlas_labels: Path | None = None,
+        covariates: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.path, self.space = path, space
@@ -75,6 +77,7 @@ class RegistrationData(pl.LightningDataModule):
         self.pairing = pairing
         files = [None if file is None else FilePath(file).expanduser() for file in (atlas, atlas_labels)]
         self.atlas = None if files[0] is None else Subject(files[0], files[1])
+        self.covariates = tuple(covariates)
         self.load = ImageCache(space)
         self._pairs: list[Pair] | None = None
         self._subjects: list[Subject] = []
@@ -88,7 +91,7 @@ class RegistrationData(pl.LightningDataModule):
         if self._subjects or self._pairs:
             return
         self._pairs = read_pairs(self.path)
-        self._subjects = [] if self._pairs else read_subjects(self.path)
+        self._subjects = [] if self._pairs else read_subjects(self.path, self.covariates)
         count = len(self._pairs or self._subjects)
         for name, (first, last) in self.blocks.items():
             if not 0 <= first < last <= count:

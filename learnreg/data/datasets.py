@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Generic, TypeVar
 
@@ -55,8 +55,9 @@ class ImageCache:
 
     def __call__(self, subject: Subject) -> Image:
         if subject not in self._images:
-            image = normalized(subject.read(), name=str(subject.image))
-            self._images[subject] = centered(self.space.place(image))
+            image = subject.read()
+            placed = self.space.place(normalized(image, name=str(subject.image)))
+            self._images[subject] = replace(centered(placed), covariates=image.covariates)
         return self._images[subject]
 
 
@@ -64,7 +65,7 @@ def centered(image: Image) -> Image:
     """The image moved so that the middle of its field of view lies at 0."""
     grid = Grid.regular(image.grid.shape, image.grid.spacing[0].tolist(), direction=image.grid.direction[0])
     landmarks = None if image.landmarks is None else image.landmarks - image.grid.center.unsqueeze(1)
-    return Image(image.data, grid, image.mask, image.labels, landmarks)
+    return replace(image, grid=grid, landmarks=landmarks)
 
 
 class PairDataset(Dataset[ImagePair], Generic[S]):
@@ -91,7 +92,9 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
     def __getitem__(self, index: int) -> ImagePair:
         fixed, moving = (self.load(subject) for subject in self.pair(index))
         if self.augmentation is not None:
-            fixed, moving = self.augmentation(fixed), self.augmentation(moving)
+            fixed, moving = (
+                replace(self.augmentation(image), covariates=image.covariates) for image in (fixed, moving)
+            )
         return fixed, moving
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+
+import torch
 
 from learnreg.image import Image
 from learnreg.io import SUFFIXES, read_image
@@ -15,16 +17,19 @@ from learnreg.typing import Path
 
 @dataclass(frozen=True)
 class Subject:
-    """Files of one image, and the group it belongs to: a patient seen several times, say."""
+    """Files of one image, the group it belongs to (a patient seen several times, say), and its covariates."""
 
     image: FilePath
     labels: FilePath | None = None
     mask: FilePath | None = None
     group: str | None = None
+    covariates: tuple[float, ...] = ()
 
     def read(self) -> Image:
         """The image with what lies beside it."""
-        return read_image(self.image, labels=self.labels, mask=self.mask)
+        image = read_image(self.image, labels=self.labels, mask=self.mask)
+        known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
+        return replace(image, covariates=known)
 
     @property
     def name(self) -> str:
@@ -35,19 +40,22 @@ class Subject:
 Pair = tuple[Subject, Subject]
 
 
-def read_subjects(path: Path) -> list[Subject]:
+def read_subjects(path: Path, covariates: Sequence[str] = ()) -> list[Subject]:
     """The images of a data set, in a fixed order.
 
     Args:
         path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or the
             images themselves), a CSV with the columns ``image[,labels][,mask][,group]``, or a
             Learn2Reg ``dataset.json``.
+        covariates: Further columns of a CSV that hold a number for each image.
 
     Raises:
         FileNotFoundError: The path or a file that it names does not exist.
         ValueError: It holds no images, or not these columns.
     """
     file = _existing(path)
+    if covariates and file.suffix != ".csv":
+        raise ValueError(f"Covariates are columns of a CSV ({', '.join(covariates)}); {file} is none.")
     if file.is_dir():
         if (file / "dataset.json").exists():
             return read_subjects(file / "dataset.json")
@@ -57,7 +65,7 @@ def read_subjects(path: Path) -> list[Subject]:
     rows = _csv_rows(file)
     if "image" not in rows[0]:
         raise ValueError(f"{file} needs a column `image` (and may have `labels`, `mask`), got {', '.join(rows[0])}.")
-    return [_csv_subject(row, "", file) for row in rows]
+    return [replace(_csv_subject(row, "", file), covariates=_numbers(row, covariates, file)) for row in rows]
 
 
 def read_pairs(path: Path) -> list[Pair] | None:
@@ -127,6 +135,15 @@ def _csv_subject(row: Mapping[str, str], prefix: str, file: FilePath) -> Subject
     before = f"{prefix}_" if prefix else ""
     group = (row.get("group") or "").strip() or None
     return Subject(image, path(f"{before}labels") or path(f"{before}label"), path(f"{before}mask"), group)
+
+
+def _numbers(row: Mapping[str, str], columns: Sequence[str], file: FilePath) -> tuple[float, ...]:
+    try:
+        return tuple(float(row[column]) for column in columns)
+    except KeyError as error:
+        raise ValueError(f"{file} has no column {error} for a covariate; it has {', '.join(row)}.") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} needs a number in {', '.join(columns)} for {row['image']}: {error}.") from error
 
 
 def _member(name: str, folder: FilePath) -> FilePath:

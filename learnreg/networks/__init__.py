@@ -8,13 +8,14 @@ from learnreg.networks.laplacian import LaplacianPyramid
 from learnreg.networks.linear import AffineNetwork
 from learnreg.networks.pyramid import Pyramid
 from learnreg.networks.swin import SwinNetwork
-from learnreg.networks.template import LearnedTemplate
+from learnreg.networks.template import ConditionalTemplate, LearnedTemplate
 from learnreg.networks.unet import UNet
 from learnreg.networks.unrolled import Unrolled
 
 __all__ = [
     "AffineNetwork",
     "Cascade",
+    "ConditionalTemplate",
     "Conditioned",
     "FieldNetwork",
     "KeypointNetwork",

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
+from learnreg.objective import Objective
 from learnreg.transforms import BSpline, Displacement, Transform, Velocity, spline_lattice
-from learnreg.typing import FieldTensor
+from learnreg.typing import FieldTensor, Scalar
 from learnreg.warping import sample
 
 Output = Literal["velocity", "displacement", "bspline", "bspline-velocity"]
@@ -31,6 +32,14 @@ class Network(nn.Module):
     @abstractmethod
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` lie on one grid, intensities in [0, 1]."""
+
+    def task(self, fixed: Image, moving: Image, objective: Objective) -> tuple[Image, Image, Objective]:
+        """What this network trains on and is judged by, in place of a pair and an objective; here, those themselves."""
+        return fixed, moving, objective
+
+    def terms(self, fixed: Image, transform: Transform) -> dict[str, Scalar]:
+        """What a training minimizes beside the objective, by name and with its weight: here, nothing."""
+        return {}
 
     def check(self, fixed: Image, moving: Image) -> None:
         """Raise ``ValueError`` unless the pair is what the network takes."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from learnreg.image import Image
 from learnreg.networks.base import Network, as_network, start_near_zero
+from learnreg.objective import Objective
 from learnreg.transforms import Transform
 
 
@@ -65,10 +66,12 @@ class Conditioned(Network):
             norm.register_forward_hook(_Modulated(self, modulation))
         self.code: Tensor | None = None
 
-    def draw(self) -> None:
-        """Another weight, from torch's generator."""
-        low, high = (math.log(b) for b in self.between)
-        self.weight = math.exp(low + (high - low) * float(torch.rand(())))
+    def task(self, fixed: Image, moving: Image, objective: Objective) -> tuple[Image, Image, Objective]:
+        """The objective with the weight that is asked for; in training that is drawn, from torch's generator."""
+        if self.training:
+            low, high = (math.log(b) for b in self.between)
+            self.weight = math.exp(low + (high - low) * float(torch.rand(())))
+        return fixed, moving, objective.weighted(self.penalty, self.weight)
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""

@@ -1,14 +1,17 @@
-"""A template that is learned together with the network that brings it to each image."""
+"""Templates that are learned together with the network that brings them to each image."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnreg.image import Image
-from learnreg.networks.base import Network, as_network
+from learnreg.networks.base import CONVOLUTIONS, Network, as_network, convolution, start_near_zero
+from learnreg.objective import Objective
 from learnreg.transforms import Transform
 from learnreg.typing import Scalar
 
@@ -52,11 +55,16 @@ class LearnedTemplate(Network):
         self.mean: Tensor
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(1, self.ndim, *size))
+        self.begun = False  # a device is not asked at each step
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
         transform: Transform = self.network(fixed, moving)
         return transform
+
+    def task(self, fixed: Image, moving: Image, objective: Objective) -> tuple[Image, Image, Objective]:
+        """Each fixed image with the template."""
+        return fixed, self.template(fixed), objective
 
     def template(self, like: Image) -> Image:
         """The template on the grid of the training images, as often as ``like`` has images.
@@ -69,15 +77,92 @@ class LearnedTemplate(Network):
                 f"The template has {tuple(self.values.shape[2:])} voxels, the images {like.grid.shape}; set "
                 "network.shape to data.space.shape."
             )
-        if self.training and not bool(self.seen):  # the first images are where it begins
-            with torch.no_grad():
-                self.values.copy_(like.data.mean(0, keepdim=True))
-            self.seen += 1
-        return Image(self.values.expand(like.batch_size, -1, *[-1] * self.ndim), like.grid)
+        if self.training and not self.begun:
+            self._begin(like)
+        return Image(self.appearance(like.batch_size, like.covariates), like.grid)
 
-    def centered(self, transform: Transform, fixed: Image) -> Scalar:
-        """The penalty of the running mean of the displacements, mm^2 times its weight."""
+    def appearance(self, count: int, covariates: Tensor | None) -> Tensor:
+        """``(count, C, *shape)``, intensities of the template for each of so many subjects."""
+        return self.values.expand(count, -1, *[-1] * self.ndim)
+
+    def _begin(self, images: Image) -> None:
+        """The first images that a training sees are where it begins."""
+        self.begun = True
+        if not bool(self.seen):
+            with torch.no_grad():
+                self.values.copy_(images.data.mean(0, keepdim=True))
+            self.seen += 1
+
+    def terms(self, fixed: Image, transform: Transform) -> dict[str, Scalar]:
+        """The running mean of the displacements, squared, in mm^2 times its weight."""
         now = transform.displacement(fixed.grid).mean(0, keepdim=True)
         mean = self.momentum * self.mean + (1 - self.momentum) * now
         self.mean = mean.detach()
-        return self.centering * mean.square().sum(1).mean() / (1 - self.momentum)
+        return {"centering": self.centering * mean.square().sum(1).mean() / (1 - self.momentum)}
+
+
+class ConditionalTemplate(LearnedTemplate):
+    """A template that depends on covariates, such as the age: a small decoder adds to the common one.
+
+    Args:
+        network: From an image and the template to a transform.
+        shape: ``(z, y, x)`` of the template, that of the training images.
+        between: The least and greatest value of each covariate, in the order of ``data.covariates``.
+        width: Channels of the decoder.
+        centering: See :class:`LearnedTemplate`.
+        momentum: See :class:`LearnedTemplate`.
+
+    Raises:
+        ValueError: No covariates, or a range that is none.
+
+    Source:
+        Dalca et al., Learning conditional deformable templates with convolutional networks, NeurIPS 2019.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: Sequence[int],
+        between: Sequence[Sequence[float]],
+        *,
+        width: int = 16,
+        centering: float = 1.0,
+        momentum: float = 0.98,
+    ) -> None:
+        super().__init__(network, shape, centering=centering, momentum=momentum)
+        ranges = [[float(end) for end in ends] for ends in between]
+        if not ranges or any(len(ends) != 2 or ends[0] >= ends[1] for ends in ranges):
+            raise ValueError(
+                f"ConditionalTemplate needs between=[[least, greatest], ...], a range a covariate, got {ranges}."
+            )
+        self.ranges: Tensor
+        self.register_buffer("ranges", torch.tensor(ranges))
+        self.coarse = tuple(-(-n // 8) for n in self.values.shape[2:])
+        self.embedding = nn.Sequential(nn.Linear(len(ranges), width), nn.LeakyReLU(0.2))
+        self.seed = nn.Linear(width, width * math.prod(self.coarse))
+        self.blocks = nn.ModuleList(convolution(self.ndim, width, width) for _ in range(3))
+        self.head = CONVOLUTIONS[self.ndim](width, self.in_channels, 3, padding=1)
+        start_near_zero(self.head)
+
+    def appearance(self, count: int, covariates: Tensor | None) -> Tensor:
+        """``(count, C, *shape)``, intensities of the template for each row ``(count, K)`` of covariates.
+
+        Raises:
+            ValueError: There are no covariates, or another number of them.
+        """
+        wanted = len(self.ranges)
+        if covariates is None or covariates.shape != (count, wanted):
+            got = "none" if covariates is None else tuple(covariates.shape)
+            raise ValueError(
+                f"This template depends on {wanted} covariate(s) for each of {count} image(s), got {got}; name the "
+                "columns of the data's CSV in data.covariates, or set Image.covariates."
+            )
+        low, high = self.ranges.unbind(1)
+        x = self.embedding(2 * (covariates.to(low) - low) / (high - low) - 1)
+        x = self.seed(x).reshape(count, -1, *self.coarse)
+        size = self.values.shape[2:]
+        mode = {2: "bilinear", 3: "trilinear"}[self.ndim]
+        for halvings, block in zip((2, 1, 0), self.blocks, strict=True):
+            shape = [-(-n // 2**halvings) for n in size]
+            x = block(F.interpolate(x, size=shape, mode=mode, align_corners=False))
+        return self.values + self.head(x).to(self.values.dtype)

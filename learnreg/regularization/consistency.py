@@ -46,11 +46,17 @@ class InverseConsistency(nn.Module):
 
     Args:
         weight: Factor in a training's objective, per mm^2.
+        through: A training asks for the way back by way of so many other images of the batch: a cycle of unpaired
+            images. 0 is the direct way.
+
+    Source:
+        For cycles: Gu et al., Pair-wise and group-wise deformation consistency in deep registration network,
+        MICCAI 2020.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, *, through: int = 0) -> None:
         super().__init__()
-        self.weight = float(weight)
+        self.weight, self.through = float(weight), int(through)
 
     def forward(self, forward: Transform, backward: Transform, grid: Grid) -> Scalar:
         return inverse_consistency_loss(forward, backward, grid)
@@ -61,11 +67,12 @@ class GradICON(nn.Module):
 
     Args:
         weight: Factor in a training's objective.
+        through: See :class:`InverseConsistency`.
     """
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, *, through: int = 0) -> None:
         super().__init__()
-        self.weight = float(weight)
+        self.weight, self.through = float(weight), int(through)
 
     def forward(self, forward: Transform, backward: Transform, grid: Grid) -> Scalar:
         return gradicon_loss(forward, backward, grid)

@@ -12,30 +12,38 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from learnreg.grid import Grid
-from learnreg.image import Image
 from learnreg.io import write_image
-from learnreg.networks import LaplacianPyramid, LearnedTemplate
-from learnreg.optimization import DenseParametrization, Descent, descend
+from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
+from learnreg.optimization import IterativeStage
 from learnreg.reporting.figures import registration_figure
-from learnreg.training.module import RegistrationModule
-from learnreg.transforms import Affine
+from learnreg.training.module import Batch, RegistrationModule, scores
+from learnreg.transforms import chain
 
 
 class AmortizationGap(pl.Callback):
-    """Logs how much the objective still falls when the network's answer is refined classically.
+    """Logs what is left for the classical engine: objective and Dice after k steps from the network's answer.
 
-    The mean over the first validation pairs of the objective at the network's answer, minus the
-    objective after ``steps`` classical steps from there, which compose a correction with it. A gap that
-    stays large says that the network, not the objective, is what limits accuracy.
+    ``val/objective_after_k`` (of images and fields, without labels or landmarks) and ``val/dice_after_k`` for
+    k = 0 and each of ``steps``, means over the first validation batches; ``val/amortization_gap`` is by how much the
+    objective falls with the most steps. A gap that stays large says that the network, not the objective, is
+    what limits accuracy; a Dice that falls with the objective says that of the objective.
 
     Args:
-        steps: Classical steps.
+        refinement: Of one level, as in ``conf/refinement``; its correction is composed with the answer.
+        steps: Numbers of classical steps.
         pairs: How many validation batches.
-        learning_rate: mm a step.
+        every: Once in so many validations.
     """
 
-    def __init__(self, steps: int = 10, pairs: int = 2, learning_rate: float = 0.1) -> None:
-        self.steps, self.pairs, self.learning_rate = steps, pairs, learning_rate
+    def __init__(
+        self, refinement: IterativeStage, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
+    ) -> None:
+        self.refinement, self.steps, self.pairs, self.every = refinement, tuple(steps), pairs, every
+        self.seen = -1
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count validations."""
+        self.seen += not trainer.sanity_checking
 
     def on_validation_batch_end(
         self,
@@ -46,26 +54,36 @@ class AmortizationGap(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or batch_idx >= self.pairs or not isinstance(pl_module, RegistrationModule):
+        if trainer.sanity_checking or batch_idx >= self.pairs or self.seen % self.every:
             return
-        fixed, moving = pl_module.pair(batch)
-        gap = amortization_gap(pl_module, fixed, moving, steps=self.steps, learning_rate=self.learning_rate)
-        pl_module.log("val/amortization_gap", gap, batch_size=fixed.batch_size, sync_dist=True)
+        if isinstance(pl_module, RegistrationModule):
+            values = amortization(pl_module, batch, self.refinement, self.steps)
+            values["amortization_gap"] = values["objective_after_0"] - values[f"objective_after_{max(self.steps)}"]
+            for name, value in values.items():
+                pl_module.log(f"val/{name}", value, batch_size=batch[0].batch_size, sync_dist=True)
 
 
-def amortization_gap(
-    module: RegistrationModule, fixed: Image, moving: Image, *, steps: int, learning_rate: float = 0.1
-) -> float:
-    """Objective (for images alone) at the network's answer minus that after classical steps from there."""
-    objective = module.weighted_objective().unsupervised()
+def amortization(
+    module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
+) -> dict[str, float]:
+    """``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
+    fixed, moving, objective = module.task(batch)
+    objective = objective.unsupervised()
+    compared = module.compared(fixed), module.compared(moving)
     with torch.no_grad():
         answer = module(fixed, moving).detach()
-    with torch.enable_grad():
-        correction = DenseParametrization(fixed.grid, None, steps=3)
-        descend(correction, objective, fixed, moving, Descent(steps, learning_rate, tolerance=0), initial=answer)
-    with torch.no_grad():
-        before = objective(fixed, moving, Affine.identity(fixed.ndim, dtype=fixed.grid.dtype), answer).total
-        return float(before - objective(fixed, moving, correction(fixed, moving), answer).total)
+    found = {}
+    for k in (0, *steps):
+        transform = answer
+        if k:
+            with torch.enable_grad():
+                transform = chain(refinement.limited(k)(fixed, moving, answer).transform, answer)
+        with torch.no_grad():
+            found[f"objective_after_{k}"] = float(objective(*compared, transform).total)
+            overlap = scores(fixed, moving, transform).get("dice")
+        if overlap is not None:
+            found[f"dice_after_{k}"] = float(overlap)
+    return found
 
 
 class Progressive(pl.Callback):
@@ -105,23 +123,44 @@ class SaveTemplate(pl.Callback):
     Args:
         file: Such as ``template.nii.gz``; its middle is at 0, as the training images lie.
         spacing: mm, of the training images.
+        covariates: Rows of values, for a :class:`learnreg.networks.ConditionalTemplate`: a file for each, such as
+            ``template_70.nii.gz``.
     """
 
-    def __init__(self, file: str, spacing: float = 1.0) -> None:
+    def __init__(self, file: str, spacing: float = 1.0, covariates: Sequence[Sequence[float]] | None = None) -> None:
         self.file, self.spacing = FilePath(file), float(spacing)
+        self.covariates = None if covariates is None else [[float(v) for v in row] for row in covariates]
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it.
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out before the training.
 
         Raises:
-            ValueError: The network has no template.
+            ValueError: The network has no template, or one that needs covariates, or none.
         """
         network = pl_module.network if isinstance(pl_module, RegistrationModule) else None
         if not isinstance(network, LearnedTemplate):
             raise ValueError("The callback SaveTemplate needs the network LearnedTemplate; leave it out.")
-        if trainer.is_global_zero:
-            values = network.values.detach().cpu()[0].float()
-            write_image(values, Grid.regular(tuple(values.shape[1:]), self.spacing), self.file)
+        if isinstance(network, ConditionalTemplate) != (self.covariates is not None):
+            raise ValueError(
+                "The template depends on covariates; say for which values it is saved, such as "
+                "callbacks.template.covariates=[[30], [70]]."
+                if self.covariates is None
+                else "callbacks.template.covariates needs network=conditional_template."
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it."""
+        if not trainer.is_global_zero:
+            return
+        network: LearnedTemplate = pl_module.network  # type: ignore[assignment]
+        known = None if self.covariates is None else torch.tensor(self.covariates, device=pl_module.device)
+        with torch.no_grad():
+            found = network.appearance(1 if known is None else len(known), known).cpu().float()
+        name, *suffixes = self.file.name.split(".")
+        for number, values in enumerate(found):
+            row = [] if self.covariates is None else self.covariates[number]
+            file = self.file.with_name(".".join(["_".join([name, *(f"{v:g}" for v in row)]), *suffixes]))
+            write_image(values, Grid.regular(tuple(values.shape[1:]), self.spacing), file)
 
 
 class Pictures(pl.Callback):
@@ -149,7 +188,7 @@ class Pictures(pl.Callback):
         self.seen += 1
         if (self.seen - 1) % self.every:
             return
-        fixed, moving = pl_module.pair(batch) if isinstance(pl_module, RegistrationModule) else batch
+        fixed, moving, _ = pl_module.task(batch) if isinstance(pl_module, RegistrationModule) else (*batch, None)
         with torch.no_grad():
             transform = pl_module(fixed, moving)
         figure = registration_figure(fixed, moving, transform, title=f"step {trainer.global_step}")

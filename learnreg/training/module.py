@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,12 +12,13 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
+from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
-from learnreg.networks import Conditioned, LearnedTemplate, as_network
+from learnreg.networks import Network, as_network
 from learnreg.networks.checkpoint import KEY
 from learnreg.objective import Objective
-from learnreg.transforms import Transform
+from learnreg.transforms import Transform, chain
 from learnreg.warping import pull
 
 Batch = tuple[Image, Image]
@@ -30,7 +32,9 @@ class RegistrationModule(pl.LightningModule):
         objective: What is minimized.
         optimizer: ``(parameters) -> Optimizer``.
         consistency: ``(there, back, grid) -> scalar`` with a ``weight``: also ask the network for the way
-            back, and penalize where both do not undo each other.
+            back, directly or ``through`` other images, and penalize where both do not undo each other.
+        features: ``Image -> Image`` whose channels the objective compares instead of the intensities; the network sees
+            the images themselves.
         symmetric: Also score the inverse of the transform on the exchanged pair.
         warmup: Share of the training in which the learning rate rises; then it falls by a cosine
             to 0 at ``max_steps``, ``max_epochs`` or ``max_time``, whichever ends the training first.
@@ -44,6 +48,7 @@ class RegistrationModule(pl.LightningModule):
         optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
         *,
         consistency: nn.Module | None = None,
+        features: nn.Module | None = None,
         symmetric: bool = False,
         warmup: float = 0.02,
         recipe: Mapping[str, Any] | None = None,
@@ -51,7 +56,8 @@ class RegistrationModule(pl.LightningModule):
         super().__init__()
         self.network, self.objective = as_network(network), objective
         self.make_optimizer = optimizer
-        self.consistency, self.symmetric, self.warmup = consistency, symmetric, warmup
+        self.consistency, self.features = consistency, features
+        self.symmetric, self.warmup = symmetric, warmup
         self.recipe = dict(recipe or {})
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
@@ -59,42 +65,54 @@ class RegistrationModule(pl.LightningModule):
         return transform
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        fixed, moving = self.pair(batch)
-        if isinstance(self.network, Conditioned):
-            self.network.draw()
-        objective = self.weighted_objective()
+        fixed, moving, objective = self.task(batch)
         transform = self(fixed, moving)
-        loss = objective(fixed, moving, transform)
+        compared = self.compared(fixed), self.compared(moving)
+        loss = objective(*compared, transform)
         total, terms = loss.total, loss.terms
         if self.symmetric:
-            backward = objective(moving, fixed, transform.inverse())
+            backward = objective(*reversed(compared), transform.inverse())
             total = (total + backward.total) / 2
             terms = {name: (terms[name] + backward.terms[name]) / 2 for name in terms}
         if self.consistency is not None:
-            terms["consistency"] = self.consistency(transform, self(moving, fixed), fixed.grid)
+            back = self.way_back(fixed, moving, through=int(self.consistency.through))  # type: ignore[arg-type]
+            terms["consistency"] = self.consistency(transform, back, fixed.grid)
             total = total + float(self.consistency.weight) * terms["consistency"]  # type: ignore[arg-type]
-        if isinstance(self.network, LearnedTemplate):
-            terms["centering"] = self.network.centered(transform, fixed)
-            total = total + terms["centering"]
+        if isinstance(self.network, Network):
+            own = self.network.terms(fixed, transform)
+            terms, total = {**terms, **own}, sum(own.values(), total)
         self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
         return total
 
-    def pair(self, batch: Batch) -> Batch:
-        """Fixed and moving images; a learned template is the moving one of all."""
-        fixed, moving = batch
-        return (fixed, self.network.template(fixed)) if isinstance(self.network, LearnedTemplate) else (fixed, moving)
+    def task(self, batch: Batch) -> tuple[Image, Image, Objective]:
+        """Fixed and moving images and the objective, as the network wants them."""
+        if isinstance(self.network, Network):
+            return self.network.task(*batch, self.objective)
+        return *batch, self.objective
 
-    def weighted_objective(self) -> Objective:
-        """The objective, with the weight that a conditioned network is asked for."""
-        if isinstance(self.network, Conditioned):
-            return self.objective.weighted(self.network.penalty, self.network.weight)
-        return self.objective
+    def compared(self, image: Image) -> Image:
+        """What the objective sees of an image."""
+        return image if self.features is None else self.features(image)  # type: ignore[no-any-return]
+
+    def way_back(self, fixed: Image, moving: Image, *, through: int = 0) -> Transform:
+        """The network's answers from ``moving`` by way of other fixed images of the batch to ``fixed``.
+
+        Raises:
+            ValueError: The batch has too few images.
+        """
+        if through >= fixed.batch_size and through > 0:
+            raise ValueError(
+                f"A way back through {through} other image(s) needs batches of at least {through + 1} pairs, got "
+                f"{fixed.batch_size}; set data.batch_size={through + 1}."
+            )
+        stops = [moving, *(rolled(fixed, k + 1) for k in range(through)), fixed]
+        return chain(*(self(here, there) for here, there in pairwise(stops)))
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        fixed, moving = self.pair(batch)
+        fixed, moving, objective = self.task(batch)
         transform = self(fixed, moving)
-        loss = self.weighted_objective()(fixed, moving, transform)
+        loss = objective(self.compared(fixed), self.compared(moving), transform)
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
         values |= {f"val/{name}": value for name, value in scores(fixed, moving, transform).items()}
         bars = {"val/loss", "val/dice"}
@@ -126,6 +144,12 @@ class RegistrationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.recipe
+
+
+def rolled(images: Image, by: int) -> Image:
+    """The intensities of the image that comes ``by`` later in the batch, in the place of each."""
+    affine = images.grid.affine.roll(-by, 0)
+    return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))
 
 
 def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tensor]:

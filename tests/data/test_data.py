@@ -221,6 +221,33 @@ def test_template_pairs_have_their_truth():
     assert data.space.shape == case.fixed.grid.shape
 
 
+def test_covariates_come_with_the_images(folder):
+    files = sorted((folder / "images").iterdir())[:3]
+    table = folder / "ages.csv"
+    table.write_text("image,age,sex\n" + "\n".join(f"{f},{30 + 10 * k},{k % 2}" for k, f in enumerate(files)))
+    space = ModelSpace(2.0, (16, 16, 16))
+    data = RegistrationData(
+        table,
+        space,
+        train=(0, 2),
+        validation=(1, 3),
+        batch_size=2,
+        augmentation=RandomAffine(),
+        covariates=["age", "sex"],
+    )
+    data.setup()
+    fixed, moving = next(iter(data.train_dataloader()))
+    rows = {tuple(row) for image in (fixed, moving) for row in image.covariates.tolist()}
+    assert rows == {(30.0, 0.0), (40.0, 1.0)}
+    with pytest.raises(ValueError, match="no column 'weight'"):
+        read_subjects(table, ["weight"])
+    table.write_text(f"image,age\n{files[0]},old\n")
+    with pytest.raises(ValueError, match="needs a number in age"):
+        read_subjects(table, ["age"])
+    with pytest.raises(ValueError, match="columns of a CSV"):
+        read_subjects(folder, ["age"])
+
+
 def test_pairs_within_groups_and_with_an_atlas(folder):
     lines = [f"images/{i}.nii.gz,labels/{i}.nii.gz,{'ab'[i % 2]}" for i in range(5)]
     (folder / "visits.csv").write_text("image,labels,group\n" + "\n".join(lines))

@@ -270,12 +270,13 @@ class TestConditioned(NetworkLaws):
 
     def test_draws_lie_between(self):
         network = Conditioned(UNet(3, (8,)), between=(0.1, 0.4))
-        drawn = []
-        for _ in range(50):
-            network.draw()
-            drawn.append(network.weight)
+        image = blob_image(Grid.regular((16, 16, 16)))
+        objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 5.0)})
+        drawn = [network.task(image, image, objective)[2].penalties["diffusion"].weight for _ in range(50)]
         assert 0.1 <= min(drawn) < 0.15
         assert 0.3 < max(drawn) <= 0.4
+        network.eval().weight = 0.2
+        assert network.task(image, image, objective)[2].penalties["diffusion"].weight == 0.2
 
     def test_errors(self):
         with pytest.raises(ValueError, match="0 < least < greatest"):
@@ -306,10 +307,10 @@ class TestLearnedTemplate(NetworkLaws):
         grid = Grid.regular((16, 16, 16))
         network, image = self.make(), blob_image(grid)
         shift = Affine.translation([2.0, 0.0, 0.0])
-        values = [float(network.centered(shift, image)) for _ in range(200)]
+        values = [float(network.terms(image, shift)["centering"]) for _ in range(200)]
         assert values[0] == pytest.approx(0.02**2 * 4 / 0.02, rel=1e-4)
         assert values[-1] == pytest.approx(4 / 0.02, rel=0.05)
-        back = [float(network.centered(shift.inverse(), image)) for _ in range(35)]
+        back = [float(network.terms(image, shift.inverse())["centering"]) for _ in range(35)]
         assert back[-1] < 0.1 * values[-1]
 
     def test_errors(self):

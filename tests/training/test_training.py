@@ -1,4 +1,4 @@
-import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,12 +8,14 @@ import torch
 from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.grid import Grid
 from learnreg.io import read_image
-from learnreg.networks import LaplacianPyramid, LearnedTemplate, Pyramid, UNet
+from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import LabelOverlap, Objective, Penalty
+from learnreg.optimization import FieldStage
+from learnreg.optimization.stages import center_of_mass
 from learnreg.regularization import Diffusion, GradICON, InverseConsistency
 from learnreg.similarity import MSE
-from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate, amortization_gap
+from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate, amortization
 from learnreg.training.module import RegistrationModule, scores
 from learnreg.transforms import Affine
 from tests.conftest import blob_image, make_grid
@@ -48,6 +50,11 @@ def loader():
     return torch.utils.data.DataLoader(OrderedPairs(images, lambda i: i), batch_size=2, collate_fn=collate)
 
 
+def refinement():
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.01)})
+    return FieldStage(objective, factors=(1,), iterations=(50,), learning_rate=0.1, tolerance=0.0)
+
+
 def trainer(tmp_path, **kwargs):
     settings = {
         "max_epochs": 4,
@@ -75,7 +82,9 @@ class TestTraining:
         assert isinstance(loaded.network, Pyramid)
         assert not loaded.objective.supervision
 
-    @pytest.mark.parametrize("consistency", [GradICON(1.0), InverseConsistency(0.1)])
+    @pytest.mark.parametrize(
+        "consistency", [GradICON(1.0), InverseConsistency(0.1), InverseConsistency(0.1, through=1)]
+    )
     def test_the_way_back_is_asked_for_and_penalized(self, tmp_path, consistency):
         module = make(consistency=consistency)
         with torch.no_grad():  # a network that does not undo its own answers
@@ -87,6 +96,26 @@ class TestTraining:
         run.fit(module, loader())
         assert float(run.callback_metrics["train/consistency"]) < 0.5 * first
 
+    def test_the_way_back_through_a_third_image(self):
+        """A network that says where centers lie closes every cycle; one that adds a shift misses by a shift a leg."""
+
+        class Centers(torch.nn.Module):
+            drift = 0.0
+
+            def forward(self, fixed, moving):
+                shift = center_of_mass(moving) - center_of_mass(fixed)
+                return Affine.translation(shift + self.drift)
+
+        network, (fixed, moving) = Centers(), next(iter(loader()))
+        module = RegistrationModule(network, Objective(MSE()), torch.optim.Adam)
+        there, back = module(fixed, moving), module.way_back(fixed, moving, through=1)
+        assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(0, abs=1e-8)
+        network.drift = 0.5
+        there, back = module(fixed, moving), module.way_back(fixed, moving, through=1)
+        assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(3 * 1.5**2, rel=1e-4)
+        with pytest.raises(ValueError, match=r"data\.batch_size=3"):
+            module.way_back(fixed, moving, through=2)
+
     def test_resuming_goes_on(self, tmp_path):
         first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
         first.fit(make(), loader())
@@ -95,11 +124,12 @@ class TestTraining:
         assert again.global_step == 2 * first.global_step
 
     def test_callbacks(self, tmp_path):
-        run = trainer(
-            tmp_path, max_epochs=1, callbacks=[AmortizationGap(3, 1), Pictures(str(tmp_path / "figures"), every=1)]
-        )
+        gap, pictures = AmortizationGap(refinement(), (2, 4), pairs=1), Pictures(str(tmp_path / "figures"), every=1)
+        run = trainer(tmp_path, max_epochs=1, callbacks=[gap, pictures])
         run.fit(make(), loader(), loader())
-        assert math.isfinite(float(run.callback_metrics["val/amortization_gap"]))
+        names = {f"val/{what}_after_{k}" for what in ("objective", "dice") for k in (0, 2, 4)}
+        assert names | {"val/amortization_gap"} <= set(run.callback_metrics)
+        assert float(run.callback_metrics["val/amortization_gap"]) > 0
         assert len(list((tmp_path / "figures").glob("step_*.png"))) == 1
 
     def test_the_rate_rises_and_falls_with_time_too(self, tmp_path):
@@ -117,12 +147,10 @@ class TestTraining:
         assert rates[-1] < 0.3 * max(rates)
 
 
-def test_amortization_gap_is_positive_for_an_untrained_network():
-    batch = next(iter(loader()))
-    fixed, moving = batch
-    pair = [type(i)(i.data[:1], i.grid, None, i.labels[:1]) for i in (fixed, moving)]
-    short, long = (amortization_gap(make(), *pair, steps=n, learning_rate=0.2) for n in (3, 20))
-    assert 0 < short < long
+def test_what_classical_steps_gain_after_an_untrained_network():
+    found = amortization(make(), next(iter(loader())), refinement(), (5, 20))
+    assert found["objective_after_20"] < found["objective_after_5"] < found["objective_after_0"]
+    assert found["dice_after_20"] > found["dice_after_0"] + 0.02
 
 
 def test_scores_are_means_over_the_batch():
@@ -159,7 +187,7 @@ def test_a_template_is_learned_and_saved(tmp_path):
     objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.01)})
     module = RegistrationModule(network, objective, partial(torch.optim.Adam, lr=5e-3))
     file = tmp_path / "template.nii.gz"
-    run = trainer(tmp_path, max_epochs=40, callbacks=[SaveTemplate(str(file), 1.5), AmortizationGap(2, 1)])
+    run = trainer(tmp_path, max_epochs=40, callbacks=[SaveTemplate(str(file), 1.5), AmortizationGap(refinement(), [2])])
     before = float(run.validate(module, loader(), verbose=False)[0]["val/loss"])
     run.fit(module, loader(), loader())
     assert float(run.callback_metrics["val/loss"]) < 0.5 * before
@@ -171,3 +199,31 @@ def test_a_template_is_learned_and_saved(tmp_path):
     assert float(network.mean.norm(dim=1).mean()) < 0.45  # mm; voxels of 1.5
     with pytest.raises(ValueError, match="needs the network LearnedTemplate"):
         trainer(tmp_path, max_epochs=1, callbacks=[SaveTemplate(str(file))]).fit(make(), loader())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_template_that_depends_on_covariates(tmp_path):
+    """Bodies grow with the covariate; so does the template, also for a value that no image had."""
+    torch.manual_seed(0)
+    ages = (20.0, 30.0, 50.0, 60.0)
+    images = [
+        replace(blob_image(GRID, (0.0, 0.0, 0.0), (4.0 + age / 15,) * 3), covariates=torch.tensor([[age]]))
+        for age in ages
+    ]
+    pairs = torch.utils.data.DataLoader(OrderedPairs(images, lambda i: i), batch_size=4, collate_fn=collate)
+    network = ConditionalTemplate(UNet(3, (8, 16)), (16, 16, 16), [[20, 60]], momentum=0.9)
+    # at this stiffness it is the template that changes, not the deformation
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)})
+    module = RegistrationModule(network, objective, partial(torch.optim.Adam, lr=5e-3))
+    file = tmp_path / "template.nii.gz"
+    save = SaveTemplate(str(file), 1.5, [[25], [40], [55]])
+    trainer(tmp_path, max_epochs=60, callbacks=[save]).fit(module, pairs)
+    found = [read_image(tmp_path / f"template_{age}.nii.gz").data for age in (25, 40, 55)]
+    wanted = [blob_image(GRID, (0.0, 0.0, 0.0), (4.0 + age / 15,) * 3).data for age in (25, 40, 55)]
+    apart = [[float((f - w).square().mean()) for w in wanted] for f in found]
+    assert all(row.index(min(row)) == k for k, row in enumerate(apart)), apart
+    assert apart[1][1] < 0.7 * min(apart[1][0], apart[1][2])
+    with pytest.raises(ValueError, match=r"data\.covariates"):
+        network.template(blob_image(GRID))
+    with pytest.raises(ValueError, match="say for which values"):
+        trainer(tmp_path, max_epochs=1, callbacks=[SaveTemplate(str(file))]).fit(module, pairs)
