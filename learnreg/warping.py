@@ -221,8 +221,14 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def resize_image(image: Image, shape: tuple[int, ...]) -> Image:
-    """``image``, mask and landmarks on a coarser or finer sampling of its own field of view; labels are dropped."""
+    """``image`` and what lies beside it on a coarser or finer sampling of its own field of view; labels by nearest."""
     if tuple(shape) == image.grid.shape:
         return image
-    mask = None if image.mask is None else (resize(image.mask.to(image.data.dtype), shape) >= 0.5).to(image.data.dtype)
-    return Image(resize(image.data, shape), image.grid.resized(shape), mask, landmarks=image.landmarks)
+    mask, labels = image.mask, image.labels
+    if mask is not None:
+        mask = (resize(mask.to(image.data.dtype), shape) >= 0.5).to(image.data.dtype)
+    for axis, (old, new) in enumerate(zip(image.grid.shape, shape, strict=True), start=2):
+        if labels is not None:
+            nearest = ((torch.arange(new, device=labels.device) + 0.5) * (old / new)).long()
+            labels = labels.index_select(axis, nearest)
+    return replace(image, data=resize(image.data, shape), grid=image.grid.resized(shape), mask=mask, labels=labels)

@@ -338,9 +338,7 @@ def main() -> None:
     whole.add_argument("data", help="the folder brain of LEARNREG_DATA")
     whole.add_argument("--method", action="append", default=[])
     whole.add_argument("--subject", nargs="+", default=["1019", "1104", "1122"])
-    whole.add_argument(
-        "--slow", action="store_true", help="also ANTs with cross-correlation: many minutes a pair"
-    )
+    whole.add_argument("--slow", action="store_true", help="also ANTs with cross-correlation: many minutes a pair")
     whole.add_argument("--alone", action="store_true", help="learnreg's methods only")
     whole.set_defaults(run=brain)
     options = parser.parse_args()

@@ -170,3 +170,13 @@ def test_landmarks_go_with_the_image(grid):
     assert both.landmarks[1, 1:].isnan().all()
     with pytest.raises(ValueError, match="Image.landmarks must be"):
         Image(image.data, grid, landmarks=points[0])
+
+
+def test_labels_of_a_coarser_image_are_the_nearest():
+    labels = torch.randint(0, 20000, (2, 1, 12, 10, 9))
+    image = Image(torch.rand(2, 1, 12, 10, 9), Grid.regular((12, 10, 9), (1.0, 2.0, 3.0)), labels=labels)
+    for shape in ((4, 5, 3), (24, 20, 27), (5, 10, 7)):
+        found = resize_image(image, shape)
+        wanted = torch.nn.functional.interpolate(labels.double(), size=shape, mode="nearest-exact")
+        assert torch.equal(found.labels, wanted.long())
+        assert found.grid.shape == shape

@@ -37,8 +37,11 @@ class Network(nn.Module):
         """What this network trains on and is judged by, in place of a pair and an objective; here, those themselves."""
         return fixed, moving, objective
 
-    def terms(self, fixed: Image, transform: Transform) -> dict[str, Scalar]:
-        """What a training minimizes beside the objective, by name and with its weight: here, nothing."""
+    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
+        """What a training minimizes beside the objective, by name and with its weight: here, nothing.
+
+        Asked for right after the pass that made ``transform``; the images are what the objective compares.
+        """
         return {}
 
     def check(self, fixed: Image, moving: Image) -> None:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learnreg.fields import channels_last, exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.base import (
@@ -24,18 +23,19 @@ from learnreg.networks.base import (
     strided_encoder,
     voxels_to_mm,
 )
-from learnreg.transforms import Velocity
-from learnreg.typing import FieldTensor
-from learnreg.warping import resize, sample
+from learnreg.objective import Objective
+from learnreg.transforms import Transform, Velocity, chain
+from learnreg.typing import FieldTensor, Scalar
+from learnreg.warping import resize, resize_image, sample
 
 
 class Pyramid(Network):
     """One encoder sees each image by itself; a decoder a level corrects the velocity from below.
 
-    At each level the moving features are warped by the flow of the velocity so far, so that a
-    level only has to find what the coarser ones left over; below the finest level it is also told how
-    well the features match at each small shift. The result is one stationary velocity at
-    half resolution: a diffeomorphism, with its inverse, and a start for instance optimization.
+    At each level the moving features are warped by what was found so far, so that a level only has to
+    find what the coarser ones left over; below the finest level it is also told how well the features match at
+    each small shift. The result is one stationary velocity at half resolution: a diffeomorphism, with
+    its inverse, and a start for instance optimization.
 
     Args:
         ndim: 2 or 3.
@@ -43,17 +43,24 @@ class Pyramid(Network):
         in_channels: Channels of one image.
         steps: Squarings of the velocity.
         reach: Shifts of so many samples along each axis are matched; 0 matches none.
+        passes: So many corrections a level, with the same weights.
+        symmetric: Each correction is half the difference of those of the pair and of the exchanged pair, so that the
+            exchanged pair is answered by the inverse, exactly.
+        composed: The flow of each correction is composed with what was found so far; the answer is as
+            many velocities, each on its level's grid. Otherwise corrections are added to one velocity.
+        deep: Weight, in a training, of the mean objective of what the coarser levels found, at their resolution.
 
     Raises:
-        ValueError: Another number of axes, no widths, or a negative reach.
+        ValueError: Another number of axes, no widths, a negative reach or weight, no pass, or ``symmetric`` with
+            ``composed``.
 
     Source:
         The family of Mok and Chung, LapIRN, MICCAI 2020, and Honkamaa and Marttinen, SITReg, MELBA
-        2024; the local correlation is that of Sun et al., PWC-Net, CVPR 2018. Differs in: one
-        velocity that is corrected, not a composition of several.
+        2024; the local correlation is that of Sun et al., PWC-Net, CVPR 2018, the passes that of Teed and Deng, RAFT,
+        ECCV 2020. Differs in: one velocity that is corrected, unless ``composed``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a config
         self,
         ndim: int = 3,
         channels: Sequence[int] = (16, 32, 48, 64),
@@ -61,12 +68,22 @@ class Pyramid(Network):
         in_channels: int = 1,
         steps: int = 4,
         reach: int = 1,
+        passes: int = 1,
+        symmetric: bool = False,
+        composed: bool = False,
+        deep: float = 0.0,
     ) -> None:
         super().__init__()
         widths = check_architecture("Pyramid", ndim, channels)
-        if reach < 0:
-            raise ValueError(f"Pyramid needs a reach of at least 0, got {reach}.")
+        if reach < 0 or passes < 1 or deep < 0:
+            raise ValueError(
+                f"Pyramid needs a reach and a weight `deep` of at least 0 and at least 1 pass, got {reach}, {deep} "
+                f"and {passes}."
+            )
+        if symmetric and composed:
+            raise ValueError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
+        self.passes, self.symmetric, self.composed, self.deep = passes, symmetric, composed, float(deep)
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
         matches = [0, *[(2 * reach + 1) ** ndim if reach else 0] * (len(widths) - 1)]
@@ -75,35 +92,64 @@ class Pyramid(Network):
             for w, m in zip(widths, matches, strict=True)
         )
         self.heads = nn.ModuleList(FieldHead(ndim, w) for w in widths)
+        self._coarser: list[Transform] = []  # of the last pass of a training, until they are scored
 
-    def forward(self, fixed: Image, moving: Image) -> Velocity:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]; a :class:`Velocity` unless ``composed``."""
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data]), fixed.grid, self.stride)
         features = run_blocks(self.encoder, images)
-        velocity: FieldTensor | None = None
+        found: Transform | None = None
+        known = features[-1].new_zeros(len(fixed.data), self.ndim, *features[-1].shape[2:], dtype=grid.dtype)
+        self._coarser = []
         for level in reversed(range(len(features))):
-            velocity = self._corrected(velocity, features[level], level, grid)
-        assert velocity is not None  # noqa: S101 - there is at least one level
-        return Velocity(velocity, grid.resized(tuple(velocity.shape[2:])), self.steps)
+            own = grid.resized(tuple(features[level].shape[2:]))
+            for _ in range(self.passes):
+                known = resize(known, own.shape)
+                update = self._correction(features[level], level, own, found, known)
+                if self.composed:
+                    found = chain(Velocity(update, own, self.steps), found)
+                    known = found.displacement(own)
+                else:
+                    known = known + update
+                    found = Velocity(known, own, self.steps)
+            if level > 0 and self.training and self.deep > 0:
+                self._coarser.append(found)  # type: ignore[arg-type]
+        assert found is not None  # noqa: S101 - there is at least one level
+        return found
 
-    def _corrected(self, velocity: FieldTensor | None, both: Tensor, level: int, grid: Grid) -> FieldTensor:
-        """The velocity in mm at a level's resolution, from that of the level below."""
+    def _correction(
+        self, both: Tensor, level: int, own: Grid, found: Transform | None, known: FieldTensor
+    ) -> FieldTensor:
+        """A velocity in mm on the grid of a level, for what is not yet aligned."""
         fixed, moving = both.chunk(2)
-        own = grid.resized(tuple(both.shape[2:]))
-        if velocity is None:
-            velocity = fixed.new_zeros(fixed.shape[0], self.ndim, *own.shape, dtype=grid.dtype)
-        else:
-            below = grid.resized(tuple(velocity.shape[2:]))
-            displacement = resize(exponential(velocity, below, steps=self.steps), own.shape)
-            velocity = resize(velocity, own.shape)
-            moving = sample(moving, own, own.points + channels_last(displacement), padding="border")
-        parts = [fixed, moving, per_spacing(velocity, own)]
+        there = self._decoded(level, own, fixed, _warped(moving, own, found), known)
+        if not self.symmetric:
+            return there
+        back = None if found is None else found.inverse()
+        return (there - self._decoded(level, own, moving, _warped(fixed, own, back), -known)) / 2
+
+    def _decoded(self, level: int, own: Grid, fixed: Tensor, moving: Tensor, known: FieldTensor) -> FieldTensor:
+        parts = [fixed, moving, per_spacing(known, own)]
         if level > 0 and self.reach > 0:
             parts.append(local_correlation(fixed, moving, self.reach))
-        decoded = self.decoder[level](torch.cat(parts, dim=1))
-        voxels = self.heads[level](decoded) * 2 ** (level + 1)  # of the full resolution
-        return velocity + voxels_to_mm(voxels, grid)[0]
+        field = self.heads[level](self.decoder[level](torch.cat(parts, dim=1)))  # in samples of the level
+        return voxels_to_mm(field, own)[0]
+
+    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
+        """With ``deep``, the objective of the coarser levels, each at twice the resolution of its field."""
+        coarser, self._coarser = self._coarser, []
+        if not coarser:
+            return {}
+        losses = []
+        for level, found in zip(range(len(coarser), 0, -1), coarser, strict=True):
+            shape = tuple(max(1, n // 2**level) for n in fixed.grid.shape)
+            losses.append(objective(resize_image(fixed, shape), resize_image(moving, shape), found).total)
+        return {"deep": self.deep * torch.stack(losses).mean()}
+
+
+def _warped(features: Tensor, grid: Grid, by: Transform | None) -> Tensor:
+    return features if by is None else sample(features, grid, by.map_grid(grid), padding="border")
 
 
 def local_correlation(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:

@@ -93,7 +93,7 @@ class LearnedTemplate(Network):
                 self.values.copy_(images.data.mean(0, keepdim=True))
             self.seen += 1
 
-    def terms(self, fixed: Image, transform: Transform) -> dict[str, Scalar]:
+    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
         """The running mean of the displacements, squared, in mm^2 times its weight."""
         now = transform.displacement(fixed.grid).mean(0, keepdim=True)
         mean = self.momentum * self.mean + (1 - self.momentum) * now

@@ -70,6 +70,7 @@ class RegistrationModule(pl.LightningModule):
         compared = self.compared(fixed), self.compared(moving)
         loss = objective(*compared, transform)
         total, terms = loss.total, loss.terms
+        own = self.network.terms(*compared, transform, objective) if isinstance(self.network, Network) else {}
         if self.symmetric:
             backward = objective(*reversed(compared), transform.inverse())
             total = (total + backward.total) / 2
@@ -78,9 +79,7 @@ class RegistrationModule(pl.LightningModule):
             back = self.way_back(fixed, moving, through=int(self.consistency.through))  # type: ignore[arg-type]
             terms["consistency"] = self.consistency(transform, back, fixed.grid)
             total = total + float(self.consistency.weight) * terms["consistency"]  # type: ignore[arg-type]
-        if isinstance(self.network, Network):
-            own = self.network.terms(fixed, transform)
-            terms, total = {**terms, **own}, sum(own.values(), total)
+        terms, total = {**terms, **own}, sum(own.values(), total)
         self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
         return total

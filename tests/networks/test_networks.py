@@ -20,10 +20,11 @@ from learnreg.networks import (
 )
 from learnreg.networks.base import voxels_to_mm
 from learnreg.networks.pyramid import local_correlation
-from learnreg.objective import Objective, Penalty
+from learnreg.objective import LabelOverlap, Objective, Penalty
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE
-from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity
+from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity, chain
+from learnreg.warping import resize_image
 from tests.conftest import blob_image, make_grid
 
 
@@ -151,9 +152,61 @@ class TestPyramid(NetworkLaws):
         pair = [torch.rand(1, 2, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
         assert torch.autograd.gradcheck(lambda a, b: local_correlation(a, b, 1), pair)
 
-    def test_reach(self):
-        with pytest.raises(ValueError, match="reach of at least 0"):
+    def moved(self, network, std=0.02):
+        torch.manual_seed(0)
+        for head in network.heads:
+            torch.nn.init.normal_(head.conv.weight, std=std)
+        return network
+
+    def test_a_symmetric_one_answers_the_exchanged_pair_by_the_inverse(self):
+        grid = make_grid(shape=(32, 32, 32), spacing=(1.0, 1.5, 1.2), dtype=torch.float32)
+        pair = blob_image(grid), blob_image(grid, (3.0, -1.0, 0.0))
+        for symmetric in (True, False):
+            network = self.moved(Pyramid(3, (8, 8), symmetric=symmetric))
+            there, back = network(*pair).detach(), network(*pair[::-1]).detach()
+            assert there.field.abs().max() > 0.2
+            assert torch.allclose(there.field, -back.field, atol=1e-5) is symmetric
+
+    def test_composed_corrections(self):
+        grid = Grid.regular((32, 32, 32), (1.0, 1.5, 1.2))
+        network = self.moved(Pyramid(3, (8, 8), composed=True, steps=6), std=0.005)
+        answer = network(blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))).detach()
+        assert [field.shape[2:] for field, _ in answer.fields()] == [(16, 16, 16), (8, 8, 8)]  # the finest first
+        assert jacobian_determinant(answer.displacement(grid), grid).min() > 0
+        home = chain(answer, answer.inverse()).displacement(grid)[..., 4:-4, 4:-4, 4:-4]
+        assert home.norm(dim=1).mean() < 0.1 * answer.displacement(grid).norm(dim=1).mean()
+
+    def test_more_passes_change_the_answer_not_the_weights(self):
+        grid = Grid.regular((16, 16, 16))
+        pair = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+        once, twice = (self.moved(Pyramid(3, (8, 8), passes=n)) for n in (1, 2))
+        twice.load_state_dict(once.state_dict())
+        assert not torch.allclose(once(*pair).field, twice(*pair).field, atol=1e-3)
+
+    def test_coarser_levels_are_scored_in_training(self):
+        grid = Grid.regular((32, 32, 32))
+        fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+        objective = Objective(MSE(), supervision={"dice": LabelOverlap([1, 2])})
+        network = Pyramid(3, (8, 8, 8), deep=0.5)
+        answer = network(fixed, moving)
+        found = network.terms(fixed, moving, answer, objective)
+        halves = [
+            objective(resize_image(fixed, (n,) * 3), resize_image(moving, (n,) * 3), Affine.identity(3)).total
+            for n in (8, 16)
+        ]  # it starts at the identity
+        assert float(found["deep"].detach()) == pytest.approx(0.25 * float(sum(halves)), rel=1e-2)
+        found["deep"].backward()
+        assert network.heads[0].conv.weight.grad is None  # the finest level is scored by the objective
+        assert network.heads[1].conv.weight.grad.abs().sum() > 0
+        assert network.terms(fixed, moving, answer, objective) == {}
+        network.eval()(fixed, moving)
+        assert network.terms(fixed, moving, answer, objective) == {}
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="reach and a weight"):
             Pyramid(reach=-1)
+        with pytest.raises(ValueError, match="choose symmetric or composed"):
+            Pyramid(symmetric=True, composed=True)
 
 
 class TestAffineNetwork(NetworkLaws):
@@ -307,10 +360,10 @@ class TestLearnedTemplate(NetworkLaws):
         grid = Grid.regular((16, 16, 16))
         network, image = self.make(), blob_image(grid)
         shift = Affine.translation([2.0, 0.0, 0.0])
-        values = [float(network.terms(image, shift)["centering"]) for _ in range(200)]
+        values = [float(network.terms(image, image, shift, Objective(MSE()))["centering"]) for _ in range(200)]
         assert values[0] == pytest.approx(0.02**2 * 4 / 0.02, rel=1e-4)
         assert values[-1] == pytest.approx(4 / 0.02, rel=0.05)
-        back = [float(network.terms(image, shift.inverse())["centering"]) for _ in range(35)]
+        back = [float(network.terms(image, image, shift.inverse(), Objective(MSE()))["centering"]) for _ in range(35)]
         assert back[-1] < 0.1 * values[-1]
 
     def test_errors(self):
