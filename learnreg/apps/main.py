@@ -35,6 +35,8 @@ def _run(options: argparse.Namespace) -> None:
         from learnreg.apps.template import run
     elif options.command == "export":
         from learnreg.apps.export import run
+    elif options.command == "runs":
+        from learnreg.apps.runs import run
     else:
         from learnreg.apps.methods import run
     run(options)
@@ -121,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", help="best.ckpt or last.ckpt of a run")
     export.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
     export.add_argument("--overwrite", action="store_true", help="replace the file")
+
+    runs = commands.add_parser("runs", parents=[common], help="compare trainings: what differs, and what each came to")
+    runs.add_argument("folders", nargs="+", metavar="FOLDER", help="run folders, or the folder they lie in")
 
     commands.add_parser("methods", parents=[common], help="list the classical presets and the trained models")
     commands.add_parser("train", help="train a network: learnreg train experiment=... (Hydra; also: python train.py)")

@@ -24,6 +24,7 @@ from learnreg.metrics import (
     target_registration_error,
 )
 from learnreg.metrics.deformation import sd_log_jacobian_learn2reg
+from learnreg.reporting.tables import markdown
 from learnreg.transforms import Affine, Transform
 from learnreg.warping import pull
 
@@ -182,9 +183,4 @@ def table(rows: Sequence[Row]) -> str:
             for key, _, digits in columns
         ]
         lines.append([row["method"], *cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(text)
+    return markdown(lines)

@@ -204,6 +204,38 @@ def test_methods_lists_presets(capsys):
     assert "deformable" in capsys.readouterr().out
 
 
+def test_runs_are_compared(tmp_path, capsys):
+    """Two seeds of one network share a row; what was the same for all is left out; the best comes first."""
+    scores = {("unet", 0): (0.5, 0.70, 0.69), ("unet", 1): (0.5, 0.72), ("pyramid", 0): (0.5, 0.81, 0.80)}
+    for (network, seed), dice in scores.items():
+        folder = tmp_path / f"{network}{seed}"
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / "metrics").mkdir()
+        (folder / "config.yaml").write_text("callbacks: {best: {monitor: val/dice, mode: max}}")
+        (folder / ".hydra" / "config.yaml").write_text("not: read")
+        (folder / ".hydra" / "overrides.yaml").write_text(f"[experiment=x, network={network}, seed={seed}]")
+        lines = ["epoch,step,train/loss,val/dice,val/loss", "0,4,0.3,,"]
+        lines += [f"{k},{5 * k + 4},,{value},{1 - value}" for k, value in enumerate(dice)]
+        (folder / "metrics" / "metrics.csv").write_text("\n".join(lines))
+    call("runs", tmp_path)
+    head, _, *rows = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert head == ["network", "runs", "steps", "dice", "loss"]
+    assert rows == [
+        ["pyramid", "1", "15", "0.8100", "0.1900"],
+        ["unet", "2", "12 ± 2", "0.7100 ± 0.0100", "0.2900 ± 0.0100"],
+    ]
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").write_text("callbacks: {}")
+    for folder, message in ((tmp_path / "new", "validated"), (tmp_path / "gone", "No such folder")):
+        with pytest.raises(SystemExit):
+            call("runs", folder)
+        assert message in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit):
+        call("runs", tmp_path / "empty")
+    assert "holds no run" in capsys.readouterr().err
+
+
 def test_help_is_fast():
     for arguments in (["--help"], ["register", "--help"], ["evaluate", "--help"]):
         began = time.perf_counter()

@@ -1,0 +1,111 @@
+"""``learnreg runs``: what trainings came to, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from learnreg.apps.errors import UserError
+from learnreg.reporting.tables import markdown
+
+SHOWN = (("val/dice", 4), ("val/loss", 4), ("val/sd_log_jacobian", 3), ("val/folding", 6))
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One training: what was asked for on its command line, and its validations in order.
+
+    Args:
+        folder: Of the run.
+        choices: Overrides by key, such as ``{"network": "unet", "seed": "0"}``.
+        monitor: The value by which its best checkpoint was chosen, and whether the greatest is the best.
+        validations: A row a validation: the step, and each value by name.
+    """
+
+    folder: Path
+    choices: dict[str, str]
+    monitor: tuple[str, bool]
+    validations: list[dict[str, float]]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The validation of the best checkpoint."""
+        name, greatest = self.monitor
+        rows = [row for row in self.validations if name in row]
+        return (max if greatest else min)(rows, key=lambda row: row[name]) if rows else {}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the table; runs that differ in nothing but the seed share a row."""
+    found = [read_run(folder) for folder in _folders([Path(name) for name in options.folders])]
+    done = [training for training in found if training.best]
+    for training in found:
+        if not training.best:
+            print(f"{training.folder} has no validation yet.")
+    if not done:
+        raise UserError("None of these runs has been validated.")
+    print(markdown(summary(done)))
+
+
+def summary(runs: list[TrainingRun]) -> list[list[str]]:
+    """Header and rows, the best first: what tells the runs apart, and the mean (and range) over seeds."""
+    keys = sorted({key for training in runs for key in training.choices} - {"seed"})
+    keys = [key for key in keys if len({training.choices.get(key) for training in runs}) > 1]
+    groups: dict[tuple[str, ...], list[TrainingRun]] = {}
+    for training in runs:
+        groups.setdefault(tuple(training.choices.get(key, "") for key in keys), []).append(training)
+    names = [(name, digits) for name, digits in SHOWN if any(name in training.best for training in runs)]
+    rows = []
+    for values, members in groups.items():
+        monitor, greatest = members[0].monitor
+        order = statistics.fmean(member.best[monitor] for member in members) * (-1 if greatest else 1)
+        cells = [_mean([member.best[name] for member in members if name in member.best], n) for name, n in names]
+        steps = _mean([member.validations[-1]["step"] + 1 for member in members], 0)
+        rows.append((order, [*values, str(len(members)), steps, *cells]))
+    header = [*keys, "runs", "steps", *(name.removeprefix("val/") for name, _ in names)]
+    return [header, *(row for _, row in sorted(rows, key=lambda item: item[0]))]
+
+
+def _mean(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    text = f"{statistics.fmean(values):.{digits}f}"
+    spread = (max(values) - min(values)) / 2
+    return f"{text} ± {spread:.{digits}f}" if len(values) > 1 else text
+
+
+def read_run(folder: Path) -> TrainingRun:
+    """A run's folder: ``config.yaml``, ``.hydra/overrides.yaml``, ``metrics/metrics.csv``."""
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    best = config.callbacks.get("best") or {"monitor": "val/loss", "mode": "min"}
+    given = folder / ".hydra" / "overrides.yaml"
+    overrides: Any = OmegaConf.load(given) if given.exists() else []
+    choices = dict(str(text).lstrip("+~").partition("=")[::2] for text in overrides)
+    file = folder / "metrics" / "metrics.csv"
+    rows = []
+    if file.exists():
+        with file.open(newline="", encoding="utf-8") as lines:
+            for line in csv.DictReader(lines):
+                values = {name: float(value) for name, value in line.items() if value and name != "epoch"}
+                if any(name.startswith("val/") for name in values):
+                    rows.append(values)
+    return TrainingRun(folder, choices, (best["monitor"], best["mode"] == "max"), rows)
+
+
+def _folders(given: list[Path]) -> list[Path]:
+    """Each folder that is a run, or the runs below it."""
+    found = []
+    for folder in given:
+        if not folder.is_dir():
+            raise UserError(f"No such folder: {folder}. Give run folders, or the folder they lie in, such as runs.")
+        inside = sorted(file.parent for file in folder.rglob("config.yaml") if file.parent.name != ".hydra")
+        if not inside:
+            raise UserError(f"{folder} holds no run, which has a config.yaml and metrics/.")
+        found += inside
+    return list(dict.fromkeys(found))
