@@ -29,14 +29,15 @@ class AmortizationGap(pl.Callback):
     what limits accuracy; a Dice that falls with the objective says that of the objective.
 
     Args:
-        refinement: Of one level, as in ``conf/refinement``; its correction is composed with the answer.
+        refinement: Of one level, as in ``conf/refinement``; its correction is composed with the answer. Without one
+            nothing is logged.
         steps: Numbers of classical steps.
         pairs: How many validation batches.
         every: Once in so many validations.
     """
 
     def __init__(
-        self, refinement: IterativeStage, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
+        self, refinement: IterativeStage | None, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
     ) -> None:
         self.refinement, self.steps, self.pairs, self.every = refinement, tuple(steps), pairs, every
         self.seen = -1
@@ -56,7 +57,7 @@ class AmortizationGap(pl.Callback):
     ) -> None:
         if trainer.sanity_checking or batch_idx >= self.pairs or self.seen % self.every:
             return
-        if isinstance(pl_module, RegistrationModule):
+        if isinstance(pl_module, RegistrationModule) and self.refinement is not None:
             values = amortization(pl_module, batch, self.refinement, self.steps)
             values["amortization_gap"] = values["objective_after_0"] - values[f"objective_after_{max(self.steps)}"]
             for name, value in values.items():
