@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from learnreg.data.augmentation import RandomAffine
+from learnreg.data.augmentation import RandomTransform
 from learnreg.data.datamodule import RegistrationData
 from learnreg.data.datasets import ImageCache, OrderedPairs, PairDataset, collate, reversed_pairs
 from learnreg.data.formats import read_pairs, read_subjects
@@ -182,12 +182,13 @@ def test_stack_needs_one_shape():
 def test_augmentation_moves_image_and_labels_together():
     torch.manual_seed(0)
     image = blob_image(make_grid(shape=(24, 24, 24), spacing=(1.0, 1.0, 1.0), dtype=torch.float32))
-    changed = RandomAffine(degrees=10, shift=3, gamma=0.0)(image)
-    bright, labels = changed.data > 0.3, changed.labels > 0
-    overlap = 2 * (bright & labels).sum() / (bright.sum() + labels.sum())
-    assert overlap > 0.9
-    assert (changed.data - image.data).abs().max() > 0.1
-    assert RandomAffine(probability=0.0)(image) is image
+    for bend in (0.0, 1.2):
+        changed = RandomTransform(degrees=10, shift=3, bend=bend, spacing=8.0, gamma=0.0)(image)
+        bright, labels = changed.data > 0.3, changed.labels > 0
+        overlap = 2 * (bright & labels).sum() / (bright.sum() + labels.sum())
+        assert overlap > 0.9
+        assert (changed.data - image.data).abs().max() > 0.1
+    assert RandomTransform(probability=0.0)(image) is image
 
 
 def test_synthetic_deformations_are_diffeomorphic_and_repeatable():
@@ -232,7 +233,7 @@ def test_covariates_come_with_the_images(folder):
         train=(0, 2),
         validation=(1, 3),
         batch_size=2,
-        augmentation=RandomAffine(),
+        augmentation=RandomTransform(),
         covariates=["age", "sex"],
     )
     data.setup()
