@@ -213,7 +213,7 @@ def test_a_template_that_depends_on_covariates(tmp_path):
     pairs = torch.utils.data.DataLoader(OrderedPairs(images, lambda i: i), batch_size=4, collate_fn=collate)
     network = ConditionalTemplate(UNet(3, (8, 16)), (16, 16, 16), [[20, 60]], momentum=0.9)
     # at this stiffness it is the template that changes, not the deformation
-    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)})
+    objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 100.0)})
     module = RegistrationModule(network, objective, partial(torch.optim.Adam, lr=5e-3))
     file = tmp_path / "template.nii.gz"
     save = SaveTemplate(str(file), 1.5, [[25], [40], [55]])
