@@ -109,8 +109,8 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> I
     """
     points = onto.points if transform is None else transform.map_grid(onto)
     coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)).tolist())
-    averaged = resize_image(image, coarse.shape)
-    pulled = pull(Image(averaged.data, averaged.grid, averaged.mask), points, onto)
+    averaged = resize_image(Image(image.data, image.grid, image.mask), coarse.shape)
+    pulled = pull(averaged, points, onto)
     labels = None if image.labels is None else warp_labels(image.labels, image.grid, points)
     landmarks = image.landmarks
     if landmarks is not None and transform is not None:

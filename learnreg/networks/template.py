@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnreg.image import Image
@@ -14,6 +13,7 @@ from learnreg.networks.base import CONVOLUTIONS, Network, as_network, convolutio
 from learnreg.objective import Objective
 from learnreg.transforms import Transform
 from learnreg.typing import Scalar
+from learnreg.warping import resize
 
 
 class LearnedTemplate(Network):
@@ -161,8 +161,6 @@ class ConditionalTemplate(LearnedTemplate):
         x = self.embedding(2 * (covariates.to(low) - low) / (high - low) - 1)
         x = self.seed(x).reshape(count, -1, *self.coarse)
         size = self.values.shape[2:]
-        mode = {2: "bilinear", 3: "trilinear"}[self.ndim]
         for halvings, block in zip((2, 1, 0), self.blocks, strict=True):
-            shape = [-(-n // 2**halvings) for n in size]
-            x = block(F.interpolate(x, size=shape, mode=mode, align_corners=False))
+            x = block(resize(x, tuple(-(-n // 2**halvings) for n in size)))
         return self.values + self.head(x).to(self.values.dtype)
