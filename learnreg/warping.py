@@ -75,7 +75,7 @@ def warp(
 
     Args:
         moving: The image to resample; its mask comes along by nearest neighbor, its landmarks by the
-            inverse of the transform.
+            inverse of the transform, its covariates as they are.
         transform: Points of the fixed space, mm, to points of the moving space, mm.
         onto: The fixed grid.
         mode: Interpolation of the intensities.
@@ -94,6 +94,8 @@ def warp(
         if moving.labels is not None:
             segmentation = warp_labels(moving.labels, moving.grid, transform.map_grid(onto).detach(), mode=labels)
             warped = replace(warped, labels=segmentation)
+    if moving.covariates is not None:
+        warped = replace(warped, covariates=moving.covariates.expand(warped.batch_size, -1))
     if moving.landmarks is None:
         return warped
     return replace(warped, landmarks=transform.inverse()(moving.landmarks))

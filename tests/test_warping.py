@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -164,6 +166,8 @@ def test_landmarks_go_with_the_image(grid):
     moving = Image(image.data, grid, landmarks=points)
     shift = Affine.translation(torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64))
     assert torch.allclose(warp(moving, shift, grid).landmarks, points - shift.matrix[:, :3, 3])
+    known = torch.tensor([[70.0, 1.0]])
+    assert torch.equal(warp(replace(moving, covariates=known), shift, grid).covariates, known)
     assert torch.equal(resize_image(moving, (7, 8, 10)).landmarks, points)
     both = stack([moving, Image(image.data, grid, landmarks=points[:, :1])])
     assert both.landmarks.shape == (2, 3, 3)

@@ -56,8 +56,7 @@ class ImageCache:
     def __call__(self, subject: Subject) -> Image:
         if subject not in self._images:
             image = subject.read()
-            placed = self.space.place(normalized(image, name=str(subject.image)))
-            self._images[subject] = replace(centered(placed), covariates=image.covariates)
+            self._images[subject] = centered(self.space.place(normalized(image, name=str(subject.image))))
         return self._images[subject]
 
 
@@ -92,9 +91,7 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
     def __getitem__(self, index: int) -> ImagePair:
         fixed, moving = (self.load(subject) for subject in self.pair(index))
         if self.augmentation is not None:
-            fixed, moving = (
-                replace(self.augmentation(image), covariates=image.covariates) for image in (fixed, moving)
-            )
+            fixed, moving = self.augmentation(fixed), self.augmentation(moving)
         return fixed, moving
 
 

@@ -103,7 +103,7 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> I
     """Resample without aliasing: cells are averaged first where ``onto`` is coarser.
 
     Args:
-        image: The image, with its labels, mask and landmarks.
+        image: The image, with its labels, mask, landmarks and covariates.
         onto: The new grid.
         transform: From points of ``onto`` to points of the image; ``None`` is the identity.
     """
@@ -115,7 +115,7 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> I
     landmarks = image.landmarks
     if landmarks is not None and transform is not None:
         landmarks = transform.inverse()(landmarks)
-    return Image(pulled.data, onto, pulled.mask, labels, landmarks)
+    return Image(pulled.data, onto, pulled.mask, labels, landmarks, image.covariates)
 
 
 def _spacing_along(onto: Grid, grid: Grid) -> torch.Tensor:

@@ -20,6 +20,7 @@ from learnreg.typing import FieldTensor, Scalar
 from learnreg.warping import sample
 
 Output = Literal["velocity", "displacement", "bspline", "bspline-velocity"]
+USUAL = {"ndim": 3, "in_channels": 1}
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 
 
@@ -241,15 +242,31 @@ class FieldNetwork(Network):
         return as_transform(voxels.to(grid.dtype), grid, output, self.steps)
 
 
-def as_network(module: nn.Module) -> nn.Module:
-    """What takes a pair, as it is; what takes one tensor, as a :class:`FieldNetwork` of its channels.
+class PairNetwork(Network):
+    """Any module ``(fixed, moving) -> Transform`` as a network; of 3-D images with one channel unless it says so."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.ndim, self.in_channels = (int(getattr(module, key, usual)) for key, usual in USUAL.items())
+
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        transform: Transform = self.module(fixed, moving)
+        return transform
+
+
+def as_network(module: nn.Module) -> Network:
+    """A network as it is; a module that takes a pair as a :class:`PairNetwork`, one tensor as a :class:`FieldNetwork`.
 
     Raises:
         ValueError: The module takes one tensor and has no convolution that would tell of what channels.
     """
+    if isinstance(module, Network):
+        return module
     parameters = inspect.signature(module.forward).parameters.values()
     if sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD for p in parameters) > 1:
-        return module
+        return PairNetwork(module)
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
     if first is None:
         raise ValueError(

@@ -8,7 +8,9 @@ from torch import nn
 
 from learnreg.image import Image
 from learnreg.networks.base import Network, as_network
+from learnreg.objective import Objective
 from learnreg.transforms import Transform, chain
+from learnreg.typing import Scalar
 from learnreg.warping import warp
 
 
@@ -34,13 +36,28 @@ class Cascade(Network):
         if len({(network.ndim, network.in_channels) for network in parts}) != 1:
             raise ValueError("A cascade needs networks that take the same images, at least one.")
         self.networks = nn.ModuleList(parts)
-        self.ndim, self.in_channels = int(parts[0].ndim), int(parts[0].in_channels)  # type: ignore[arg-type]
+        self.ndim, self.in_channels = parts[0].ndim, parts[0].in_channels
+        self._answers: list[Transform] = []  # of the last pass of a training, until they are scored
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
-        total: Transform | None = None
+        answers: list[Transform] = []
         for network in self.networks:
-            seen = moving if total is None else warp(Image(moving.data, moving.grid), total, fixed.grid)
-            total = chain(network(fixed, Image(seen.data, seen.grid)), total)
-        assert total is not None  # noqa: S101 - there is at least one
+            seen = _placed(Image(moving.data, moving.grid), answers, fixed)
+            answers.append(network(fixed, Image(seen.data, seen.grid)))
+        self._answers = answers if self.training else []
+        return chain(*reversed(answers))
+
+    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
+        """Those of each network, for the pair that it saw; of the same name, their sum."""
+        answers, self._answers = self._answers, []
+        total: dict[str, Scalar] = {}
+        for number, (network, answer) in enumerate(zip(self.networks, answers, strict=False)):
+            seen = _placed(moving, answers[:number], fixed)
+            for name, value in network.terms(fixed, seen, answer, objective).items():  # type: ignore[operator]
+                total[name] = total[name] + value if name in total else value
         return total
+
+
+def _placed(moving: Image, answers: Sequence[Transform], fixed: Image) -> Image:
+    return warp(moving, chain(*reversed(answers)), fixed.grid) if answers else moving

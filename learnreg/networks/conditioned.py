@@ -13,6 +13,7 @@ from learnreg.image import Image
 from learnreg.networks.base import Network, as_network, start_near_zero
 from learnreg.objective import Objective
 from learnreg.transforms import Transform
+from learnreg.typing import Scalar
 
 
 class Conditioned(Network):
@@ -54,7 +55,7 @@ class Conditioned(Network):
         if not norms:
             raise ValueError(f"Conditioned needs a network with instance norms; {type(network).__name__} has none.")
         self.network, self.penalty = network, penalty
-        self.ndim, self.in_channels = int(network.ndim), int(network.in_channels)  # type: ignore[arg-type]
+        self.ndim, self.in_channels = network.ndim, network.in_channels
         self.between = least, greatest
         self.weight = math.sqrt(least * greatest) if weight is None else float(weight)
         self.embedding = nn.Sequential(nn.Linear(1, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, hidden), nn.Tanh())
@@ -71,7 +72,11 @@ class Conditioned(Network):
         if self.training:
             low, high = (math.log(b) for b in self.between)
             self.weight = math.exp(low + (high - low) * float(torch.rand(())))
-        return fixed, moving, objective.weighted(self.penalty, self.weight)
+        return self.network.task(fixed, moving, objective.weighted(self.penalty, self.weight))
+
+    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
+        """Those of the network that is conditioned."""
+        return self.network.terms(fixed, moving, transform, objective)
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
@@ -79,7 +84,7 @@ class Conditioned(Network):
         position = 2 * (math.log(self.weight) - low) / (high - low) - 1
         with torch.autocast(fixed.data.device.type, enabled=False):
             self.code = self.embedding(fixed.data.new_full((1, 1), position, dtype=torch.float32))
-        answer: Transform = self.network(fixed, moving)
+        answer = self.network(fixed, moving)
         self.code = None
         return answer
 

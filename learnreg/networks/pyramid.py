@@ -43,7 +43,7 @@ class Pyramid(Network):
         in_channels: Channels of one image.
         steps: Squarings of the velocity.
         reach: Shifts of so many samples along each axis are matched; 0 matches none.
-        passes: So many corrections a level, with the same weights.
+        passes: So many corrections a level, with the same weights: a number, or one a level as in ``channels``.
         symmetric: Each correction is half the difference of those of the pair and of the exchanged pair, so that the
             exchanged pair is answered by the inverse, exactly.
         composed: The flow of each correction is composed with what was found so far; the answer is as
@@ -51,8 +51,8 @@ class Pyramid(Network):
         deep: Weight, in a training, of the mean objective of what the coarser levels found, at their resolution.
 
     Raises:
-        ValueError: Another number of axes, no widths, a negative reach or weight, no pass, or ``symmetric`` with
-            ``composed``.
+        ValueError: Another number of axes, no widths, a negative reach or weight, a level without a pass or another
+            number of levels, or ``symmetric`` with ``composed``.
 
     Source:
         The family of Mok and Chung, LapIRN, MICCAI 2020, and Honkamaa and Marttinen, SITReg, MELBA
@@ -68,22 +68,23 @@ class Pyramid(Network):
         in_channels: int = 1,
         steps: int = 4,
         reach: int = 1,
-        passes: int = 1,
+        passes: int | Sequence[int] = 1,
         symmetric: bool = False,
         composed: bool = False,
         deep: float = 0.0,
     ) -> None:
         super().__init__()
         widths = check_architecture("Pyramid", ndim, channels)
-        if reach < 0 or passes < 1 or deep < 0:
+        counts = [passes] * len(widths) if isinstance(passes, int) else [int(n) for n in passes]
+        if reach < 0 or deep < 0 or min(counts, default=0) < 1 or len(counts) != len(widths):
             raise ValueError(
-                f"Pyramid needs a reach and a weight `deep` of at least 0 and at least 1 pass, got {reach}, {deep} "
-                f"and {passes}."
+                f"Pyramid needs a reach and a weight `deep` of at least 0 and at least 1 pass on each of {len(widths)} "
+                f"levels, got {reach}, {deep} and {counts}."
             )
         if symmetric and composed:
             raise ValueError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
-        self.passes, self.symmetric, self.composed, self.deep = passes, symmetric, composed, float(deep)
+        self.passes, self.symmetric, self.composed, self.deep = counts, symmetric, composed, float(deep)
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
         matches = [0, *[(2 * reach + 1) ** ndim if reach else 0] * (len(widths) - 1)]
@@ -104,7 +105,7 @@ class Pyramid(Network):
         self._coarser = []
         for level in reversed(range(len(features))):
             own = grid.resized(tuple(features[level].shape[2:]))
-            for _ in range(self.passes):
+            for _ in range(self.passes[level]):
                 known = resize(known, own.shape)
                 update = self._correction(features[level], level, own, found, known)
                 if self.composed:

@@ -47,7 +47,7 @@ class LearnedTemplate(Network):
                 f"got {list(shape)} and {momentum}."
             )
         self.network = network
-        self.ndim, self.in_channels = int(network.ndim), int(network.in_channels)  # type: ignore[arg-type]
+        self.ndim, self.in_channels = network.ndim, network.in_channels
         self.centering, self.momentum = float(centering), float(momentum)
         size = tuple(int(n) for n in shape)
         self.values = nn.Parameter(torch.full((1, self.in_channels, *size), 0.5))
@@ -64,7 +64,7 @@ class LearnedTemplate(Network):
 
     def task(self, fixed: Image, moving: Image, objective: Objective) -> tuple[Image, Image, Objective]:
         """Each fixed image with the template."""
-        return fixed, self.template(fixed), objective
+        return self.network.task(fixed, self.template(fixed), objective)
 
     def template(self, like: Image) -> Image:
         """The template on the grid of the training images, as often as ``like`` has images.
@@ -94,11 +94,12 @@ class LearnedTemplate(Network):
             self.seen += 1
 
     def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
-        """The running mean of the displacements, squared, in mm^2 times its weight."""
+        """The running mean of the displacements, squared, in mm^2 times its weight, and the network's own."""
+        own = self.network.terms(fixed, moving, transform, objective)
         now = transform.displacement(fixed.grid).mean(0, keepdim=True)
         mean = self.momentum * self.mean + (1 - self.momentum) * now
         self.mean = mean.detach()
-        return {"centering": self.centering * mean.square().sum(1).mean() / (1 - self.momentum)}
+        return {**own, "centering": self.centering * mean.square().sum(1).mean() / (1 - self.momentum)}
 
 
 class ConditionalTemplate(LearnedTemplate):

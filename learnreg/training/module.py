@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
-from learnreg.networks import Network, as_network
+from learnreg.networks import as_network
 from learnreg.networks.checkpoint import KEY
 from learnreg.objective import Objective
 from learnreg.transforms import Transform, chain
@@ -70,7 +70,7 @@ class RegistrationModule(pl.LightningModule):
         compared = self.compared(fixed), self.compared(moving)
         loss = objective(*compared, transform)
         total, terms = loss.total, loss.terms
-        own = self.network.terms(*compared, transform, objective) if isinstance(self.network, Network) else {}
+        own = self.network.terms(*compared, transform, objective)
         if self.symmetric:
             backward = objective(*reversed(compared), transform.inverse())
             total = (total + backward.total) / 2
@@ -86,9 +86,7 @@ class RegistrationModule(pl.LightningModule):
 
     def task(self, batch: Batch) -> tuple[Image, Image, Objective]:
         """Fixed and moving images and the objective, as the network wants them."""
-        if isinstance(self.network, Network):
-            return self.network.task(*batch, self.objective)
-        return *batch, self.objective
+        return self.network.task(*batch, self.objective)
 
     def compared(self, image: Image) -> Image:
         """What the objective sees of an image."""

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ from learnreg.objective import LabelOverlap, Objective, Penalty
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE
 from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity, chain
-from learnreg.warping import resize_image
+from learnreg.warping import resize_image, warp
 from tests.conftest import blob_image, make_grid
 
 
@@ -202,9 +204,45 @@ class TestPyramid(NetworkLaws):
         network.eval()(fixed, moving)
         assert network.terms(fixed, moving, answer, objective) == {}
 
+    @pytest.mark.parametrize(
+        "wrapped",
+        [Conditioned, lambda n: LearnedTemplate(n, (16, 16, 16)), lambda n: Cascade([AffineNetwork(3, (8, 8)), n])],
+    )
+    def test_coarser_levels_are_scored_inside_of_other_networks(self, wrapped):
+        grid = Grid.regular((16, 16, 16))
+        fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+        network = wrapped(Pyramid(3, (8, 8), deep=1.0))
+        task = network.task(fixed, moving, Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)}))
+        found = network.terms(*task[:2], network(*task[:2]), task[2])
+        assert float(found["deep"].detach()) > 0
+        found["deep"].backward()
+
+    def test_a_cascade_scores_what_each_network_saw(self):
+        grid = Grid.regular((16, 16, 16))
+        fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+        network, objective = Cascade([Pyramid(3, (8, 8), deep=1.0) for _ in range(2)]), Objective(MSE())
+        self.moved(network.networks[0], std=0.5)
+        answers = [(moving, network.networks[0](fixed, moving))]
+        seen = warp(moving, answers[0][1], grid)
+        answers.append((seen, network.networks[1](fixed, seen)))
+        wanted = sum(
+            float(part.terms(fixed, seen, answer, objective)["deep"].detach())
+            for part, (seen, answer) in zip(network.networks, answers, strict=True)
+        )
+        found = network.terms(fixed, moving, network(fixed, moving), objective)["deep"].detach()
+        assert float(found) == pytest.approx(wanted, rel=1e-4)
+
+    def test_a_number_of_passes_for_each_level(self):
+        grid = Grid.regular((16, 16, 16))
+        pair = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+        answers = [self.moved(Pyramid(3, (8, 8), passes=n))(*pair).field for n in ([2, 1], [1, 2], [2, 2], 2)]
+        assert torch.equal(answers[2], answers[3])
+        assert not any(torch.allclose(a, b, atol=1e-3) for a, b in combinations(answers[:3], 2))
+
     def test_errors(self):
-        with pytest.raises(ValueError, match="reach and a weight"):
-            Pyramid(reach=-1)
+        for wrong in ({"reach": -1}, {"passes": 0}, {"passes": [1, 2]}, {"channels": (8, 8), "passes": [1, 0]}):
+            with pytest.raises(ValueError, match="reach and a weight"):
+                Pyramid(**wrong)
         with pytest.raises(ValueError, match="choose symmetric or composed"):
             Pyramid(symmetric=True, composed=True)
 
@@ -385,13 +423,18 @@ class TestFieldNetwork(NetworkLaws):
     def test_starts_close_to_the_identity(self):
         pytest.skip("another library's last layer starts as it does")
 
-    def test_what_takes_a_pair_stays_as_it_is(self):
+    def test_what_takes_a_pair_is_asked_as_it_is(self):
         class Own(torch.nn.Module):
-            def forward(self, fixed, moving):
-                return Affine.identity(3)
+            in_channels = 2
 
-        own = Own()
-        assert as_network(own) is own
+            def forward(self, fixed, moving):
+                return answer
+
+        answer, image = Affine.identity(3), Image(torch.rand(1, 2, 8, 8, 8), Grid.regular((8, 8, 8)))
+        network = as_network(Own())
+        assert (network.ndim, network.in_channels) == (3, 2)
+        assert network(image, image) is answer
+        assert as_network(network) is network
         with pytest.raises(ValueError, match="has no convolution"):
             as_network(torch.nn.Linear(2, 3))
 
