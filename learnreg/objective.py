@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.image import Image, label_values
 from learnreg.numerics import remembered
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.transforms import Transform, chain
@@ -117,7 +117,7 @@ class LabelOverlap(nn.Module):
         """The values that this call counts."""
         labels = self.labels
         if labels is None:
-            labels = tuple(sorted((set(fixed.unique().tolist()) & set(moving.unique().tolist())) - {0}))
+            labels = tuple(label_values(fixed, moving))
         if self.sample is None or len(labels) <= self.sample:
             return labels
         return tuple(labels[k] for k in torch.randperm(len(labels))[: self.sample].tolist())

@@ -192,19 +192,18 @@ def warp_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: L
 
 def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> LabelTensor:
     batch = max(labels.shape[0], points.shape[0])
-    index = grid.to_index(points.expand(batch, *points.shape[1:]))
-    size = grid.size
-    nearest = (index + 0.5).floor()
-    inside = ((nearest >= 0) & (nearest < size)).all(dim=-1)
-    nearest = nearest.clamp(min=torch.zeros_like(size), max=size - 1).long()
-    strides = torch.ones_like(nearest[0].reshape(-1, grid.ndim)[0])
-    for axis in range(1, grid.ndim):
-        strides[axis] = strides[axis - 1] * grid.shape[::-1][axis - 1]
-    flat = (nearest * strides).sum(-1).reshape(batch, 1, -1)
+    index = grid.to_index(points.expand(batch, *points.shape[1:])).reshape(batch, -1, grid.ndim)
+    flat, inside = None, None
+    for axis, n in reversed(list(enumerate(grid.size.long().tolist()))):  # z first: (z ny + y) nx + x
+        nearest = (index[..., axis] + 0.5).floor_()
+        reached = (nearest >= 0) & (nearest < n)
+        nearest = nearest.clamp_(0, n - 1).long()
+        flat = nearest if flat is None else flat.mul_(n).add_(nearest)
+        inside = reached if inside is None else inside.logical_and_(reached)
+    assert flat is not None and inside is not None  # noqa: S101 - there is at least one axis
     values = labels.reshape(labels.shape[0], labels.shape[1], -1).expand(batch, -1, -1)
-    taken = values.gather(2, flat.expand(-1, labels.shape[1], -1))
-    taken = taken.reshape(batch, labels.shape[1], *points.shape[1:-1])
-    return torch.where(inside.unsqueeze(1), taken, torch.zeros_like(taken))
+    taken = values.gather(2, flat.unsqueeze(1).expand(-1, labels.shape[1], -1)).mul_(inside.unsqueeze(1))
+    return taken.reshape(batch, labels.shape[1], *points.shape[1:-1])
 
 
 def resample(image: Image, onto: Grid, *, mode: Mode = "linear", padding: Padding = "zeros") -> Image:

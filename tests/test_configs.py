@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,22 @@ TERMS = [
     *(f"regularization@objective.penalties={name}" for name in names("regularization")),
     "regularization@objective.penalties=[diffusion,folding]",
 ]
+SUPERVISION = [*names("supervision"), "[dice,landmarks]"]
+
+
+@pytest.mark.parametrize("name", SUPERVISION)
+def test_every_supervision_teaches_a_network(name):
+    grid = Grid.regular((16, 16, 16))
+    marks = torch.rand(1, 4, 3)
+    fixed, moving = (
+        replace(blob_image(grid, c), landmarks=marks + torch.tensor(c)) for c in ((0.0,) * 3, (2.0, -1.0, 1.0))
+    )
+    settings = composed("objective", f"supervision@objective.supervision={name}", "method=affine")
+    objective, network = instantiate(settings, _convert_="all"), UNet(channels=(4, 4))
+    loss = objective(fixed, moving, network(fixed, moving))
+    taught = torch.stack([loss.terms[term] for term in objective.supervision]).sum()
+    taught.backward()
+    assert network.head.conv.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("override", TERMS)

@@ -14,12 +14,12 @@ import torch
 from learnreg import __version__
 from learnreg.apps.errors import UserError
 from learnreg.data.datasets import Case
-from learnreg.image import Image
+from learnreg.image import Image, label_values
 from learnreg.io import read_image, write_atomically, write_image
 from learnreg.landmarks import read_landmark_pairs, read_landmarks
 from learnreg.methods import Registration, register
 from learnreg.methods.evaluation import landmark_error, score
-from learnreg.metrics import folding_fraction, label_values, sd_log_jacobian
+from learnreg.metrics import folding_fraction, sd_log_jacobian
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import ncc_loss
 from learnreg.transforms import Affine, Transform

@@ -12,14 +12,13 @@ import torch
 
 from learnreg.data.datasets import Case
 from learnreg.fields import channels_first
-from learnreg.image import Image
+from learnreg.image import Image, label_values
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
 from learnreg.metrics import (
     dice_scores,
     folding_fraction,
     hausdorff95,
-    label_values,
     sd_log_jacobian,
     target_registration_error,
 )

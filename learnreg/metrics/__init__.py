@@ -7,7 +7,7 @@ from learnreg.metrics.deformation import (
     sd_log_jacobian_learn2reg,
 )
 from learnreg.metrics.landmarks import target_registration_error
-from learnreg.metrics.overlap import dice_scores, label_values
+from learnreg.metrics.overlap import dice_scores
 from learnreg.metrics.surface import hausdorff95
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "folding_fraction",
     "hausdorff95",
     "inverse_consistency",
-    "label_values",
     "sd_log_jacobian",
     "sd_log_jacobian_learn2reg",
     "target_registration_error",

@@ -33,9 +33,3 @@ def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) 
         w, f = (warped == label).flatten(1), (fixed == label).flatten(1)
         scores.append(2 * (w & f).sum(1) / (w.sum(1) + f.sum(1)))
     return torch.stack(scores, dim=1)
-
-
-def label_values(*maps: LabelTensor) -> list[int]:
-    """Labels that all maps have, background 0 left out, ascending."""
-    common = set.intersection(*({int(v) for v in m.unique()} for m in maps))
-    return sorted(common - {0})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from learnreg.image import Image
+from learnreg.io import write_atomically
 from learnreg.optimization.stages import Stage, run_stages
 from learnreg.transforms import Transform
-from learnreg.typing import FieldTensor, MaskTensor, Scalar
+from learnreg.typing import FieldTensor, MaskTensor, Path, Scalar
 
 
 class Distillation(nn.Module):
@@ -26,21 +30,31 @@ class Distillation(nn.Module):
         weight: Factor in the objective, per mm^2.
         from_answer: The stages start from the network's answer, and correct it; else from the identity. What is
             corrected changes with the network and is not kept.
-        keep: Displacements of so many pairs are kept, at half precision.
+        keep: Displacements of so many pairs are kept in memory, at half precision.
+        folder: Where those of all pairs are kept, for later trainings and other processes; a file a pair. ``None``
+            keeps none.
 
     Source:
         Hinton et al., Distilling the knowledge in a neural network, 2015. Differs in: the teacher is a solver.
     """
 
     def __init__(
-        self, stages: Sequence[Stage], weight: float = 0.1, *, from_answer: bool = False, keep: int = 1000
+        self,
+        stages: Sequence[Stage],
+        weight: float = 0.1,
+        *,
+        from_answer: bool = False,
+        keep: int = 1000,
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         if not stages:
             raise ValueError("Distillation needs the stages of a method, as in conf/method.")
         self.stages = nn.ModuleList(stages)
         self.weight, self.from_answer, self.keep = float(weight), from_answer, int(keep)
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.folder = None if folder is None else FilePath(folder).expanduser()
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._method = pickle.dumps(list(stages))  # as it is configured
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if self.from_answer and len(fixed.data) > 1:
@@ -56,24 +70,38 @@ class Distillation(nn.Module):
 
     def target(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
         """``(1, D, *grid)`` mm, what the method finds."""
-        key = b"" if answer is not None else _fingerprint(fixed.data) + _fingerprint(moving.data)
+        if answer is not None:
+            return self.solved(fixed, moving, answer)
+        key = self.fingerprint(fixed, moving)
+        file = None if self.folder is None else self.folder / f"{key}.safetensors"
         if key in self._kept:
             self._kept.move_to_end(key)
-            return self._kept[key].to(fixed.data)
+        elif file is not None and file.exists():
+            self._kept[key] = load_file(file)["displacement"]
+        else:
+            found = self._kept[key] = self.solved(fixed, moving, None).half().cpu().contiguous()
+            if file is not None:
+                write_atomically(file, lambda part: save_file({"displacement": found}, part))
+        wanted = self._kept[key].to(fixed.data)
+        while len(self._kept) > self.keep:
+            self._kept.popitem(last=False)
+        return wanted
+
+    def solved(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
+        """``(1, D, *grid)`` mm, what the method finds now."""
         with torch.enable_grad(), torch.autocast(fixed.data.device.type, enabled=False):
             found = run_stages(self.stages, fixed, moving, initial=answer).transform  # type: ignore[arg-type]
         with torch.no_grad():
-            wanted = found.detach().displacement(fixed.grid)
-        if key:
-            self._kept[key] = wanted.half().cpu()
-            while len(self._kept) > self.keep:
-                self._kept.popitem(last=False)
-        return wanted
+            return found.detach().displacement(fixed.grid)
+
+    def fingerprint(self, fixed: Image, moving: Image) -> str:
+        """The same for the same intensities, grids and stages."""
+        known = hashlib.blake2b(self._method, digest_size=16)
+        for image in (fixed, moving):
+            for values in (image.data, image.grid.affine):
+                known.update(values.detach().cpu().contiguous().numpy().tobytes())
+        return known.hexdigest()
 
 
 def _singles(fixed: Image, moving: Image) -> list[tuple[Tensor, Tensor]]:
     return list(zip(fixed.data.detach().split(1), moving.data.detach().split(1), strict=True))
-
-
-def _fingerprint(values: Tensor) -> bytes:
-    return hashlib.blake2b(values.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
 from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.image import Image, label_values
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
 from learnreg.networks import as_network
 from learnreg.networks.checkpoint import KEY
@@ -159,7 +159,7 @@ def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tenso
     }
     if fixed.labels is not None and moving.labels is not None:
         warped = pull(moving, points, fixed.grid).labels
-        present = [int(v) for v in fixed.labels.unique() if v != 0]
+        present = label_values(fixed.labels)
         if warped is not None and present:
             values["dice"] = dice_scores(warped, fixed.labels, present).nanmean()
     return values

@@ -5,12 +5,12 @@ import torch
 
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
+from learnreg.image import label_values
 from learnreg.metrics import (
     dice_scores,
     folding_fraction,
     hausdorff95,
     inverse_consistency,
-    label_values,
     sd_log_jacobian,
     sd_log_jacobian_learn2reg,
     target_registration_error,
@@ -94,3 +94,11 @@ def test_inverse_consistency():
     consistent = float(inverse_consistency(velocity, velocity.inverse(), grid))
     assert consistent < 0.05
     assert float(inverse_consistency(velocity, velocity, grid)) > 10 * consistent
+
+
+@pytest.mark.parametrize("values", [[0, 1, 7], [0, 2**40, 3], [-1, 4]])
+def test_values_of_any_size_are_found(values):
+    labels = torch.tensor(values)[
+        torch.randint(len(values), (1, 1, 9, 8, 7), generator=torch.Generator().manual_seed(0))
+    ]
+    assert label_values(labels) == sorted(set(values) - {0})

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from learnreg.grid import Grid
+from learnreg.image import Image
 from learnreg.networks import UNet
 from learnreg.objective import Objective
 from learnreg.optimization import DenseParametrization, FieldStage
@@ -37,6 +38,20 @@ def test_a_pair_is_solved_once(monkeypatch):
     assert float(term(fixed, moving, Affine.identity(3))) == pytest.approx(float(first))
     with pytest.raises(TypeError):
         term(moving, fixed, Affine.identity(3))
+
+
+def test_what_was_solved_is_found_in_the_folder(tmp_path, monkeypatch):
+    fixed, moving = pair()
+    identity = Affine.identity(3)
+    first = float(Distillation([stage()], folder=tmp_path / "solved")(fixed, moving, identity))
+    assert len(list((tmp_path / "solved").glob("*.safetensors"))) == 1
+    Distillation([stage(20)], folder=tmp_path / "solved")(fixed, moving, identity)
+    assert len(list((tmp_path / "solved").glob("*.safetensors"))) == 2  # another method's is another's
+    monkeypatch.setattr(FieldStage, "forward", None)
+    again = Distillation([stage()], folder=tmp_path / "solved")
+    assert float(again(fixed, moving, identity)) == first
+    with pytest.raises(TypeError):
+        again(fixed, Image(moving.data, Grid.regular((20, 20, 20), 1.1)), identity)
 
 
 def test_a_network_learns_the_answer():
