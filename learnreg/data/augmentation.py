@@ -7,13 +7,14 @@ import math
 import torch
 from torch import nn
 
+from learnreg.data.synthesis import changed_intensities
 from learnreg.image import Image
 from learnreg.transforms import Affine, BSpline, chain, spline_lattice
 from learnreg.warping import warp
 
 
 class RandomTransform(nn.Module):
-    """A random affine map and a smooth deformation about the image's center, and a random gamma.
+    """A random affine map and a smooth deformation about the image's center, and random changes of intensity.
 
     Args:
         degrees: Standard deviation of each rotation angle.
@@ -22,6 +23,8 @@ class RandomTransform(nn.Module):
         bend: Standard deviation of each control point of a cubic B-spline, mm; 0 bends nothing.
         spacing: mm between control points; up to a ``bend`` of 0.15 of it, folds are rare.
         gamma: Standard deviation of the log exponent of intensities in [0, 1].
+        bias: Largest log factor of a smooth field that intensities are multiplied by.
+        noise: Largest standard deviation of Gaussian noise; each image has its own.
         probability: How often an image is changed at all.
 
     Source:
@@ -29,7 +32,7 @@ class RandomTransform(nn.Module):
         conditions of 2D and 3D uniform cubic B-spline functions, Graphical Models 2000.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a config
         self,
         *,
         degrees: float = 5.0,
@@ -38,12 +41,15 @@ class RandomTransform(nn.Module):
         bend: float = 0.0,
         spacing: float = 16.0,
         gamma: float = 0.15,
+        bias: float = 0.0,
+        noise: float = 0.0,
         probability: float = 1.0,
     ) -> None:
         super().__init__()
         self.degrees, self.scale, self.shift = float(degrees), float(scale), float(shift)
         self.bend, self.spacing = float(bend), float(spacing)
-        self.gamma, self.probability = float(gamma), float(probability)
+        self.gamma, self.bias, self.noise = float(gamma), float(bias), float(noise)
+        self.probability = float(probability)
 
     def forward(self, image: Image) -> Image:
         """``image`` is one image in [0, 1]; the draw is from torch's generator."""
@@ -58,5 +64,10 @@ class RandomTransform(nn.Module):
         if self.bend > 0:
             lattice = spline_lattice(image.grid, self.spacing)
             bent = BSpline(self.bend * torch.randn(1, ndim, *lattice.shape), lattice)
-        warped = warp(image, chain(bent, change), image.grid)
-        return warped.with_data(warped.data.clamp(min=0) ** math.exp(self.gamma * float(torch.randn(()))))
+        return changed_intensities(
+            warp(image, chain(bent, change), image.grid),
+            generator=torch.default_generator,
+            bias=self.bias,
+            gamma=self.gamma,
+            noise=self.noise * float(torch.rand(())),
+        )

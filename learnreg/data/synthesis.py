@@ -64,10 +64,13 @@ def changed_intensities(
         smoothness: mm, of the bias field.
     """
     exponent = math.exp(gamma * float(torch.randn((), generator=generator)))
-    drawn = _smoothed(torch.randn(image.data.shape, generator=generator), image.grid, smoothness)
-    factor = torch.exp(bias * drawn / drawn.abs().amax().clamp(min=1e-12))
-    added = noise * torch.randn(image.data.shape, generator=generator)
-    return image.with_data((image.data.clamp(0, 1) ** exponent * factor + added).clamp(0, 1))
+    data = image.data.clamp(0, 1) ** exponent
+    if bias > 0:
+        drawn = _smoothed(torch.randn(data.shape, generator=generator), image.grid, smoothness)
+        data = data * torch.exp(bias * drawn / drawn.abs().amax().clamp(min=1e-12))
+    if noise > 0:
+        data = data + noise * torch.randn(data.shape, generator=generator)
+    return image.with_data(data.clamp(0, 1))
 
 
 def random_shapes(grid: Grid, count: int, *, smoothness: float, generator: torch.Generator) -> Tensor:

@@ -191,6 +191,18 @@ def test_augmentation_moves_image_and_labels_together():
     assert RandomTransform(probability=0.0)(image) is image
 
 
+def test_augmentation_of_intensities():
+    torch.manual_seed(0)
+    image = Image(torch.full((1, 1, 24, 24, 24), 0.5), Grid.regular((24, 24, 24)))
+    still = {"degrees": 0.0, "scale": 0.0, "shift": 0.0, "gamma": 0.0}
+    assert torch.allclose(RandomTransform(**still)(image).data, image.data)
+    factors = RandomTransform(**still, bias=0.3)(image).data / 0.5
+    assert 0.2 < float(factors.log().abs().max()) < 0.31
+    assert float(factors.diff(dim=2).abs().max()) < 0.03  # smooth
+    spread = torch.stack([RandomTransform(**still, noise=0.1)(image).data.std() for _ in range(100)])
+    assert float(spread.min()) < 0.02 < 0.08 < float(spread.max()) < 0.105
+
+
 def test_synthetic_deformations_are_diffeomorphic_and_repeatable():
     grid = Grid.regular((24, 24, 24), 4.0)
     first, again = (
