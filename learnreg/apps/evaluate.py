@@ -37,6 +37,8 @@ def run(options: argparse.Namespace) -> None:
         pairs = reversed_pairs(within(subjects, options.block, options.data))
     else:
         pairs = within(pairs, options.block, options.data)
+    if not pairs:
+        raise UserError(f"There is no pair to evaluate in {options.data}; give at least two images (--block 0:2).")
     missing = [s.image for pair in pairs for s in pair if s.labels is None]
     if missing:
         raise UserError(
@@ -58,14 +60,15 @@ def run(options: argparse.Namespace) -> None:
 def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
     """What to compare, by the name for the table."""
     methods = {Path(name).stem: choose_method(name) for name in options.method}
-    if options.checkpoint is not None:
-        methods["one-shot"] = choose_method(checkpoint=options.checkpoint, device=options.device)
-        if options.refine:
-            methods[f"one-shot + refine {options.refine}"] = choose_method(
-                checkpoint=options.checkpoint, refine=options.refine, device=options.device
-            )
-    elif options.refine:
+    if options.refine and not options.checkpoint:
         raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
+    for checkpoint in dict.fromkeys(options.checkpoint):
+        name = "one-shot" if len(options.checkpoint) == 1 else f"one-shot {checkpoint}"
+        methods[name] = choose_method(checkpoint=checkpoint, device=options.device)
+        if options.refine:
+            methods[f"{name} + refine {options.refine}"] = choose_method(
+                checkpoint=checkpoint, refine=options.refine, device=options.device
+            )
     return methods or {"deformable": choose_method("deformable")}
 
 

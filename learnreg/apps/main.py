@@ -93,7 +93,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--method", action="append", default=[], help="a preset or YAML file; may be given several times"
     )
-    evaluate.add_argument("--checkpoint", metavar="FILE", help="a trained network: one-shot, and refined with --refine")
+    evaluate.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a trained network: one-shot, and refined with --refine; repeat to compare",
+    )
     evaluate.add_argument(
         "--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order (default: all)"
     )

@@ -1,5 +1,7 @@
 import json
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from matplotlib.image import imread
 
 from learnreg.apps.main import main
+from learnreg.configs import model_files
 from learnreg.io import read_image, to_sitk, write_image
 from tests.conftest import blob_image, make_grid
 from tests.networks.test_checkpoint import save
@@ -102,6 +105,16 @@ def test_register_2d(tmp_path):
     assert metrics["after"]["ncc"] > max(0.98, metrics["before"]["ncc"])
 
 
+def released_copy(file):
+    """The model that comes with learnreg, under another name."""
+    return Path(shutil.copy(model_files()["hippocampus"], file))
+
+
+def flagged(flag, values):
+    """``flag value`` for each of them."""
+    return [part for value in values for part in (flag, value)]
+
+
 def test_evaluate(files, capsys):
     for kind, suffix in (("images", ""), ("labels", "_labels")):
         (files / "set" / kind).mkdir(parents=True)
@@ -131,6 +144,14 @@ def test_evaluate(files, capsys):
     assert dice["fast"] > dice["affine"] > dice["start"]
     assert len((files / "t" / "cases.csv").read_text().splitlines()) == 7
     assert (files / "t" / "table.md").exists()
+
+    networks = [released_copy(files / f"{name}.safetensors") for name in ("one", "other")]
+    call("evaluate", files / "set", "--block", "0:2", "--refine", 1, "--quiet", *flagged("--checkpoint", networks))
+    printed = capsys.readouterr().out
+    for network in networks:
+        assert f"| one-shot {network} " in printed
+        assert f"| one-shot {network} + refine 1 " in printed
+    assert "at least two images" in fails(capsys, "evaluate", files / "set", "--block", "0:1")
 
 
 def fails(capsys, *arguments):
