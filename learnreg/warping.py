@@ -194,7 +194,7 @@ def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> Lab
     batch = max(labels.shape[0], points.shape[0])
     index = grid.to_index(points.expand(batch, *points.shape[1:])).reshape(batch, -1, grid.ndim)
     flat, inside = None, None
-    for axis, n in reversed(list(enumerate(grid.size.long().tolist()))):  # z first: (z ny + y) nx + x
+    for axis, n in zip(reversed(range(grid.ndim)), grid.shape, strict=True):  # z first: (z ny + y) nx + x
         nearest = (index[..., axis] + 0.5).floor_()
         reached = (nearest >= 0) & (nearest < n)
         nearest = nearest.clamp_(0, n - 1).long()

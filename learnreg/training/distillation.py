@@ -54,7 +54,7 @@ class Distillation(nn.Module):
         self.weight, self.from_answer, self.keep = float(weight), from_answer, int(keep)
         self.folder = None if folder is None else FilePath(folder).expanduser()
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._method = pickle.dumps(list(stages))  # as it is configured
+        self._method = b"" if folder is None else pickle.dumps(list(stages))  # a folder can hold several methods'
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if self.from_answer and len(fixed.data) > 1:
@@ -95,7 +95,7 @@ class Distillation(nn.Module):
             return found.detach().displacement(fixed.grid)
 
     def fingerprint(self, fixed: Image, moving: Image) -> str:
-        """The same for the same intensities, grids and stages."""
+        """The same for the same intensities and grids, and in a folder the same stages."""
         known = hashlib.blake2b(self._method, digest_size=16)
         for image in (fixed, moving):
             for values in (image.data, image.grid.affine):
