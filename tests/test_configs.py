@@ -121,7 +121,7 @@ def test_every_network_takes_a_step_of_training(name):
     torch.manual_seed(0)
     grid = Grid.regular((32, 32, 32))
     known = torch.tensor([[0.5]])
-    batch = tuple(Image(blob_image(grid, c).data, grid, covariates=known) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
+    batch = tuple(replace(blob_image(grid, c), covariates=known) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
     network = instantiate(composed("network", f"network={name}", "data.space.shape=[32,32,32]"), _convert_="all")
     objective = instantiate(composed("objective", "objective=mse"), _convert_="all")
     module = RegistrationModule(network, objective, partial(torch.optim.SGD, lr=0.1))

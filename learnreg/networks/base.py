@@ -45,6 +45,11 @@ class Network(nn.Module):
         """
         return {}
 
+    @property
+    def has_terms(self) -> bool:
+        """Whether :meth:`terms` can say something, for those who prepare images for it: here, if it is overridden."""
+        return type(self).terms is not Network.terms
+
     def check(self, fixed: Image, moving: Image) -> None:
         """Raise ``ValueError`` unless the pair is what the network takes."""
         for name, image in (("fixed", fixed), ("moving", moving)):
@@ -142,22 +147,24 @@ class Decoder(nn.Module):
         ndim: 2 or 3.
         skips: Channels of the encoder's features, fine to coarse.
         outputs: Channels after each level, fine to coarse; one fewer.
+        depth: Convolutions a level.
     """
 
-    def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int]) -> None:
+    def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int], *, depth: int = 2) -> None:
         super().__init__()
         below = [*outputs, skips[-1]][1:]
         self.blocks = nn.ModuleList(
-            nn.Sequential(convolution(ndim, low + skip, out), convolution(ndim, out, out))
+            nn.Sequential(*[convolution(ndim, low + skip if k == 0 else out, out) for k in range(depth)])
             for low, skip, out in reversed(list(zip(below, skips[:-1], outputs, strict=True)))
         )
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features fine to coarse, each ``(B, C, *shape)``; the result has the shape of the first."""
-        x = features[-1]
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features fine to coarse, each ``(B, C, *shape)``; as many of the same shapes come back."""
+        found = [features[-1]]
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
-            x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
-        return x
+            below = F.interpolate(found[-1], size=skip.shape[2:], mode="nearest")
+            found.append(block(torch.cat([below, skip], dim=1)))
+        return found[::-1]
 
 
 def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:

@@ -48,11 +48,18 @@ class Cascade(Network):
         self._answers = answers if self.training else []
         return chain(*reversed(answers))
 
+    @property
+    def has_terms(self) -> bool:
+        """If one of the networks has."""
+        return any(network.has_terms for network in self.networks)
+
     def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
         """Those of each network, for the pair that it saw; of the same name, their sum."""
         answers, self._answers = self._answers, []
         total: dict[str, Scalar] = {}
         for number, (network, answer) in enumerate(zip(self.networks, answers, strict=False)):
+            if not network.has_terms:
+                continue
             seen = _placed(moving, answers[:number], fixed)
             for name, value in network.terms(fixed, seen, answer, objective).items():  # type: ignore[operator]
                 total[name] = total[name] + value if name in total else value

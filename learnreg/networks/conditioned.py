@@ -74,6 +74,11 @@ class Conditioned(Network):
             self.weight = math.exp(low + (high - low) * float(torch.rand(())))
         return self.network.task(fixed, moving, objective.weighted(self.penalty, self.weight))
 
+    @property
+    def has_terms(self) -> bool:
+        """If the network that is conditioned has."""
+        return self.network.has_terms
+
     def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
         """Those of the network that is conditioned."""
         return self.network.terms(fixed, moving, transform, objective)

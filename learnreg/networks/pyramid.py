@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.base import (
+    Decoder,
     FieldHead,
     Network,
     check_architecture,
@@ -23,10 +24,13 @@ from learnreg.networks.base import (
     strided_encoder,
     voxels_to_mm,
 )
+from learnreg.networks.segmentation import SegmentationHead
 from learnreg.objective import Objective
 from learnreg.transforms import Transform, Velocity, chain
 from learnreg.typing import FieldTensor, Scalar
 from learnreg.warping import resize, resize_image, sample
+
+SEGMENTED = 2  # levels whose features learn to tell labels apart
 
 
 class Pyramid(Network):
@@ -46,18 +50,24 @@ class Pyramid(Network):
         passes: So many corrections a level, with the same weights: a number, or one a level as in ``channels``.
         symmetric: Each correction is half the difference of those of the pair and of the exchanged pair, so that the
             exchanged pair is answered by the inverse, exactly.
+        context: What the coarser levels see of an image is passed down to the finer ones before anything is matched:
+            the encoder becomes a U-Net.
+        segments: Labels that the features of the two finest levels learn to tell apart, in a training; none for
+            images without labels.
+        segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`.
         composed: The flow of each correction is composed with what was found so far; the answer is as
             many velocities, each on its level's grid. Otherwise corrections are added to one velocity.
         deep: Weight, in a training, of the mean objective of what the coarser levels found, at their resolution.
 
     Raises:
         ValueError: Another number of axes, no widths, a negative reach or weight, a level without a pass or another
-            number of levels, or ``symmetric`` with ``composed``.
+            number of levels, ``symmetric`` with ``composed``, or labels that are no labels.
 
     Source:
         The family of Mok and Chung, LapIRN, MICCAI 2020, and Honkamaa and Marttinen, SITReg, MELBA
         2024; the local correlation is that of Sun et al., PWC-Net, CVPR 2018, the passes that of Teed and Deng, RAFT,
-        ECCV 2020. Differs in: one velocity that is corrected, unless ``composed``.
+        ECCV 2020; the context that of Lin et al., Feature pyramid networks, CVPR 2017; the second task that of Xu and
+        Niethammer, DeepAtlas, MICCAI 2019. Differs in: one velocity that is corrected, unless ``composed``.
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
@@ -71,35 +81,45 @@ class Pyramid(Network):
         passes: int | Sequence[int] = 1,
         symmetric: bool = False,
         composed: bool = False,
+        context: bool = False,
+        segments: Sequence[int] = (),
+        segmentation: float = 0.5,
         deep: float = 0.0,
     ) -> None:
         super().__init__()
         widths = check_architecture("Pyramid", ndim, channels)
         counts = [passes] * len(widths) if isinstance(passes, int) else [int(n) for n in passes]
-        if reach < 0 or deep < 0 or min(counts, default=0) < 1 or len(counts) != len(widths):
+        if reach < 0 or deep < 0 or segmentation < 0 or min(counts, default=0) < 1 or len(counts) != len(widths):
             raise ValueError(
-                f"Pyramid needs a reach and a weight `deep` of at least 0 and at least 1 pass on each of {len(widths)} "
-                f"levels, got {reach}, {deep} and {counts}."
+                f"Pyramid needs a reach and weights `deep` and `segmentation` of at least 0 and at least 1 pass on "
+                f"each of {len(widths)} levels, got {reach}, {deep}, {segmentation} and {counts}."
             )
         if symmetric and composed:
             raise ValueError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
         self.passes, self.symmetric, self.composed, self.deep = counts, symmetric, composed, float(deep)
+        self.segmentation = float(segmentation)
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
+        self.context = Decoder(ndim, widths, widths[:-1], depth=1) if context else None
         matches = [0, *[(2 * reach + 1) ** ndim if reach else 0] * (len(widths) - 1)]
         self.decoder = nn.ModuleList(
             nn.Sequential(convolution(ndim, 2 * w + m + ndim, w), convolution(ndim, w, w))
             for w, m in zip(widths, matches, strict=True)
         )
         self.heads = nn.ModuleList(FieldHead(ndim, w) for w in widths)
+        self.segment = nn.ModuleList(SegmentationHead(ndim, w, segments) for w in widths[:SEGMENTED] if len(segments))
         self._coarser: list[Transform] = []  # of the last pass of a training, until they are scored
+        self._features: list[Tensor] = []
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """``fixed`` and ``moving`` on one grid, intensities in [0, 1]; a :class:`Velocity` unless ``composed``."""
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data]), fixed.grid, self.stride)
         features = run_blocks(self.encoder, images)
+        if self.context is not None:
+            features = self.context(features)
+        self._features = features[: len(self.segment)] if self.training else []
         found: Transform | None = None
         known = features[-1].new_zeros(len(fixed.data), self.ndim, *features[-1].shape[2:], dtype=grid.dtype)
         self._coarser = []
@@ -137,16 +157,48 @@ class Pyramid(Network):
         field = self.heads[level](self.decoder[level](torch.cat(parts, dim=1)))  # in samples of the level
         return voxels_to_mm(field, own)[0]
 
+    @property
+    def has_terms(self) -> bool:
+        """With ``deep`` or ``segments``."""
+        return self.deep > 0 or len(self.segment) > 0
+
     def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
-        """With ``deep``, the objective of the coarser levels, each at twice the resolution of its field."""
+        """With ``deep``, the objective of the coarser levels; with ``segments``, how well the features tell them apart.
+
+        Raises:
+            ValueError: There are no labels for ``segments``.
+        """
         coarser, self._coarser = self._coarser, []
-        if not coarser:
-            return {}
+        features, self._features = self._features, []
+        terms = {}
+        if coarser:
+            terms["deep"] = self.deep * self._scored(fixed, moving, coarser, objective)
+        if features:
+            terms["segmentation"] = self.segmentation * self._segmented(fixed, moving, features)
+        return terms
+
+    def _scored(self, fixed: Image, moving: Image, coarser: Sequence[Transform], objective: Objective) -> Scalar:
+        """Mean over the levels, each at twice the resolution of its field."""
         losses = []
         for level, found in zip(range(len(coarser), 0, -1), coarser, strict=True):
             shape = tuple(max(1, n // 2**level) for n in fixed.grid.shape)
             losses.append(objective(resize_image(fixed, shape), resize_image(moving, shape), found).total)
-        return {"deep": self.deep * torch.stack(losses).mean()}
+        return torch.stack(losses).mean()
+
+    def _segmented(self, fixed: Image, moving: Image, features: Sequence[Tensor]) -> Scalar:
+        """Mean over the levels, and over the images that have labels."""
+        sides = [(image.labels, side) for side, image in enumerate((fixed, moving)) if image.labels is not None]
+        if not sides:
+            raise ValueError(
+                "A Pyramid with `segments` learns from labels and the images have none; give labels, or set "
+                "network.segments=[]."
+            )
+        labels = pad_to_multiple(torch.cat([own for own, _ in sides]), fixed.grid, self.stride)[0]
+        losses = []
+        for head, level in zip(self.segment, features, strict=True):
+            halves = level.chunk(2)
+            losses.append(head(torch.cat([halves[side] for _, side in sides]), labels))
+        return torch.stack(losses).mean()
 
 
 def _warped(features: Tensor, grid: Grid, by: Transform | None) -> Tensor:

@@ -1,4 +1,5 @@
 from itertools import combinations
+from math import log
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from learnreg.networks import (
 )
 from learnreg.networks.base import voxels_to_mm
 from learnreg.networks.pyramid import local_correlation
+from learnreg.networks.segmentation import SegmentationHead
 from learnreg.objective import LabelOverlap, Objective, Penalty
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE
@@ -232,6 +234,74 @@ class TestPyramid(NetworkLaws):
         found = network.terms(fixed, moving, network(fixed, moving), objective)["deep"].detach()
         assert float(found) == pytest.approx(wanted, rel=1e-4)
 
+    def test_features_learn_to_tell_labels_apart(self):
+        torch.manual_seed(0)
+        grid = Grid.regular((18, 16, 20))  # not a multiple of the stride
+        fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
+        network, objective = Pyramid(3, (8, 8, 8), context=True, segments=[1, 2], segmentation=1.0), Objective(MSE())
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(30):
+            found = network.terms(fixed, moving, network(fixed, moving), objective)["segmentation"]
+            optimizer.zero_grad()
+            found.backward()
+            optimizer.step()
+            losses.append(float(found.detach()))
+        assert losses[-1] < 0.5 * losses[0]
+        answer, bare = network(fixed, moving), Image(moving.data, grid)
+        one = float(network.terms(fixed, bare, answer, objective)["segmentation"].detach())
+        assert 0 < one < losses[0]  # a template has no labels, the images have
+        answer = network(bare, bare)
+        with pytest.raises(ValueError, match=r"give labels, or set network.segments=\[\]"):
+            network.terms(bare, bare, answer, objective)
+        network.eval()
+        assert network.terms(fixed, moving, network(fixed, moving), objective) == {}
+
+    def test_a_segmentation_is_scored_by_shares(self):
+        """Where the features say what share of their sample a label has, cross-entropy is the entropy of the shares."""
+        labels = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 2]]).reshape(1, 1, 2, 4)
+        head = SegmentationHead(2, 3, [1, 2])
+        with torch.no_grad():
+            head.conv.weight.copy_(torch.eye(3).reshape(3, 3, 1, 1))
+            head.conv.bias.zero_()
+        shares = torch.tensor([[0.5, 0.0], [0.5, 0.5], [0.0, 0.5]]).reshape(1, 3, 1, 2)
+        assert float(head(shares.clamp(min=1e-9).log(), labels).detach()) == pytest.approx(log(2), abs=1e-4)
+        for wrong in ([], [0, 1], [1, 1]):
+            with pytest.raises(ValueError, match="different and not 0"):
+                SegmentationHead(2, 3, wrong)
+
+    def test_context_lets_fine_features_see_far(self):
+        """A change in one corner reaches the finest features across the image only by way of the coarser ones."""
+        data = torch.rand(1, 1, 32, 32, 32)
+        other = data.clone()
+        other[..., :4, :4, :4] += 1.0
+        reached = {}
+        for context in (False, True):
+            torch.manual_seed(0)
+            network = Pyramid(3, (4, 4, 4), context=context, segments=[1])
+            for norm in [m for m in network.modules() if isinstance(m, torch.nn.InstanceNorm3d)]:
+                norm.forward = lambda values: values  # it sees all of the image
+            seen = []
+            for pair in (data, other):
+                network(Image(pair, Grid.regular((32, 32, 32))), Image(pair, Grid.regular((32, 32, 32))))
+                seen.append(network._features[0].detach())
+            changed = (seen[1] - seen[0]).abs().sum((0, 1)).nonzero().max(0).values
+            reached[context] = int(changed.min())
+        assert reached[False] < 6
+        assert reached[True] > reached[False] + 3
+
+    def test_who_has_terms_says_so(self):
+        plain, deep = Pyramid(3, (8, 8)), Pyramid(3, (8, 8), deep=1.0)
+        own = type("Own", (UNet,), {"terms": lambda self, *pair: {"own": torch.ones(())}})(3, (8, 8))
+        for network, has in ((plain, False), (deep, True), (UNet(3, (8,)), False), (own, True)):
+            assert network.has_terms is has
+            assert Conditioned(network).has_terms is has
+            assert Cascade([AffineNetwork(3, (8, 8)), network]).has_terms is has
+        assert Pyramid(3, (8, 8), segments=[1]).has_terms
+        image = blob_image(Grid.regular((16, 16, 16)))
+        cascade = Cascade([plain, own])
+        assert float(cascade.terms(image, image, cascade(image, image), Objective(MSE()))["own"]) == 1
+
     def test_a_number_of_passes_for_each_level(self):
         grid = Grid.regular((16, 16, 16))
         pair = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
@@ -240,11 +310,22 @@ class TestPyramid(NetworkLaws):
         assert not any(torch.allclose(a, b, atol=1e-3) for a, b in combinations(answers[:3], 2))
 
     def test_errors(self):
-        for wrong in ({"reach": -1}, {"passes": 0}, {"passes": [1, 2]}, {"channels": (8, 8), "passes": [1, 0]}):
-            with pytest.raises(ValueError, match="reach and a weight"):
+        for wrong in (
+            {"reach": -1},
+            {"segmentation": -1},
+            {"passes": 0},
+            {"passes": [1, 2]},
+            {"channels": (8, 8), "passes": [1, 0]},
+        ):
+            with pytest.raises(ValueError, match="reach and weights"):
                 Pyramid(**wrong)
         with pytest.raises(ValueError, match="choose symmetric or composed"):
             Pyramid(symmetric=True, composed=True)
+
+
+class TestPyramidWithContext(NetworkLaws):
+    def make(self, ndim=3):
+        return Pyramid(ndim, (8, 16, 16), context=True)
 
 
 class TestAffineNetwork(NetworkLaws):

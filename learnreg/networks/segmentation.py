@@ -1,0 +1,49 @@
+"""A second task for features of one image: to tell its labels apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+
+from learnreg.networks.base import CONVOLUTIONS
+from learnreg.numerics import full_precision
+from learnreg.similarity.dice import one_hot
+from learnreg.typing import LabelTensor, Scalar
+
+
+class SegmentationHead(nn.Module):
+    """One linear map of the features at each sample to the labels and what has none of them.
+
+    Args:
+        ndim: 2 or 3.
+        channels: Of the features.
+        values: Labels that are told apart, at least one; 0 is not among them.
+
+    Raises:
+        ValueError: There is no label, or one that is 0 or given twice.
+    """
+
+    def __init__(self, ndim: int, channels: int, values: Sequence[int]) -> None:
+        super().__init__()
+        self.values = [int(v) for v in values]
+        if not self.values or 0 in self.values or len(set(self.values)) != len(self.values):
+            raise ValueError(f"Labels that are told apart are different and not 0, at least one; got {self.values}.")
+        self.conv = CONVOLUTIONS[ndim](channels, len(self.values) + 1, 1)
+        self.loss = DiceCELoss(softmax=True, include_background=False, squared_pred=True)
+
+    @full_precision
+    def forward(self, features: Tensor, labels: LabelTensor) -> Scalar:
+        """Cross-entropy and soft Dice between what the features say and the share of each label in their samples.
+
+        Args:
+            features: ``(B, C, *shape)``, at ``labels``' resolution or coarser.
+            labels: ``(B, 1, *grid)``.
+        """
+        members = F.interpolate(one_hot(labels, self.values, features.dtype), size=features.shape[2:], mode="area")
+        shares = torch.cat([1 - members.sum(1, keepdim=True), members], dim=1)
+        loss: Scalar = self.loss(self.conv(features), shares)
+        return loss
