@@ -147,24 +147,22 @@ class Decoder(nn.Module):
         ndim: 2 or 3.
         skips: Channels of the encoder's features, fine to coarse.
         outputs: Channels after each level, fine to coarse; one fewer.
-        depth: Convolutions a level.
     """
 
-    def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int], *, depth: int = 2) -> None:
+    def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int]) -> None:
         super().__init__()
         below = [*outputs, skips[-1]][1:]
         self.blocks = nn.ModuleList(
-            nn.Sequential(*[convolution(ndim, low + skip if k == 0 else out, out) for k in range(depth)])
+            nn.Sequential(convolution(ndim, low + skip, out), convolution(ndim, out, out))
             for low, skip, out in reversed(list(zip(below, skips[:-1], outputs, strict=True)))
         )
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features fine to coarse, each ``(B, C, *shape)``; as many of the same shapes come back."""
-        found = [features[-1]]
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features fine to coarse, each ``(B, C, *shape)``; the result has the shape of the first."""
+        x = features[-1]
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
-            below = F.interpolate(found[-1], size=skip.shape[2:], mode="nearest")
-            found.append(block(torch.cat([below, skip], dim=1)))
-        return found[::-1]
+            x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
+        return x
 
 
 def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:

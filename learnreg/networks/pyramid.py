@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.base import (
-    Decoder,
+    CONVOLUTIONS,
     FieldHead,
     Network,
     check_architecture,
@@ -25,6 +25,7 @@ from learnreg.networks.base import (
     voxels_to_mm,
 )
 from learnreg.networks.segmentation import SegmentationHead
+from learnreg.numerics import full_precision
 from learnreg.objective import Objective
 from learnreg.transforms import Transform, Velocity, chain
 from learnreg.typing import FieldTensor, Scalar
@@ -51,7 +52,7 @@ class Pyramid(Network):
         symmetric: Each correction is half the difference of those of the pair and of the exchanged pair, so that the
             exchanged pair is answered by the inverse, exactly.
         context: What the coarser levels see of an image is passed down to the finer ones before anything is matched:
-            the encoder becomes a U-Net.
+            the encoder becomes a feature pyramid.
         segments: Labels that the features of the two finest levels learn to tell apart, in a training; none for
             images without labels.
         segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`.
@@ -101,7 +102,7 @@ class Pyramid(Network):
         self.segmentation = float(segmentation)
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
-        self.context = Decoder(ndim, widths, widths[:-1], depth=1) if context else None
+        self.context = _Context(ndim, widths) if context else None
         matches = [0, *[(2 * reach + 1) ** ndim if reach else 0] * (len(widths) - 1)]
         self.decoder = nn.ModuleList(
             nn.Sequential(convolution(ndim, 2 * w + m + ndim, w), convolution(ndim, w, w))
@@ -201,10 +202,29 @@ class Pyramid(Network):
         return torch.stack(losses).mean()
 
 
+class _Context(nn.Module):
+    """From the coarsest features down, each level gets those of the next coarser one, projected to its width."""
+
+    def __init__(self, ndim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        pairs = list(pairwise(widths))
+        self.projections = nn.ModuleList(CONVOLUTIONS[ndim](below, own, 1) for own, below in pairs)
+        self.blocks = nn.ModuleList(convolution(ndim, own, own) for own, _ in pairs)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features fine to coarse, each ``(B, C, *shape)``; as many of the same shapes come back."""
+        found = [features[-1]]
+        for own, project, block in reversed(list(zip(features[:-1], self.projections, self.blocks, strict=True))):
+            below = F.interpolate(project(found[-1]), size=own.shape[2:], mode="nearest")
+            found.append(block(own + below))
+        return found[::-1]
+
+
 def _warped(features: Tensor, grid: Grid, by: Transform | None) -> Tensor:
     return features if by is None else sample(features, grid, by.map_grid(grid), padding="border")
 
 
+@full_precision
 def local_correlation(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
     """``(B, (2 reach + 1)^D, *grid)``: mean over the channels of ``fixed`` times ``moving`` at each shift.
 

@@ -82,4 +82,4 @@ class SwinNetwork(Network):
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
         features = self.encoder(images)
-        return as_transform(self.head(self.decoder(features)[0]), grid, self.output, self.steps)
+        return as_transform(self.head(self.decoder(features)), grid, self.output, self.steps)

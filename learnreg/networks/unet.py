@@ -77,5 +77,5 @@ class UNet(Network):
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
         features = [images, *run_blocks(self.encoder, images)]
-        voxels = self.head(self.decoder(features[self.first :])[0])
+        voxels = self.head(self.decoder(features[self.first :]))
         return as_transform(voxels, grid, self.output, self.steps)
