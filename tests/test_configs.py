@@ -20,6 +20,7 @@ from learnreg.configs import check_targets, config_dir, method_names, register_s
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks import UNet
+from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.optimization import FieldStage
 from learnreg.training.module import RegistrationModule
 from tests.conftest import blob_image
@@ -155,6 +156,28 @@ def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
     for file in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics/metrics.csv"):
         assert (tmp_path / "run" / file).exists(), file
     assert list((tmp_path / "run" / "figures").glob("*.png"))
+
+
+def test_two_processes_train_one_network(tmp_path, small_data):
+    """One folder, one table of metrics and one report, and as many steps as each process has taken."""
+    done = run(
+        "train.py",
+        "experiment=hippocampus",
+        "debug=step",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+        "trainer.limit_train_batches=3",
+        "report_pairs=1",
+        "refine=0",
+        f"hydra.run.dir={tmp_path}/run",
+        LEARNREG_DATA=str(small_data),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| one-shot") == 1
+    assert len(list(tmp_path.rglob("metrics.csv"))) == 1
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt").network.segment
 
 
 def test_report_after_training_from_another_folder_with_own_configs(tmp_path):

@@ -51,13 +51,13 @@ class Pyramid(Network):
         passes: So many corrections a level, with the same weights: a number, or one a level as in ``channels``.
         symmetric: Each correction is half the difference of those of the pair and of the exchanged pair, so that the
             exchanged pair is answered by the inverse, exactly.
+        composed: The flow of each correction is composed with what was found so far; the answer is as
+            many velocities, each on its level's grid. Otherwise corrections are added to one velocity.
         context: What the coarser levels see of an image is passed down to the finer ones before anything is matched:
             the encoder becomes a feature pyramid.
         segments: Labels that the features of the two finest levels learn to tell apart, in a training; none for
             images without labels.
         segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`.
-        composed: The flow of each correction is composed with what was found so far; the answer is as
-            many velocities, each on its level's grid. Otherwise corrections are added to one velocity.
         deep: Weight, in a training, of the mean objective of what the coarser levels found, at their resolution.
 
     Raises:
