@@ -57,7 +57,8 @@ class Pyramid(Network):
             the encoder becomes a feature pyramid.
         segments: Labels that the features of the two finest levels learn to tell apart, in a training; none for
             images without labels.
-        segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`.
+        segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`; 0 leaves it out, so
+            that a network that learned it can go on without labels.
         deep: Weight, in a training, of the mean objective of what the coarser levels found, at their resolution.
 
     Raises:
@@ -110,6 +111,7 @@ class Pyramid(Network):
         )
         self.heads = nn.ModuleList(FieldHead(ndim, w) for w in widths)
         self.segment = nn.ModuleList(SegmentationHead(ndim, w, segments) for w in widths[:SEGMENTED] if len(segments))
+        self.segment.requires_grad_(segmentation > 0)
         self._coarser: list[Transform] = []  # of the last pass of a training, until they are scored
         self._features: list[Tensor] = []
 
@@ -120,7 +122,7 @@ class Pyramid(Network):
         features = run_blocks(self.encoder, images)
         if self.context is not None:
             features = self.context(features)
-        self._features = features[: len(self.segment)] if self.training else []
+        self._features = features[: len(self.segment)] if self.training and self.segmentation > 0 else []
         found: Transform | None = None
         known = features[-1].new_zeros(len(fixed.data), self.ndim, *features[-1].shape[2:], dtype=grid.dtype)
         self._coarser = []
@@ -160,8 +162,8 @@ class Pyramid(Network):
 
     @property
     def has_terms(self) -> bool:
-        """With ``deep`` or ``segments``."""
-        return self.deep > 0 or len(self.segment) > 0
+        """With ``deep`` or ``segments``, and a weight for them."""
+        return self.deep > 0 or (len(self.segment) > 0 and self.segmentation > 0)
 
     def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
         """With ``deep``, the objective of the coarser levels; with ``segments``, how well the features tell them apart.
@@ -192,7 +194,7 @@ class Pyramid(Network):
         if not sides:
             raise ValueError(
                 "A Pyramid with `segments` learns from labels and the images have none; give labels, or set "
-                "network.segments=[]."
+                "network.segmentation=0."
             )
         labels = pad_to_multiple(torch.cat([own for own, _ in sides]), fixed.grid, self.stride)[0]
         losses = []

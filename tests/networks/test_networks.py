@@ -252,7 +252,7 @@ class TestPyramid(NetworkLaws):
         one = float(network.terms(fixed, bare, answer, objective)["segmentation"].detach())
         assert 0 < one < losses[0]  # a template has no labels, the images have
         answer = network(bare, bare)
-        with pytest.raises(ValueError, match=r"give labels, or set network.segments=\[\]"):
+        with pytest.raises(ValueError, match="give labels, or set network.segmentation=0"):
             network.terms(bare, bare, answer, objective)
         network.eval()
         assert network.terms(fixed, moving, network(fixed, moving), objective) == {}
@@ -291,6 +291,7 @@ class TestPyramid(NetworkLaws):
         assert reached[True] > reached[False] + 3
 
     def test_who_has_terms_says_so(self):
+        image = blob_image(Grid.regular((16, 16, 16)))
         plain, deep = Pyramid(3, (8, 8)), Pyramid(3, (8, 8), deep=1.0)
         own = type("Own", (UNet,), {"terms": lambda self, *pair: {"own": torch.ones(())}})(3, (8, 8))
         for network, has in ((plain, False), (deep, True), (UNet(3, (8,)), False), (own, True)):
@@ -298,7 +299,10 @@ class TestPyramid(NetworkLaws):
             assert Conditioned(network).has_terms is has
             assert Cascade([AffineNetwork(3, (8, 8)), network]).has_terms is has
         assert Pyramid(3, (8, 8), segments=[1]).has_terms
-        image = blob_image(Grid.regular((16, 16, 16)))
+        silent = Pyramid(3, (8, 8), segments=[1], segmentation=0)
+        assert not silent.has_terms
+        assert silent.terms(image, image, silent(image, image), Objective(MSE())) == {}
+        assert not any(p.requires_grad for p in silent.segment.parameters())  # several processes wait for a gradient
         cascade = Cascade([plain, own])
         assert float(cascade.terms(image, image, cascade(image, image), Objective(MSE()))["own"]) == 1
 
