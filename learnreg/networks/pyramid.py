@@ -100,7 +100,7 @@ class Pyramid(Network):
             raise ValueError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
         self.passes, self.symmetric, self.composed, self.deep = counts, symmetric, composed, float(deep)
-        self.segmentation = float(segmentation)
+        self.segmentation = float(segmentation) if segments else 0.0
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
         self.context = _Context(ndim, widths) if context else None
@@ -110,7 +110,8 @@ class Pyramid(Network):
             for w, m in zip(widths, matches, strict=True)
         )
         self.heads = nn.ModuleList(FieldHead(ndim, w) for w in widths)
-        self.segment = nn.ModuleList(SegmentationHead(ndim, w, segments) for w in widths[:SEGMENTED] if len(segments))
+        taught = widths[:SEGMENTED] if segments else []
+        self.segment = nn.ModuleList(SegmentationHead(ndim, w, segments) for w in taught)
         self.segment.requires_grad_(segmentation > 0)
         self._coarser: list[Transform] = []  # of the last pass of a training, until they are scored
         self._features: list[Tensor] = []
@@ -163,7 +164,7 @@ class Pyramid(Network):
     @property
     def has_terms(self) -> bool:
         """With ``deep`` or ``segments``, and a weight for them."""
-        return self.deep > 0 or (len(self.segment) > 0 and self.segmentation > 0)
+        return self.deep > 0 or self.segmentation > 0
 
     def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
         """With ``deep``, the objective of the coarser levels; with ``segments``, how well the features tell them apart.
@@ -190,17 +191,17 @@ class Pyramid(Network):
 
     def _segmented(self, fixed: Image, moving: Image, features: Sequence[Tensor]) -> Scalar:
         """Mean over the levels, and over the images that have labels."""
-        sides = [(image.labels, side) for side, image in enumerate((fixed, moving)) if image.labels is not None]
-        if not sides:
+        losses = []
+        for side, image in enumerate((fixed, moving)):
+            if image.labels is None:
+                continue
+            labels = pad_to_multiple(image.labels, image.grid, self.stride)[0]
+            losses += [head(level.chunk(2)[side], labels) for head, level in zip(self.segment, features, strict=True)]
+        if not losses:
             raise ValueError(
                 "A Pyramid with `segments` learns from labels and the images have none; give labels, or set "
                 "network.segmentation=0."
             )
-        labels = pad_to_multiple(torch.cat([own for own, _ in sides]), fixed.grid, self.stride)[0]
-        losses = []
-        for head, level in zip(self.segment, features, strict=True):
-            halves = level.chunk(2)
-            losses.append(head(torch.cat([halves[side] for _, side in sides]), labels))
         return torch.stack(losses).mean()
 
 
