@@ -122,12 +122,49 @@ def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, thresho
     content = content.flatten(0, 1).any(0)
     first, shape = [], []
     for axis, n in enumerate(content.shape):
-        others = [other for other in range(content.ndim) if other != axis]
-        found = torch.nonzero(content.amax(others)).flatten().tolist() or [0, n - 1]
-        low, high = max(0, found[0] - margin), min(n, found[-1] + 1 + margin)
+        begin, end = _ends(content, axis)
+        low, high = max(0, begin - margin), min(n, end + margin)
         size = min(n, -(-(high - low) // multiple) * multiple)
         first.append(max(0, min(low - (size - high + low) // 2, n - size)))
         shape.append(size)
+    return _cropped(image, first, shape)
+
+
+def crop_to_view(image: Image, *, filled: float = 0.5) -> Image:
+    """What a scanner saw of an image that was enlarged to a common size.
+
+    On each side, planes of nothing but the least intensity are left out if the plane behind them is filled, as where
+    a crop ends. Where an organ or a head stands before a background, the outermost plane that it touches is
+    not, and the background stays.
+
+    Args:
+        image: One channel is enough to be seen; landmarks and grid stay where they are.
+        filled: Least share of the outermost plane, within the box of all that is above the least intensity.
+
+    Returns:
+        The image itself where nothing is left out.
+    """
+    least = image.data.amin(list(range(2, image.data.ndim)), keepdim=True)
+    seen = (image.data > least).flatten(0, 1).any(0)
+    box = [_ends(seen, axis) for axis in range(seen.ndim)]
+    first, shape = [], []
+    for axis, ((low, high), n) in enumerate(zip(box, seen.shape, strict=True)):
+        across = seen[tuple(slice(None) if k == axis else slice(*ends) for k, ends in enumerate(box))]
+        others = [k for k in range(seen.ndim) if k != axis]
+        share = across.to(torch.float32).mean(others)
+        begin = low if share[low] >= filled else 0
+        first.append(begin)
+        shape.append((high if share[high - 1] >= filled else n) - begin)
+    return _cropped(image, first, shape)
+
+
+def _ends(seen: Tensor, axis: int) -> tuple[int, int]:
+    """The first plane with anything in it and the one after the last; all planes if there is nothing."""
+    planes = torch.nonzero(seen.amax([k for k in range(seen.ndim) if k != axis])).flatten().tolist()
+    return (planes[0], planes[-1] + 1) if planes else (0, seen.shape[axis])
+
+
+def _cropped(image: Image, first: Sequence[int], shape: Sequence[int]) -> Image:
     if tuple(shape) == image.grid.shape:
         return image
     inside = (slice(None), slice(None), *[slice(a, a + n) for a, n in zip(first, shape, strict=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
     space = data.space
     shape = None if space.shape is None else [int(n) for n in space.shape]
     spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
-    place = {"spacing": spacing, "shape": shape, "multiple": space.multiple, "content": space.content}
+    place = {**asdict(space), "spacing": spacing, "shape": shape}
     stored = recipe(config["network"], config["objective"], place, config["refinement"])
     return RegistrationModule(
         instantiate(config["network"], _convert_="all"),

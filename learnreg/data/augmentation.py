@@ -16,6 +16,8 @@ from learnreg.warping import warp
 class RandomTransform(nn.Module):
     """A random affine map and a smooth deformation about the image's center, and random changes of intensity.
 
+    Where the moved image does not reach, its border is continued.
+
     Args:
         degrees: Standard deviation of each rotation angle.
         scale: Standard deviation of the log scale of each axis.
@@ -65,7 +67,7 @@ class RandomTransform(nn.Module):
             lattice = spline_lattice(image.grid, self.spacing)
             bent = BSpline(self.bend * torch.randn(1, ndim, *lattice.shape), lattice)
         return changed_intensities(
-            warp(image, chain(bent, change), image.grid),
+            warp(image, chain(bent, change), image.grid, padding="border"),
             generator=torch.default_generator,
             bias=self.bias,
             gamma=self.gamma,

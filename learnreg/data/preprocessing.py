@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from learnreg.grid import Grid
-from learnreg.image import Image, crop_to_content
+from learnreg.image import Image, crop_to_content, crop_to_view
 from learnreg.transforms import Transform
-from learnreg.warping import pull, resize_image, warp_labels
+from learnreg.warping import Padding, pull, resize_image, warp_labels
 
 
 def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:
@@ -49,12 +49,19 @@ class ModelSpace:
         multiple: Sizes that the network likes.
         content: The middle is that of what stands out from the background, as in skull-stripped brains wherever the
             scanner saw them, not that of the field of view.
+        padding: What lies around an image: ``"zeros"``, or its ``"border"`` continued from where its field of view
+            ends, see :func:`learnreg.image.crop_to_view`.
     """
 
     spacing: float | Sequence[float] = 1.0
     shape: Sequence[int] | None = None
     multiple: int = 16
     content: bool = False
+    padding: Padding = "zeros"
+
+    def seen(self, image: Image) -> Image:
+        """What the model takes for the image: all of it, or its field of view if that is to be continued."""
+        return crop_to_view(image) if self.padding == "border" else image
 
     def frame(self, image: Image) -> Grid:
         """What of an image, its intensities in [0, 1], the model is to see: all of it, or its content."""
@@ -95,22 +102,26 @@ class ModelSpace:
         return _on_samples(Grid(tuple(shape), affine), grid)
 
     def place(self, image: Image, *, cover: bool = False) -> Image:
-        """``image`` on its model grid, zeros around it; labels by nearest neighbor."""
-        return onto_grid(image, self.grid_for(self.frame(image), cover=cover))
+        """``image`` on its model grid; labels by nearest neighbor."""
+        seen = self.seen(image)
+        return onto_grid(seen, self.grid_for(self.frame(seen), cover=cover), padding=self.padding)
 
 
-def onto_grid(image: Image, onto: Grid, transform: Transform | None = None) -> Image:
+def onto_grid(
+    image: Image, onto: Grid, transform: Transform | None = None, *, padding: Padding = "zeros"
+) -> Image:
     """Resample without aliasing: cells are averaged first where ``onto`` is coarser.
 
     Args:
         image: The image, with its labels, mask, landmarks and covariates.
         onto: The new grid.
         transform: From points of ``onto`` to points of the image; ``None`` is the identity.
+        padding: What lies outside the image.
     """
     points = onto.points if transform is None else transform.map_grid(onto)
     coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)).tolist())
     averaged = resize_image(Image(image.data, image.grid, image.mask), coarse.shape)
-    pulled = pull(averaged, points, onto)
+    pulled = pull(averaged, points, onto, padding=padding)
     labels = None if image.labels is None else warp_labels(image.labels, image.grid, points)
     landmarks = image.landmarks
     if landmarks is not None and transform is not None:

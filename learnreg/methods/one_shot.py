@@ -82,9 +82,10 @@ class OneShotMethod(Method):
         """Both images on one grid of the model, intensities in [0, 1]."""
         target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
         target = self.space.place(Image(target.data, target.grid, target.mask), cover=True)
+        source = self.space.seen(Image(source.data, source.grid, source.mask))
         if initial is None:
             initial = align_centers(target.grid, self.space.grid_for(self.space.frame(source), cover=True))
-        source = onto_grid(Image(source.data, source.grid, source.mask), target.grid, initial)
+        source = onto_grid(source, target.grid, initial, padding=self.space.padding)
         return ModelPair(target, source, initial)
 
     def refined(
