@@ -3,7 +3,7 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.grid import Grid
-from learnreg.image import Image, crop_to_content
+from learnreg.image import Image, crop_to_content, crop_to_view
 from learnreg.io import to_sitk
 from tests.conftest import blob_image, make_grid
 
@@ -101,3 +101,21 @@ def test_an_image_without_its_background(grid):
     assert torch.equal(image.data[0, 0][place[..., 2], place[..., 1], place[..., 0]], part.data[0, 0])
     full = Image(image.data + 0.1, grid)
     assert crop_to_content(full) is full
+
+
+def test_a_field_of_view_without_what_it_was_enlarged_by():
+    """A crop that was padded comes back, in its place; a body before its background keeps it; sides stand alone."""
+    grid = make_grid(shape=(20, 22, 24))
+    crop = torch.rand(1, 1, 9, 11, 10, dtype=torch.float64) + 5
+    enlarged = torch.full((1, 1, 20, 22, 24), -1000.0, dtype=torch.float64)
+    enlarged[:, :, 4:13, 0:11, 14:24] = crop
+    view = crop_to_view(Image(enlarged, grid))
+    assert torch.equal(view.data, crop)
+    assert torch.allclose(view.grid.points, grid.points[:, 4:13, 0:11, 14:24])
+    body = blob_image(grid, radii=(8.0, 10.0, 18.0), sharpness=4.0)
+    body = Image(torch.where(body.data > 0.1, body.data, 0.0), grid)
+    assert crop_to_view(body) is body
+    cut = torch.where(torch.arange(20)[:, None, None] < 10, body.data, 0.0)  # ends in the middle of the body
+    assert crop_to_view(Image(cut, grid), filled=0.4).grid.shape == (10, 22, 24)
+    flat = Image(torch.ones(1, 1, 20, 22, 24), grid)
+    assert crop_to_view(flat) is flat

@@ -55,8 +55,8 @@ class ImageCache:
 
     def __call__(self, subject: Subject) -> Image:
         if subject not in self._images:
-            image = subject.read()
-            self._images[subject] = centered(self.space.place(normalized(image, name=str(subject.image))))
+            image = normalized(self.space.seen(subject.read()), name=str(subject.image))
+            self._images[subject] = centered(self.space.place(image))
         return self._images[subject]
 
 

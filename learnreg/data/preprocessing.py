@@ -60,7 +60,7 @@ class ModelSpace:
     padding: Padding = "zeros"
 
     def seen(self, image: Image) -> Image:
-        """What the model takes for the image: all of it, or its field of view if that is to be continued."""
+        """What of an image the model takes in, before anything is measured on it: all, or the field of view alone."""
         return crop_to_view(image) if self.padding == "border" else image
 
     def frame(self, image: Image) -> Grid:
@@ -102,9 +102,8 @@ class ModelSpace:
         return _on_samples(Grid(tuple(shape), affine), grid)
 
     def place(self, image: Image, *, cover: bool = False) -> Image:
-        """``image`` on its model grid; labels by nearest neighbor."""
-        seen = self.seen(image)
-        return onto_grid(seen, self.grid_for(self.frame(seen), cover=cover), padding=self.padding)
+        """``image``, as :meth:`seen`, on its model grid; labels by nearest neighbor."""
+        return onto_grid(image, self.grid_for(self.frame(image), cover=cover), padding=self.padding)
 
 
 def onto_grid(

@@ -80,9 +80,9 @@ class OneShotMethod(Method):
 
     def prepare(self, fixed: Image, moving: Image, initial: Transform | None = None) -> ModelPair:
         """Both images on one grid of the model, intensities in [0, 1]."""
-        target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
-        target = self.space.place(Image(target.data, target.grid, target.mask), cover=True)
-        source = self.space.seen(Image(source.data, source.grid, source.mask))
+        target, source = (self.space.seen(Image(image.data, image.grid, image.mask)) for image in (fixed, moving))
+        target, source = normalized(target, name="the fixed image"), normalized(source, name="the moving image")
+        target = self.space.place(target, cover=True)
         if initial is None:
             initial = align_centers(target.grid, self.space.grid_for(self.space.frame(source), cover=True))
         source = onto_grid(source, target.grid, initial, padding=self.space.padding)

@@ -91,6 +91,20 @@ def test_content_is_put_in_the_middle():
     assert torch.allclose(placed[0], placed[1], atol=1e-5)
 
 
+def test_borders_continue_where_a_field_of_view_ends():
+    """As numpy pads, whether or not zeros already lie around the crop."""
+    rng = np.random.default_rng(0)
+    crop = rng.uniform(0.1, 1.0, (14, 16, 12))
+    space = ModelSpace(1.0, (24, 24, 24), padding="border")
+    for before in ((0, 0, 0), (5, 4, 6)):
+        enlarged = np.pad(crop, [(n, n) for n in before])
+        image = Image(torch.from_numpy(enlarged)[None, None], Grid.regular(enlarged.shape, dtype=torch.float64))
+        placed = space.place(space.seen(image))
+        expected = np.pad(crop, [(5, 5), (4, 4), (6, 6)], mode="edge")
+        assert np.allclose(placed.data[0, 0].numpy(), expected, atol=1e-5)
+        assert placed.mask is None
+
+
 def test_onto_a_coarser_grid_averages_first():
     grid = Grid.regular((32, 32, 32), dtype=torch.float64)
     noise = Image(torch.randn(1, 1, 32, 32, 32, dtype=torch.float64), grid)

@@ -50,6 +50,22 @@ def test_every_preset_improves_a_pair(name):
     assert after > before + (0.05 if name in ("rigid", "affine") else 0.1)
 
 
+def test_zeros_around_a_field_of_view_change_nothing():
+    """A model that continues borders sees the same of a crop and of the crop enlarged by zeros."""
+    space = {"spacing": 1.0, "shape": [32, 32, 32], "multiple": 16, "padding": "border"}
+    method = OneShotMethod(untrained(space))
+    generator = torch.Generator().manual_seed(0)
+    crops = [torch.rand(1, 1, *shape, generator=generator) + 0.2 for shape in ((20, 24, 18), (22, 20, 20))]
+    answers = []
+    for margin in (0, 6):
+        enlarged = [torch.nn.functional.pad(crop, [margin] * 6) for crop in crops]
+        images = [Image(data, Grid.regular(data.shape[2:])) for data in enlarged]
+        pair = method.prepare(*images)
+        answers.append((pair.fixed.data, pair.moving.data))
+    for near, far in zip(*answers, strict=True):
+        assert torch.allclose(near, far, atol=1e-5)
+
+
 @pytest.mark.parametrize("other", sorted(DIRECTIONS))
 def test_the_result_does_not_depend_on_the_orientation_of_the_files(other):
     before, after = improved(register(*pair("RAS", other), "fast"))
