@@ -106,9 +106,7 @@ class ModelSpace:
         return onto_grid(image, self.grid_for(self.frame(image), cover=cover), padding=self.padding)
 
 
-def onto_grid(
-    image: Image, onto: Grid, transform: Transform | None = None, *, padding: Padding = "zeros"
-) -> Image:
+def onto_grid(image: Image, onto: Grid, transform: Transform | None = None, *, padding: Padding = "zeros") -> Image:
     """Resample without aliasing: cells are averaged first where ``onto`` is coarser.
 
     Args:
