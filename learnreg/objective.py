@@ -16,7 +16,7 @@ from learnreg.numerics import remembered
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.transforms import Transform, chain
 from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MaskTensor, PointTensor, Scalar
-from learnreg.warping import Padding, sample, warp
+from learnreg.warping import Padding, check_padding, sample, warp
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +169,9 @@ class Objective(nn.Module):
             overlap of labels, distance of landmarks.
         padding: What lies beyond an image: ``"zeros"``, or its ``"border"`` continued, for images that end inside
             of a body: zeros there would be edges to align.
+
+    Raises:
+        ValueError: The padding is unknown.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class Objective(nn.Module):
         padding: Padding = "zeros",
     ) -> None:
         super().__init__()
+        check_padding(padding)
         self.similarity, self.padding = similarity, padding
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.supervision = nn.ModuleDict(dict(supervision or {}))
@@ -202,8 +206,8 @@ class Objective(nn.Module):
             )
         grid = fixed.grid
         fixed_side, moving_side = transform.sides()
-        whole = chain(moving_side, initial)
-        warped = warp(Image(moving.data, moving.grid, moving.mask), whole, grid, padding=self.padding)
+        to_moving = chain(moving_side, initial)
+        warped = warp(Image(moving.data, moving.grid, moving.mask), to_moving, grid, padding=self.padding)
         reference = fixed
         if fixed_side is not None:
             reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid, padding=self.padding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Padding = Literal["zeros", "border"]
 LabelMode = Literal["nearest", "linear"]
+
+
+def check_padding(padding: str) -> None:
+    """Raise ``ValueError`` unless the padding is known."""
+    if padding not in get_args(Padding):
+        raise ValueError(f"padding is {' or '.join(get_args(Padding))}, got {padding!r}.")
 
 
 def sample(

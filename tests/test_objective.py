@@ -63,6 +63,8 @@ def test_beyond_an_image_its_border_is_continued():
         inside = np.s_[: 4 if padding == "zeros" else None, 3:, :6]
         assert np.allclose(warped[inside], expected[inside])
         assert Objective(MSE(), padding=padding).unsupervised().padding == padding
+    with pytest.raises(ValueError, match="zeros or border, got 'edge'"):
+        Objective(MSE(), padding="edge")
 
 
 def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):

@@ -10,13 +10,11 @@ from torch import nn
 from learnreg.data.synthesis import changed_intensities
 from learnreg.image import Image
 from learnreg.transforms import Affine, BSpline, chain, spline_lattice
-from learnreg.warping import warp
+from learnreg.warping import Padding, check_padding, warp
 
 
 class RandomTransform(nn.Module):
     """A random affine map and a smooth deformation about the image's center, and random changes of intensity.
-
-    Where the moved image does not reach, its border is continued.
 
     Args:
         degrees: Standard deviation of each rotation angle.
@@ -28,6 +26,10 @@ class RandomTransform(nn.Module):
         bias: Largest log factor of a smooth field that intensities are multiplied by.
         noise: Largest standard deviation of Gaussian noise; each image has its own.
         probability: How often an image is changed at all.
+        padding: What lies where the moved image does not reach: ``"zeros"``, or its ``"border"`` continued.
+
+    Raises:
+        ValueError: The padding is unknown.
 
     Source:
         Nothing folds where all control points move by less than 0.4 of the spacing: Choi and Lee, Injectivity
@@ -46,12 +48,14 @@ class RandomTransform(nn.Module):
         bias: float = 0.0,
         noise: float = 0.0,
         probability: float = 1.0,
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
+        check_padding(padding)
         self.degrees, self.scale, self.shift = float(degrees), float(scale), float(shift)
         self.bend, self.spacing = float(bend), float(spacing)
         self.gamma, self.bias, self.noise = float(gamma), float(bias), float(noise)
-        self.probability = float(probability)
+        self.probability, self.padding = float(probability), padding
 
     def forward(self, image: Image) -> Image:
         """``image`` is one image in [0, 1]; the draw is from torch's generator."""
@@ -67,7 +71,7 @@ class RandomTransform(nn.Module):
             lattice = spline_lattice(image.grid, self.spacing)
             bent = BSpline(self.bend * torch.randn(1, ndim, *lattice.shape), lattice)
         return changed_intensities(
-            warp(image, chain(bent, change), image.grid, padding="border"),
+            warp(image, chain(bent, change), image.grid, padding=self.padding),
             generator=torch.default_generator,
             bias=self.bias,
             gamma=self.gamma,

@@ -11,7 +11,7 @@ import torch
 from learnreg.grid import Grid
 from learnreg.image import Image, crop_to_content, crop_to_view
 from learnreg.transforms import Transform
-from learnreg.warping import Padding, pull, resize_image, warp_labels
+from learnreg.warping import Padding, check_padding, pull, resize_image, warp_labels
 
 
 def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:
@@ -51,6 +51,9 @@ class ModelSpace:
             scanner saw them, not that of the field of view.
         padding: What lies around an image: ``"zeros"``, or its ``"border"`` continued from where its field of view
             ends, see :func:`learnreg.image.crop_to_view`.
+
+    Raises:
+        ValueError: The padding is unknown.
     """
 
     spacing: float | Sequence[float] = 1.0
@@ -58,6 +61,9 @@ class ModelSpace:
     multiple: int = 16
     content: bool = False
     padding: Padding = "zeros"
+
+    def __post_init__(self) -> None:
+        check_padding(self.padding)
 
     def seen(self, image: Image) -> Image:
         """What of an image the model takes in, before anything is measured on it: all, or the field of view alone."""

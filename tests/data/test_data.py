@@ -103,6 +103,9 @@ def test_borders_continue_where_a_field_of_view_ends():
         expected = np.pad(crop, [(5, 5), (4, 4), (6, 6)], mode="edge")
         assert np.allclose(placed.data[0, 0].numpy(), expected, atol=1e-5)
         assert placed.mask is None
+    for make in (ModelSpace, RandomTransform):
+        with pytest.raises(ValueError, match="zeros or border, got 'edge'"):
+            make(padding="edge")
 
 
 def test_onto_a_coarser_grid_averages_first():
