@@ -16,7 +16,7 @@ from learnreg.numerics import remembered
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.transforms import Transform, chain
 from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MaskTensor, PointTensor, Scalar
-from learnreg.warping import Padding, check_padding, sample, warp
+from learnreg.warping import sample, warp
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +167,6 @@ class Objective(nn.Module):
         penalties: Regularizers with their weights, by name.
         supervision: Terms ``(fixed, moving, transform, mask) -> scalar`` with a ``weight``, by name:
             overlap of labels, distance of landmarks.
-        padding: What lies beyond an image: ``"zeros"``, or its ``"border"`` continued, for images that end inside
-            of a body: zeros there would be edges to align.
-
-    Raises:
-        ValueError: The padding is unknown.
     """
 
     def __init__(
@@ -179,12 +174,9 @@ class Objective(nn.Module):
         similarity: nn.Module,
         penalties: Mapping[str, Penalty] | None = None,
         supervision: Mapping[str, nn.Module] | None = None,
-        *,
-        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
-        check_padding(padding)
-        self.similarity, self.padding = similarity, padding
+        self.similarity = similarity
         self.penalties = nn.ModuleDict(dict(penalties or {}))
         self.supervision = nn.ModuleDict(dict(supervision or {}))
 
@@ -207,10 +199,10 @@ class Objective(nn.Module):
         grid = fixed.grid
         fixed_side, moving_side = transform.sides()
         to_moving = chain(moving_side, initial)
-        warped = warp(Image(moving.data, moving.grid, moving.mask), to_moving, grid, padding=self.padding)
+        warped = warp(Image(moving.data, moving.grid, moving.mask), to_moving, grid)
         reference = fixed
         if fixed_side is not None:
-            reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid, padding=self.padding)
+            reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid)
         mask = _both(reference.mask, warped.mask)
         terms: dict[str, Tensor] = {"similarity": self.similarity(warped.data, reference.data, mask)}
         total = terms["similarity"]
@@ -249,7 +241,7 @@ class Objective(nn.Module):
 
     def unsupervised(self) -> Objective:
         """The same objective for images alone."""
-        return Objective(self.similarity, dict(self.penalties.items()), padding=self.padding)  # type: ignore[arg-type]
+        return Objective(self.similarity, dict(self.penalties.items()))  # type: ignore[arg-type]
 
 
 def _both(first: MaskTensor | None, second: MaskTensor | None) -> MaskTensor | None:

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from learnreg.configs import check_targets, config_dir, method_names, register_schema, unknown_key
+from learnreg.configs import check_targets, config_dir, fastest_precision, method_names, register_schema, unknown_key
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks import UNet
@@ -255,6 +255,20 @@ def test_check_targets():
     with pytest.raises(ValueError, match="cannot be imported"):
         check_targets({"_target_": "learnreg.similarity.Nothing"})
     assert "choose from" in unknown_key("x", "x", ["alpha", "beta"])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, "bf16-mixed"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bf16-mixed"),
+        ({"avx2": True}, "32-true"),
+    ],
+)
+def test_processors_that_multiply_bfloat16_train_in_it(capabilities, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert fastest_precision("cpu") == precision
+    assert fastest_precision("mps") == "32-true"
 
 
 def test_presets_exist():

@@ -1,7 +1,5 @@
-import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from learnreg.grid import Grid
 from learnreg.image import Image
@@ -49,22 +47,6 @@ def test_both_masks_count(grid):
     assert float(objective(Image(image.data, grid, mask), Image(spoiled, grid), identity).total) == pytest.approx(
         0, abs=1e-12
     )
-
-
-def test_beyond_an_image_its_border_is_continued():
-    """Scipy's nearest mode; zeros otherwise."""
-    data = np.random.default_rng(0).uniform(0.5, 1.0, (9, 10, 11))
-    grid = Grid.regular(data.shape, dtype=torch.float64)
-    image = Image(torch.from_numpy(data)[None, None], grid)
-    far = Affine.translation(torch.tensor([3.3, -2.6, 4.1], dtype=torch.float64))  # x, y, z
-    for padding, mode in (("border", "nearest"), ("zeros", "constant")):
-        warped = Objective(MSE(), padding=padding)(image, image, far).warped.data[0, 0].numpy()
-        expected = ndimage.shift(data, (-4.1, 2.6, -3.3), order=1, mode=mode)
-        inside = np.s_[: 4 if padding == "zeros" else None, 3:, :6]
-        assert np.allclose(warped[inside], expected[inside])
-        assert Objective(MSE(), padding=padding).unsupervised().padding == padding
-    with pytest.raises(ValueError, match="zeros or border, got 'edge'"):
-        Objective(MSE(), padding="edge")
 
 
 def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,7 +50,8 @@ class ModelSpace:
         content: The middle is that of what stands out from the background, as in skull-stripped brains wherever the
             scanner saw them, not that of the field of view.
         padding: What lies around an image: ``"zeros"``, or its ``"border"`` continued from where its field of view
-            ends, see :func:`learnreg.image.crop_to_view`.
+            ends, see :func:`learnreg.image.crop_to_view`; that field of view is then the image's mask, unless it has
+            one.
 
     Raises:
         ValueError: The padding is unknown.
@@ -109,7 +110,13 @@ class ModelSpace:
 
     def place(self, image: Image, *, cover: bool = False) -> Image:
         """``image``, as :meth:`seen`, on its model grid; labels by nearest neighbor."""
-        return onto_grid(image, self.grid_for(self.frame(image), cover=cover), padding=self.padding)
+        return self.onto(image, self.grid_for(self.frame(image), cover=cover))
+
+    def onto(self, image: Image, grid: Grid, transform: Transform | None = None) -> Image:
+        """``image``, as :meth:`seen`, on a grid of the model, see :func:`onto_grid`."""
+        if self.padding == "border" and image.mask is None:
+            image = replace(image, mask=torch.ones_like(image.data[:, :1]))
+        return onto_grid(image, grid, transform, padding=self.padding)
 
 
 def onto_grid(image: Image, onto: Grid, transform: Transform | None = None, *, padding: Padding = "zeros") -> Image:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
+from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, StepCallback, check_pair
 from learnreg.networks import Conditioned
@@ -85,7 +85,7 @@ class OneShotMethod(Method):
         target = self.space.place(target, cover=True)
         if initial is None:
             initial = align_centers(target.grid, self.space.grid_for(self.space.frame(source), cover=True))
-        source = onto_grid(source, target.grid, initial, padding=self.space.padding)
+        source = self.space.onto(source, target.grid, initial)
         return ModelPair(target, source, initial)
 
     def refined(

@@ -92,7 +92,7 @@ def test_content_is_put_in_the_middle():
 
 
 def test_borders_continue_where_a_field_of_view_ends():
-    """As numpy pads, whether or not zeros already lie around the crop."""
+    """As numpy pads, whether or not zeros already lie around the crop; the field of view is the mask."""
     rng = np.random.default_rng(0)
     crop = rng.uniform(0.1, 1.0, (14, 16, 12))
     space = ModelSpace(1.0, (24, 24, 24), padding="border")
@@ -102,7 +102,8 @@ def test_borders_continue_where_a_field_of_view_ends():
         placed = space.place(space.seen(image))
         expected = np.pad(crop, [(5, 5), (4, 4), (6, 6)], mode="edge")
         assert np.allclose(placed.data[0, 0].numpy(), expected, atol=1e-5)
-        assert placed.mask is None
+        counted = np.pad(np.ones_like(crop), [(5, 5), (4, 4), (6, 6)])
+        assert np.array_equal(placed.mask[0, 0].numpy(), counted)
     for make in (ModelSpace, RandomTransform):
         with pytest.raises(ValueError, match="zeros or border, got 'edge'"):
             make(padding="edge")
