@@ -60,9 +60,8 @@ class Distillation(nn.Module):
         if self.from_answer and len(fixed.data) > 1:
             raise ValueError("Distillation from the answer takes one pair at a time; set data.batch_size=1.")
         answer = transform.detach() if self.from_answer else None
-        wanted = torch.cat(
-            [self.target(Image(f, fixed.grid), Image(m, moving.grid), answer) for f, m in _singles(fixed, moving)]
-        )
+        pairs = zip(_singles(fixed), _singles(moving), strict=True)
+        wanted = torch.cat([self.target(*pair, answer) for pair in pairs])
         distance = (transform.displacement(fixed.grid) - wanted).square().sum(1, keepdim=True)
         if mask is None:
             return distance.mean()
@@ -95,13 +94,15 @@ class Distillation(nn.Module):
             return found.detach().displacement(fixed.grid)
 
     def fingerprint(self, fixed: Image, moving: Image) -> str:
-        """The same for the same intensities and grids, and in a folder the same stages."""
+        """The same for the same intensities, masks and grids, and in a folder the same stages."""
         known = hashlib.blake2b(self._method, digest_size=16)
         for image in (fixed, moving):
-            for values in (image.data, image.grid.affine):
-                known.update(values.detach().cpu().contiguous().numpy().tobytes())
+            for values in (image.data, image.grid.affine, image.mask):
+                known.update(b"" if values is None else values.detach().cpu().contiguous().numpy().tobytes())
         return known.hexdigest()
 
 
-def _singles(fixed: Image, moving: Image) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(fixed.data.detach().split(1), moving.data.detach().split(1), strict=True))
+def _singles(images: Image) -> list[Image]:
+    """Each image of a batch with its mask, as a method takes them."""
+    masks = [None] * images.batch_size if images.mask is None else images.mask.split(1)
+    return [Image(data, images.grid, mask) for data, mask in zip(images.data.detach().split(1), masks, strict=True)]

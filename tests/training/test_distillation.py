@@ -30,6 +30,24 @@ def test_zero_where_the_solver_is():
     assert float(term(fixed, moving, Displacement(found, fixed.grid))) < 1e-4 * identity
 
 
+def test_the_solver_is_given_the_masks():
+    """What a mask leaves out teaches nothing."""
+    fixed, moving = pair()
+    mask = torch.ones_like(fixed.data)
+    mask[:, :, 10:] = 0
+    spoiled = fixed.data.clone()
+    spoiled[:, :, 10:] += torch.rand(spoiled[:, :, 10:].shape, generator=torch.Generator().manual_seed(0))
+    term, answers = Distillation([stage()]), []
+    for data, counted in ((fixed.data, mask), (spoiled, mask), (spoiled, None)):
+        answers.append(term.target(Image(data, fixed.grid, counted), moving, None))
+    found = stage()(Image(fixed.data, fixed.grid, mask), moving).transform.displacement(fixed.grid)
+    assert torch.allclose(answers[0], found, atol=2e-3)  # half precision
+    assert (answers[1] - answers[0]).abs().mean() < 0.1 * (answers[2] - answers[0]).abs().mean()
+    batch = Image(fixed.data.repeat(2, 1, 1, 1, 1), fixed.grid, mask.repeat(2, 1, 1, 1, 1))
+    both = Image(moving.data.repeat(2, 1, 1, 1, 1), fixed.grid)
+    assert float(term(batch, both, Displacement(found, fixed.grid))) < 1e-4
+
+
 def test_a_pair_is_solved_once(monkeypatch):
     fixed, moving = pair()
     term = Distillation([stage()], keep=1)
