@@ -39,7 +39,7 @@ cube=(--shape 64 64 64)
 train hippocampus experiment=hippocampus "$wide" "${many[@]}"
 score hippocampus hippocampus "$hippocampus_block" "${cube[@]}" --method deformable
 train hippocampus_images experiment=hippocampus_images "$wide" "${many[@]}"
-score hippocampus_images hippocampus "$hippocampus_block" "${cube[@]}"
+score hippocampus_images hippocampus "$hippocampus_block" "${cube[@]}" --refine $((3 * refine))
 train brain experiment=brain "${brain[@]}"
 score brain brain "$brain_block" --method brain
 
