@@ -31,17 +31,17 @@ train() { # name, then overrides
 score() { # name, data, block, then options
     local name=$1 data=$2 block=$3
     shift 3
-    learnreg evaluate "$LEARNREG_DATA/$data" --block "$block" --device "$device" --refine "$refine" \
+    learnreg evaluate "$LEARNREG_DATA/$data" --block "$block" --device "$device" \
         --checkpoint "$out/$name/checkpoints/best.ckpt" -o "$out/$name/evaluation" "$@"
 }
 
 cube=(--shape 64 64 64)
 train hippocampus experiment=hippocampus "$wide" "${many[@]}"
-score hippocampus hippocampus "$hippocampus_block" "${cube[@]}" --method deformable
+score hippocampus hippocampus "$hippocampus_block" "${cube[@]}" --refine "$refine" --method deformable
 train hippocampus_images experiment=hippocampus_images "$wide" "${many[@]}"
 score hippocampus_images hippocampus "$hippocampus_block" "${cube[@]}" --refine $((3 * refine))
 train brain experiment=brain "${brain[@]}"
-score brain brain "$brain_block" --method brain
+score brain brain "$brain_block" --refine "$refine" --method brain
 
 {
     echo "Device: $device; $(python -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")'); $(date -u +%F)"

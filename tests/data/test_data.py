@@ -209,6 +209,19 @@ def test_augmentation_moves_image_and_labels_together():
     assert RandomTransform(probability=0.0)(image) is image
 
 
+def test_augmentation_beyond_an_image():
+    """The mask tells what was moved in, whatever lies there."""
+    image = Image(torch.ones(1, 1, 16, 16, 16), Grid.regular((16,) * 3), torch.ones(1, 1, 16, 16, 16))
+    moved = {}
+    for padding in ("border", "zeros"):
+        torch.manual_seed(0)
+        moved[padding] = RandomTransform(shift=5.0, gamma=0.0, padding=padding)(image)
+    assert torch.equal(moved["border"].mask, moved["zeros"].mask)
+    assert float(moved["zeros"].mask.mean()) < 0.95
+    assert torch.allclose(moved["zeros"].data, moved["zeros"].mask)
+    assert torch.allclose(moved["border"].data, image.data)
+
+
 def test_augmentation_of_intensities():
     torch.manual_seed(0)
     image = Image(torch.full((1, 1, 24, 24, 24), 0.5), Grid.regular((24, 24, 24)))
