@@ -1,18 +1,21 @@
-"""How a loss computes: in full precision also under autocast, and only once for what does not change."""
+"""How losses and networks compute: in full precision where half of it fails, and only once what does not change."""
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 R = TypeVar("R")
+CONVOLUTIONS = {F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d}
 KEPT = 4  # results a function keeps: the images of one level, in both directions
 
 
@@ -35,6 +38,28 @@ def _widened(value: Any) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.to(torch.promote_types(value.dtype, torch.float32))
     return value
+
+
+class FullPrecisionOfSmall(TorchFunctionMode):
+    """Within it, convolutions of images smaller than their kernel are computed without autocast on CPUs.
+
+    There the gradient of their weights in bfloat16 holds memory that nobody wrote, so now and then an infinite number,
+    and with kernels of 5 and more memory of others is overwritten (oneDNN in torch 2.13, AVX-512). The deepest levels
+    of a network on small images are such. Other convolutions and other devices are left alone.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in CONVOLUTIONS or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **kwargs)
+        values = args[0] if args else kwargs["input"]
+        kernel = (args[1] if len(args) > 1 else kwargs["weight"]).shape[2:]
+        small = any(n < k for n, k in zip(values.shape[-len(kernel) :], kernel, strict=True))
+        if small and values.device.type == "cpu":
+            return full_precision(func)(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def remembered(function: Callable[P, R]) -> Callable[P, R]:

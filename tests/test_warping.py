@@ -75,6 +75,14 @@ def test_padding():
     assert sample(values, grid, outside, padding="border").flatten().tolist() == [1.0, 1.0, 1.0]
 
 
+def test_labels_where_a_point_is_not_a_number_are_background():
+    grid = Grid.regular((8, 8))
+    points = torch.tensor([[[0.0, 0.0], [float("nan"), 4.0], [4.0, float("inf")], [float("nan"), float("-inf")]]])
+    for mode in ("nearest", "linear"):
+        found = warp_labels(torch.ones(1, 1, 8, 8, dtype=torch.int64), grid, points, mode=mode)
+        assert found.flatten().tolist() == [1, 0, 0, 0]
+
+
 def test_depth_is_cut_over_threads_without_changing_the_result():
     grid = Grid.regular((32, 32, 32))
     image, points = torch.rand(1, 2, 32, 32, 32), grid.points + 0.3

@@ -17,6 +17,7 @@ from learnreg.image import Image, label_values
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
 from learnreg.networks import as_network
 from learnreg.networks.checkpoint import KEY
+from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
 from learnreg.transforms import Transform, chain
 from learnreg.warping import pull
@@ -61,7 +62,8 @@ class RegistrationModule(pl.LightningModule):
         self.recipe = dict(recipe or {})
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        transform: Transform = self.network(fixed, moving)
+        with FullPrecisionOfSmall():
+            transform: Transform = self.network(fixed, moving)
         return transform
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -110,6 +112,11 @@ class RegistrationModule(pl.LightningModule):
         fixed, moving, objective = self.task(batch)
         transform = self(fixed, moving)
         loss = objective(self.compared(fixed), self.compared(moving), transform)
+        if not loss.total.isfinite():
+            raise ValueError(
+                f"The training diverged: the objective is not finite after {self.global_step} steps. Use a smaller "
+                "optimizer.lr or trainer.precision=32-true."
+            )
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
         values |= {f"val/{name}": value for name, value in scores(fixed, moving, transform).items()}
         bars = {"val/loss", "val/dice"}

@@ -123,6 +123,27 @@ class TestTraining:
         again.fit(make(), loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
         assert again.global_step == 2 * first.global_step
 
+    def test_gradients_in_half_precision_do_not_depend_on_what_memory_held(self):
+        """The deepest features have 2 voxels an axis, see :class:`learnreg.numerics.FullPrecisionOfSmall`."""
+        module, (fixed, moving) = make(), next(iter(loader()))
+        module.network = Pyramid(3, (16, 16, 16), steps=4)
+        weights, gradients = list(module.network.parameters()), []
+        for left in (1.0, 1e30, float("nan")):
+            garbage = [torch.full((n,), left) for n in (10, 100, 1000, 7000, 10000, 100000) for _ in range(20)]
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = module.training_step((fixed, moving), 0)
+            del garbage
+            gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+        assert torch.equal(gradients[0], gradients[1])
+        assert torch.equal(gradients[0], gradients[2])
+
+    def test_a_training_that_diverged_says_what_to_do(self, tmp_path):
+        module = make()
+        with torch.no_grad():
+            next(module.network.parameters()).fill_(float("nan"))
+        with pytest.raises(ValueError, match=r"optimizer\.lr"):
+            trainer(tmp_path).validate(module, loader(), verbose=False)
+
     def test_callbacks(self, tmp_path):
         gap, pictures = AmortizationGap(refinement(), (2, 4), pairs=1), Pictures(str(tmp_path / "figures"), every=1)
         run = trainer(tmp_path, max_epochs=1, callbacks=[gap, pictures])
