@@ -88,7 +88,8 @@ class RegistrationModule(pl.LightningModule):
 
     def task(self, batch: Batch) -> tuple[Image, Image, Objective]:
         """Fixed and moving images and the objective, as the network wants them."""
-        return self.network.task(*batch, self.objective)
+        with FullPrecisionOfSmall():  # a template is made here
+            return self.network.task(*batch, self.objective)
 
     def compared(self, image: Image) -> Image:
         """What the objective sees of an image."""
