@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 R = TypeVar("R")
-CONVOLUTIONS = {F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d}
 KEPT = 4  # results a function keeps: the images of one level, in both directions
 
 
@@ -44,15 +43,17 @@ class FullPrecisionOfSmall(TorchFunctionMode):
     """Within it, convolutions of images smaller than their kernel are computed without autocast on CPUs.
 
     There the gradient of their weights in bfloat16 holds memory that nobody wrote, so now and then an infinite number,
-    and with kernels of 5 and more memory of others is overwritten (oneDNN in torch 2.13, AVX-512). The deepest levels
-    of a network on small images are such. Other convolutions and other devices are left alone.
+    and with kernels of 7 memory of others was overwritten (oneDNN in torch 2.13, AVX-512). The deepest levels of a
+    network on small images are such. Other convolutions and other devices are left alone.
     """
+
+    FUNCTIONS = frozenset((F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d))
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in CONVOLUTIONS or not torch.is_autocast_enabled("cpu"):
+        if func not in self.FUNCTIONS or not torch.is_autocast_enabled("cpu"):
             return func(*args, **kwargs)
         values = args[0] if args else kwargs["input"]
         kernel = (args[1] if len(args) > 1 else kwargs["weight"]).shape[2:]

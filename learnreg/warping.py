@@ -203,7 +203,7 @@ def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> Lab
     for axis, n in zip(reversed(range(grid.ndim)), grid.shape, strict=True):  # z first: (z ny + y) nx + x
         nearest = (index[..., axis] + 0.5).floor_()
         reached = (nearest >= 0) & (nearest < n)
-        nearest = nearest.clamp_(0, n - 1).nan_to_num_(0).long()  # no number is outside: it is reached by nothing
+        nearest = nearest.where(reached, 0).long()
         flat = nearest if flat is None else flat.mul_(n).add_(nearest)
         inside = reached if inside is None else inside.logical_and_(reached)
     assert flat is not None and inside is not None  # noqa: S101 - there is at least one axis
