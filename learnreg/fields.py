@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid, linear_map
 from learnreg.interpolation import squared
 from learnreg.numerics import full_precision
+from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
 from learnreg.typing import FieldTensor, ScalarTensor
-from learnreg.warping import sample
 
 
 def channels_last(field: FieldTensor) -> Tensor:
@@ -180,7 +181,7 @@ def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
     ndim = grid.ndim
     axes = list(range(2 + ndim - 1, 1, -1))  # x, y, z
     if min(grid.shape) < 2:
-        raise ValueError(f"A Jacobian needs at least 2 samples along each axis, got {grid.shape}.")
+        raise InputError(f"A Jacobian needs at least 2 samples along each axis, got {grid.shape}.")
     by_index = torch.stack([torch.gradient(displacement, dim=axis)[0] for axis in axes], dim=-1)
     by_mm = torch.einsum("bc...k,bkl->b...cl", by_index, _batched(grid.inverse_affine, displacement)[:, :ndim, :ndim])
     return by_mm + torch.eye(ndim, dtype=displacement.dtype, device=displacement.device)

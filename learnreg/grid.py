@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.separable import map_vectors
 from learnreg.typing import FieldTensor, MatrixTensor, PointTensor
@@ -39,11 +40,11 @@ class Grid:
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)
         if len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(f"Grid.shape must be 2 or 3 positive sizes, got {shape}.")
+            raise InputError(f"Grid.shape must be 2 or 3 positive sizes, got {shape}.")
         affine = self.affine if self.affine.ndim == 3 else self.affine.unsqueeze(0)
         size = len(shape) + 1
         if affine.ndim != 3 or affine.shape[1:] != (size, size):
-            raise ValueError(
+            raise InputError(
                 f"Grid.affine must be (N, {size}, {size}) for a {len(shape)}-D shape {shape}, "
                 f"got {tuple(self.affine.shape)}."
             )
@@ -75,14 +76,14 @@ class Grid:
         ndim = len(shape)
         steps = [float(spacing)] * ndim if isinstance(spacing, (int, float)) else [float(s) for s in spacing]
         if len(steps) != ndim or not all(math.isfinite(s) and s > 0 for s in steps):
-            raise ValueError(f"Grid spacing must be {ndim} positive values in mm, got {steps}.")
+            raise InputError(f"Grid spacing must be {ndim} positive values in mm, got {steps}.")
         cosines = torch.eye(ndim, dtype=torch.float64)
         if direction is not None:
             cosines = torch.as_tensor(direction, dtype=torch.float64)
         if cosines.shape != (ndim, ndim) or not torch.allclose(
             cosines.T @ cosines, torch.eye(ndim, dtype=torch.float64), atol=1e-4
         ):
-            raise ValueError(f"Grid direction must be an orthonormal ({ndim}, {ndim}) matrix, got {cosines.tolist()}.")
+            raise InputError(f"Grid direction must be an orthonormal ({ndim}, {ndim}) matrix, got {cosines.tolist()}.")
         linear = cosines * torch.tensor(steps, dtype=torch.float64)
         if origin is None:
             last = torch.tensor([n - 1 for n in reversed(shape)], dtype=torch.float64)
@@ -188,7 +189,7 @@ class Grid:
     def resized(self, shape: Sequence[int]) -> Grid:
         """The same field of view with another number of samples."""
         if len(shape) != self.ndim:
-            raise ValueError(f"Grid.resized needs {self.ndim} sizes, got {tuple(shape)}.")
+            raise InputError(f"Grid.resized needs {self.ndim} sizes, got {tuple(shape)}.")
         factor = torch.tensor(
             [n / m for n, m in zip(reversed(self.shape), reversed(tuple(shape)), strict=True)],
             dtype=torch.float64,
@@ -203,7 +204,7 @@ class Grid:
     def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Grid:
         """``shape`` samples from the sample ``first`` on, both in array order."""
         if len(first) != self.ndim or len(shape) != self.ndim:
-            raise ValueError(f"Grid.cropped needs {self.ndim} indices and sizes, got {tuple(first)}, {tuple(shape)}.")
+            raise InputError(f"Grid.cropped needs {self.ndim} indices and sizes, got {tuple(first)}, {tuple(shape)}.")
         start = torch.tensor(list(first)[::-1], dtype=torch.float64, device=self.device)
         affine = self.affine.double().clone()
         affine[:, : self.ndim, self.ndim] += affine[:, : self.ndim, : self.ndim] @ start

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, PointTensor
 
@@ -43,21 +44,21 @@ class Image:
             if value is None:
                 continue
             if tuple(value.shape[2:]) != self.grid.shape:
-                raise ValueError(
+                raise InputError(
                     f"Image.{name} must be (B, C, {', '.join(map(str, self.grid.shape))}) to fit its grid, "
                     f"got {tuple(value.shape)}."
                 )
         if self.landmarks is not None and (self.landmarks.ndim != 3 or self.landmarks.shape[2] != self.grid.ndim):
-            raise ValueError(
+            raise InputError(
                 f"Image.landmarks must be (B, K, {self.grid.ndim}) in mm, got {tuple(self.landmarks.shape)}."
             )
         if self.covariates is not None and self.covariates.shape[:1] != self.data.shape[:1]:
-            raise ValueError(
+            raise InputError(
                 f"Image.covariates must be ({self.data.shape[0]}, K), a row for each image, "
                 f"got {tuple(self.covariates.shape)}."
             )
         if self.grid.affine.shape[0] not in (1, self.data.shape[0]):
-            raise ValueError(
+            raise InputError(
                 f"Image.grid has {self.grid.affine.shape[0]} affines for {self.data.shape[0]} images; "
                 "give 1 or as many."
             )
@@ -185,7 +186,7 @@ def stack(images: Sequence[Image]) -> Image:
     """
     shapes = {image.grid.shape for image in images}
     if len(shapes) != 1:
-        raise ValueError(f"Images in a batch need one shape, got {sorted(shapes)}; resample them to a common grid.")
+        raise InputError(f"Images in a batch need one shape, got {sorted(shapes)}; resample them to a common grid.")
     affine = torch.cat([image.grid.affine for image in images])
     if bool((affine == affine[:1]).all()):
         affine = affine[:1]

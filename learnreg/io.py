@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 
+from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.typing import Path, Tensor
+from learnreg.typing import PathLike, Tensor
 
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 
 
-def read_image(path: Path, *, labels: Path | None = None, mask: Path | None = None) -> Image:
+def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike | None = None) -> Image:
     """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
 
     Args:
@@ -35,19 +36,19 @@ def read_image(path: Path, *, labels: Path | None = None, mask: Path | None = No
         ValueError: It is no image, is 4-D or in color, has NaNs, or labels or mask do not fit.
     """
     image = image_from_sitk(read_sitk(path), name=str(path))
-    _check_nifti(FilePath(path))
+    _check_nifti(Path(path))
     attached: dict[str, Tensor] = {}
     for name, beside in (("labels", labels), ("mask", mask)):
         if beside is None:
             continue
         other = image_from_sitk(read_sitk(beside), name=str(beside), check_values=False)
         if other.grid.shape != image.grid.shape:
-            raise ValueError(
+            raise InputError(
                 f"{name} {beside} have shape {other.grid.shape} but the image {path} has {image.grid.shape}; "
                 f"resample them onto the image's grid first."
             )
         if not other.grid.matches(image.grid, tolerance=0.1):
-            raise ValueError(
+            raise InputError(
                 f"{name} {beside} and image {path} lie in different places: {other.grid} and {image.grid}; "
                 f"copy the image's header to the {name}, or resample them."
             )
@@ -55,20 +56,20 @@ def read_image(path: Path, *, labels: Path | None = None, mask: Path | None = No
     return Image(image.data, image.grid, attached.get("mask"), attached.get("labels"))
 
 
-def read_sitk(path: Path) -> sitk.Image:
+def read_sitk(path: PathLike) -> sitk.Image:
     """A SimpleITK image from a file or a DICOM folder, with plain errors."""
-    file = FilePath(path)
+    file = Path(path)
     if not file.exists():
-        raise FileNotFoundError(f"No such image: {file}. Check the path.")
+        raise MissingFileError(f"No such image: {file}. Check the path.")
     try:
         if file.is_dir():
             return _read_dicom(file)
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
-        raise ValueError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
+        raise InputError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
 
 
-def _check_nifti(file: FilePath) -> None:
+def _check_nifti(file: Path) -> None:
     """Raise ``ValueError`` for NaNs in a NIfTI file, which ITK's reader turns into zeros in silence."""
     if not file.name.endswith((".nii", ".nii.gz")):
         return
@@ -82,16 +83,16 @@ def _check_nifti(file: FilePath) -> None:
 def _check_finite(array: np.ndarray[Any, Any], name: str) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
-        raise ValueError(
+        raise InputError(
             f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num."
         )
 
 
-def _read_dicom(folder: FilePath) -> sitk.Image:
+def _read_dicom(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
-        raise ValueError(
+        raise InputError(
             f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file."
         )
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
@@ -105,12 +106,12 @@ def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: boo
         ValueError: It is not a scalar 2-D or 3-D image, or has values that are not finite.
     """
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(
+        raise InputError(
             f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
             "convert it to one gray channel first."
         )
     if image.GetDimension() not in (2, 3):
-        raise ValueError(
+        raise InputError(
             f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it."
         )
     array = sitk.GetArrayFromImage(image).astype(np.float32)
@@ -149,22 +150,22 @@ def place(image: sitk.Image, grid: Grid) -> None:
     image.SetOrigin(affine[: grid.ndim, grid.ndim].tolist())
 
 
-def write_image(values: Tensor, grid: Grid, path: Path) -> None:
+def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
     """Write ``(C, *grid.shape)`` values; the file appears only when it is complete."""
     image = to_sitk(values, grid)
     write_atomically(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
 
 
-def write_atomically(path: Path, write: Callable[[str], object]) -> None:
+def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     """Call ``write`` with a temporary name of the same suffix, then rename: no half-written file."""
-    file = FilePath(path)
+    file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
     handle, part = tempfile.mkstemp(suffix=suffix, prefix=".part-", dir=file.parent)
     os.close(handle)
     try:
         write(part)
-        FilePath(part).chmod(0o644)
-        FilePath(part).replace(file)
+        Path(part).chmod(0o644)
+        Path(part).replace(file)
     finally:
-        FilePath(part).unlink(missing_ok=True)
+        Path(part).unlink(missing_ok=True)

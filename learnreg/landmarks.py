@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv
 import json
 import re
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 
+from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.typing import Path, PointTensor
+from learnreg.typing import PathLike, PointTensor
 
 FORMATS = "a CSV with the columns x,y,z (mm LPS) or i,j,k (voxels from 0), elastix' .txt, Slicer's .fcsv or .mrk.json"
 AXES = ("xyz", "ijk")
 NAMED = re.compile(r"(.*[_ ])?[xyzijk]")  # of a column: x, or fixed_x
 
 
-def read_landmarks(path: Path, grid: Grid) -> PointTensor:
+def read_landmarks(path: PathLike, grid: Grid) -> PointTensor:
     """Points of one image.
 
     Args:
@@ -42,7 +43,7 @@ def read_landmarks(path: Path, grid: Grid) -> PointTensor:
     return points
 
 
-def read_landmark_pairs(path: Path, fixed: Grid, moving: Grid) -> tuple[PointTensor, PointTensor]:
+def read_landmark_pairs(path: PathLike, fixed: Grid, moving: Grid) -> tuple[PointTensor, PointTensor]:
     """Points of both images from one CSV: the columns of the fixed image first, such as ``f_i,f_j,f_k,m_i,m_j,m_k``.
 
     Returns:
@@ -52,14 +53,14 @@ def read_landmark_pairs(path: Path, fixed: Grid, moving: Grid) -> tuple[PointTen
     return first, second
 
 
-def _existing(path: Path) -> FilePath:
-    file = FilePath(path)
+def _existing(path: PathLike) -> Path:
+    file = Path(path)
     if not file.exists():
-        raise FileNotFoundError(f"No such landmarks: {file}. Check the path.")
+        raise MissingFileError(f"No such landmarks: {file}. Check the path.")
     return file
 
 
-def _from_csv(file: FilePath, grids: list[Grid]) -> list[PointTensor]:
+def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
     """One set of points a grid, from so many groups of columns."""
     with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.reader(lines))
@@ -73,29 +74,29 @@ def _from_csv(file: FilePath, grids: list[Grid]) -> list[PointTensor]:
         groups = values.split(ndim, dim=1)
         return [_placed(group, grid, index=axes == "ijk") for group, grid in zip(groups, grids, strict=True)]
     count = f"{ndim} columns" if len(grids) == 1 else f"{ndim} columns for each of the two images"
-    raise ValueError(f"{file} needs {count} named x,y,z or i,j,k, got {', '.join(header) or 'an empty file'}.")
+    raise InputError(f"{file} needs {count} named x,y,z or i,j,k, got {', '.join(header) or 'an empty file'}.")
 
 
-def _from_elastix(file: FilePath, grid: Grid) -> PointTensor:
+def _from_elastix(file: Path, grid: Grid) -> PointTensor:
     lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(lines) < 2 or lines[0] not in (["point"], ["index"]):
-        raise ValueError(f"{file} is no list of points of elastix; its first line is `point` or `index`.")
+        raise InputError(f"{file} is no list of points of elastix; its first line is `point` or `index`.")
     return _placed(_numbers(lines[2:], file), grid, index=lines[0] == ["index"])
 
 
-def _from_fcsv(file: FilePath, grid: Grid) -> PointTensor:
+def _from_fcsv(file: Path, grid: Grid) -> PointTensor:
     lines = file.read_text(encoding="utf-8").splitlines()
     said = [line.split("=")[1].strip() for line in lines if line.startswith("# CoordinateSystem")]
     rows = [line.split(",")[1:4] for line in lines if line.strip() and not line.startswith("#")]
     return _placed(_numbers(rows, file) * _to_lps(said[0] if said else "RAS"), grid, index=False)
 
 
-def _from_markups(file: FilePath, grid: Grid) -> PointTensor:
+def _from_markups(file: Path, grid: Grid) -> PointTensor:
     try:
         (markup, *_) = json.loads(file.read_text(encoding="utf-8"))["markups"]
         rows = [point["position"] for point in markup["controlPoints"]]
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{file} is no list of markups of 3D Slicer; give {FORMATS}.") from error
+        raise InputError(f"{file} is no list of markups of 3D Slicer; give {FORMATS}.") from error
     return _placed(_numbers(rows, file) * _to_lps(markup.get("coordinateSystem", "LPS")), grid, index=False)
 
 
@@ -104,19 +105,19 @@ def _to_lps(system: str) -> torch.Tensor:
     return torch.tensor([1.0, 1.0, 1.0] if system in ("LPS", "1") else [-1.0, -1.0, 1.0], dtype=torch.float64)
 
 
-def _numbers(rows: list[list[str]], file: FilePath) -> torch.Tensor:
+def _numbers(rows: list[list[str]], file: Path) -> torch.Tensor:
     try:
         values = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
     except ValueError as error:
-        raise ValueError(f"{file} has something else than numbers where a landmark should be: {error}.") from error
+        raise InputError(f"{file} has something else than numbers where a landmark should be: {error}.") from error
     if values.ndim != 2:
-        raise ValueError(f"{file} holds no landmarks; give {FORMATS}.")
+        raise InputError(f"{file} holds no landmarks; give {FORMATS}.")
     return values
 
 
 def _placed(values: torch.Tensor, grid: Grid, *, index: bool) -> PointTensor:
     if values.shape[1] != grid.ndim:
-        raise ValueError(f"The landmarks are {values.shape[1]}-D and the image is {grid.ndim}-D.")
+        raise InputError(f"The landmarks are {values.shape[1]}-D and the image is {grid.ndim}-D.")
     points = values.unsqueeze(0).to(grid.device)
     if index:
         linear, origin = grid.affine[:1, : grid.ndim, : grid.ndim].double(), grid.origin[:1].double()

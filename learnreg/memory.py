@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from learnreg.errors import InputError
+
 
 @dataclass
 class Peak:
@@ -62,7 +64,7 @@ def check_fits(needed: float, device: torch.device | str, what: str, remedy: str
     """
     free = free_memory(device)
     if free is not None and needed > free:
-        raise ValueError(f"{what} takes about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {remedy}")
+        raise InputError(f"{what} takes about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free. {remedy}")
 
 
 def _forget_peak() -> bool:

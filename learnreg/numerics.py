@@ -1,9 +1,7 @@
-"""How losses and networks compute: in full precision where half of it fails, and only once what does not change."""
+"""Full precision under autocast, where half precision fails."""
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -15,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 P = ParamSpec("P")
 R = TypeVar("R")
-KEPT = 4  # results a function keeps: the images of one level, in both directions
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -61,36 +58,3 @@ class FullPrecisionOfSmall(TorchFunctionMode):
         if small and values.device.type == "cpu":
             return full_precision(func)(*args, **kwargs)
         return func(*args, **kwargs)
-
-
-def remembered(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep the last results of a pure function of tensors, as long as those tensors live unchanged.
-
-    What depends on the fixed image alone is so computed once a level, not once an iteration, and no
-    solver, network or similarity has to know. A tensor is recognized by being the same object at
-    the same version: another object, or a change in place, computes anew. Tensors with a gradient
-    and those of inference mode are never kept.
-
-    Args:
-        function: Of tensors, ``None`` and hashable values; it must not return its argument itself.
-    """
-    kept: OrderedDict[tuple[Any, ...], tuple[R, list[weakref.ref[Tensor]]]] = OrderedDict()
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = (*args, *(kwargs[name] for name in sorted(kwargs)))
-        tensors = [value for value in given if isinstance(value, Tensor)]
-        if torch.is_inference_mode_enabled() or any(t.requires_grad or t.is_inference() for t in tensors):
-            return function(*args, **kwargs)
-        key = tuple((id(v), v._version) if isinstance(v, Tensor) else v for v in given)
-        found = kept.get(key)
-        if found is not None and all(ref() is t for ref, t in zip(found[1], tensors, strict=True)):
-            kept.move_to_end(key)
-            return found[0]
-        result = function(*args, **kwargs)
-        kept[key] = (result, [weakref.ref(t, lambda _: kept.pop(key, None)) for t in tensors])
-        while len(kept) > KEPT:
-            kept.popitem(last=False)
-        return result
-
-    return run

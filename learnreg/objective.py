@@ -1,4 +1,4 @@
-"""``Objective``: the one thing that solvers and networks minimize."""
+"""``Objective``: what solvers and networks minimize."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError, InputTypeError
 from learnreg.grid import Grid
-from learnreg.image import Image, label_values
-from learnreg.numerics import remembered
-from learnreg.similarity.dice import dice_loss, one_hot
+from learnreg.image import Image
+from learnreg.regularization.base import Regularizer
+from learnreg.sampling import sample
+from learnreg.similarity.base import Comparison, Similarity
+from learnreg.supervision import Supervision
+from learnreg.terms import Weighted, WeightedTerms
 from learnreg.transforms import Transform, chain
-from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MaskTensor, PointTensor, Scalar
-from learnreg.warping import sample, warp
+from learnreg.typing import FieldTensor, MaskTensor, Scalar
+from learnreg.warping import warp
 
 
 @dataclass(frozen=True, eq=False)
 class Loss:
-    """Outcome of an objective.
+    """Value of an objective.
 
     Args:
-        total: Scalar, the weighted sum.
+        total: Scalar, the weighted sum of the terms.
         terms: Each term by name, without its weight.
         warped: The moving image on the fixed grid.
     """
@@ -34,151 +38,83 @@ class Loss:
     warped: Image
 
 
-class Penalty(nn.Module):
+class Penalty(Weighted[Regularizer]):
     """A regularizer with its weight, and what it acts on.
 
     Args:
-        regularizer: ``(field, grid) -> scalar``; with ``where`` also the local weights.
+        term: The regularizer.
         weight: Factor in the objective, at least 0.
-        acts_on: ``"field"``, what carries the transform: a displacement, velocity or control points; or
-            ``"displacement"``, where the transform takes each sample of the fixed grid, for what is
-            said of the map itself, such as its Jacobian.
+        acts_on: ``"field"`` penalizes what carries the transform: a displacement, velocity or control points.
+            ``"displacement"`` penalizes the displacement of each sample of the fixed grid; choose it for terms of
+            the map itself, such as its Jacobian determinant.
         where: Local factor as an image in the fixed space; ``None`` is 1 everywhere.
 
     Raises:
-        ValueError: The weight is negative, or ``acts_on`` is unknown.
+        InputError: The weight is negative, or ``acts_on`` is unknown.
     """
 
     def __init__(
         self,
-        regularizer: nn.Module,
+        term: Regularizer,
         weight: float,
         *,
         acts_on: Literal["field", "displacement"] = "field",
         where: Image | None = None,
     ) -> None:
-        super().__init__()
-        if weight < 0:
-            raise ValueError(f"Penalty.weight must be at least 0, got {weight}.")
+        if not isinstance(term, Regularizer):
+            raise InputTypeError(
+                f"Penalty.term must be a learnreg.regularization.Regularizer, got {type(term).__name__}; "
+                "derive a class from it and override forward(field, grid, weight)."
+            )
+        super().__init__(term, weight)
         if acts_on not in ("field", "displacement"):
-            raise ValueError(f"A penalty acts on a field or on the displacement, not on {acts_on!r}.")
-        self.regularizer, self.weight, self.acts_on, self.where = regularizer, float(weight), acts_on, where
+            raise InputError(f"Penalty.acts_on must be 'field' or 'displacement', got {acts_on!r}.")
+        self.acts_on, self.where = acts_on, where
 
-    def forward(self, fields: Sequence[tuple[FieldTensor, Grid]]) -> Scalar:
-        """Sum over the fields."""
+    def local_weight(self, grid: Grid) -> Tensor | None:
+        """Return ``where`` sampled on ``grid``, ``(B, 1, *grid.shape)``, or ``None`` without it."""
         if self.where is None:
-            return torch.stack([self.regularizer(field, grid) for field, grid in fields]).sum()
-        local = [_resampled(self.where.data, self.where.grid, grid) for field, grid in fields]
-        pairs = zip(fields, local, strict=True)
-        return torch.stack([self.regularizer(field, grid, weight) for (field, grid), weight in pairs]).sum()
-
-
-@remembered
-def _resampled(data: ImageTensor, grid: Grid, onto: Grid) -> ImageTensor:
-    return sample(data.to(onto.points), grid.to(onto.device), onto.points, padding="border")
-
-
-class LabelOverlap(nn.Module):
-    """Supervision by segmentations: soft Dice of the warped moving labels.
-
-    Args:
-        labels: The values that count; ``None`` is all that both images have, without the background 0.
-        weight: Factor in the objective.
-        sample: At most so many of them, drawn anew at each call: memberships of 138 labels at once fill a
-            memory, and the mean of the draws is the mean of all. ``None`` takes all.
-
-    Raises:
-        ValueError: No labels, or a sample below 1.
-    """
-
-    def __init__(self, labels: Sequence[int] | None = None, weight: float = 1.0, *, sample: int | None = None) -> None:
-        super().__init__()
-        if labels is not None and not labels:
-            raise ValueError("LabelOverlap needs the label values that count, such as labels=[1, 2], or labels=None.")
-        if sample is not None and sample < 1:
-            raise ValueError(f"LabelOverlap draws at least 1 label, got sample={sample}.")
-        self.labels = None if labels is None else tuple(int(v) for v in labels)
-        self.weight, self.sample = float(weight), sample
-
-    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
-        if fixed.labels is None or moving.labels is None:
-            raise ValueError(
-                "The objective has label supervision but an image has no labels; "
-                "give labels with every image or leave `supervision` out (objective.supervision=null)."
-            )
-        labels = self.chosen(fixed.labels, moving.labels)
-        if not labels:
-            return moving.data.new_zeros(())
-        memberships = one_hot(moving.labels, labels, moving.data.dtype)
-        warped = warp(Image(memberships, moving.grid), transform, fixed.grid).data
-        return dice_loss(warped, one_hot(fixed.labels, labels, warped.dtype), mask)
-
-    def chosen(self, fixed: LabelTensor, moving: LabelTensor) -> tuple[int, ...]:
-        """The values that this call counts."""
-        labels = self.labels
-        if labels is None:
-            labels = tuple(label_values(fixed, moving))
-        if self.sample is None or len(labels) <= self.sample:
-            return labels
-        return tuple(labels[k] for k in torch.randperm(len(labels))[: self.sample].tolist())
-
-
-class LandmarkDistance(nn.Module):
-    """Supervision by landmarks: mean distance in mm of the mapped fixed ones to the moving ones.
-
-    Args:
-        weight: Factor in the objective, per mm.
-        required: Images without landmarks are an error; otherwise the term is 0 for them.
-    """
-
-    def __init__(self, weight: float = 1.0, *, required: bool = True) -> None:
-        super().__init__()
-        self.weight, self.required = float(weight), required
-
-    def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
-        if not self.required and fixed.landmarks is None and moving.landmarks is None:
-            return moving.data.new_zeros(())
-        if fixed.landmarks is None or moving.landmarks is None or fixed.landmarks.shape != moving.landmarks.shape:
-            raise ValueError(
-                "The objective has landmark supervision but the images have no landmarks in pairs; "
-                "give Image.landmarks of one length to both, NaN where one is not marked."
-            )
-        return landmark_loss(transform(fixed.landmarks.nan_to_num()), moving.landmarks, fixed.landmarks)
-
-
-def landmark_loss(mapped: PointTensor, moving: PointTensor, fixed: PointTensor) -> Scalar:
-    """Mean distance of ``mapped`` to ``moving`` ``(B, K, D)`` mm, over the landmarks marked in both images.
-
-    Smooth within a micrometer of a match, where the distance has no gradient; 0 without landmarks.
-    """
-    marked = ~(moving.isnan() | fixed.isnan()).any(-1)
-    square = (mapped - moving.nan_to_num()).square().sum(-1)
-    distance = (square + 1e-6).sqrt() - 1e-3
-    return (distance * marked).sum() / marked.sum().clamp(min=1)
+            return None
+        values, own = self.where.data.to(grid.points), self.where.grid.to(grid.device)
+        return sample(values, own, grid.points, padding="border")
 
 
 class Objective(nn.Module):
-    """``E(T) = D(fixed, moving o T) + sum_k w_k R_k(T)``, with optional supervision.
+    """``E(T) = D(fixed, moving o T) + sum_k w_k R_k(T) + sum_k w_k S_k(fixed, moving, T)``.
 
     A symmetric transform is scored where its two sides meet: ``D(fixed o S, moving o T)``.
 
     Args:
-        similarity: ``(warped, fixed, mask) -> scalar``, lower is better.
-        penalties: Regularizers with their weights, by name.
-        supervision: Terms ``(fixed, moving, transform, mask) -> scalar`` with a ``weight``, by name:
-            overlap of labels, distance of landmarks.
+        similarity: The data term ``D``; lower is better.
+        penalties: Regularizers ``R`` with their weights, by name.
+        supervision: Terms ``S`` of labels or landmarks with their weights, by name.
+
+    Raises:
+        InputTypeError: ``similarity`` is not a :class:`learnreg.similarity.Similarity`.
+
+    Example:
+        >>> from learnreg.similarity import MSE
+        >>> from learnreg.transforms import Affine
+        >>> image = Image(torch.rand(1, 1, 8, 8, 8), Grid.regular((8, 8, 8)))
+        >>> float(Objective(MSE())(image, image, Affine.identity(3)).total) < 1e-9
+        True
     """
 
     def __init__(
         self,
-        similarity: nn.Module,
+        similarity: Similarity,
         penalties: Mapping[str, Penalty] | None = None,
-        supervision: Mapping[str, nn.Module] | None = None,
+        supervision: Mapping[str, Weighted[Supervision]] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(similarity, Similarity):
+            raise InputTypeError(
+                f"Objective.similarity must be a learnreg.similarity.Similarity, got {type(similarity).__name__}; "
+                "derive a class from it and override forward(warped, fixed, mask)."
+            )
         self.similarity = similarity
-        self.penalties = nn.ModuleDict(dict(penalties or {}))
-        self.supervision = nn.ModuleDict(dict(supervision or {}))
+        self.penalties: WeightedTerms[Penalty] = WeightedTerms(penalties)
+        self.supervision: WeightedTerms[Weighted[Supervision]] = WeightedTerms(supervision)
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, initial: Transform | None = None) -> Loss:
         """Score a transform.
@@ -190,58 +126,118 @@ class Objective(nn.Module):
             initial: Applied after ``transform``, composed without resampling and not penalized.
 
         Raises:
-            ValueError: The images differ in dimension, or lack what the supervision needs.
+            InputError: The images differ in dimension, or lack what the supervision needs.
         """
-        if fixed.ndim != moving.ndim:
-            raise ValueError(
-                f"fixed is {fixed.ndim}-D and moving is {moving.ndim}-D; register images of one dimension."
-            )
-        grid = fixed.grid
-        fixed_side, moving_side = transform.sides()
-        to_moving = chain(moving_side, initial)
-        warped = warp(Image(moving.data, moving.grid, moving.mask), to_moving, grid)
-        reference = fixed
-        if fixed_side is not None:
-            reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid)
-        mask = _both(reference.mask, warped.mask)
-        terms: dict[str, Tensor] = {"similarity": self.similarity(warped.data, reference.data, mask)}
-        total = terms["similarity"]
-        for name, value in self._penalties(transform, grid).items():
-            terms[name] = value
-            total = total + float(self.penalties[name].weight) * value  # type: ignore[arg-type]
-        whole = chain(transform, initial)
-        for name, term in self.supervision.items():
-            terms[name] = term(fixed, moving, whole, mask if fixed_side is None else fixed.mask)
-            total = total + float(term.weight) * terms[name]  # type: ignore[arg-type]
-        return Loss(total, terms, warped)
+        return self.prepare(fixed, moving, initial)(transform)
 
-    def _penalties(self, transform: Transform, grid: Grid) -> dict[str, Scalar]:
-        """Each penalty by name; none acts on a transform without fields."""
-        fields = transform.fields()
-        if not fields:
-            return {}
-        on = {"field": fields}
-        if any(penalty.acts_on == "displacement" for penalty in self.penalties.values()):
-            on["displacement"] = ((transform.sides()[1].displacement(grid), grid),)
-        return {name: penalty(on[str(penalty.acts_on)]) for name, penalty in self.penalties.items()}
+    def prepare(self, fixed: Image, moving: Image, initial: Transform | None = None) -> PairObjective:
+        """Return this objective for one pair, as a function of the transform.
 
-    def weighted(self, name: str, weight: float) -> Objective:
-        """The same objective with another weight of one penalty.
+        Use it where many transforms of a pair are scored: what depends on the fixed image alone is computed once.
+
+        Args:
+            fixed: The reference.
+            moving: The image to align.
+            initial: See :meth:`forward`.
 
         Raises:
-            ValueError: There is no such penalty.
+            InputError: The images differ in dimension.
+        """
+        return PairObjective(self, fixed, moving, initial)
+
+    def weighted(self, name: str, weight: float) -> Objective:
+        """Return the same objective with another weight of one penalty.
+
+        Raises:
+            InputError: There is no such penalty.
         """
         if name not in self.penalties:
-            raise ValueError(f"The objective has no penalty {name!r}; it has {', '.join(self.penalties) or 'none'}.")
+            raise InputError(f"The objective has no penalty {name!r}; it has {', '.join(self.penalties) or 'none'}.")
         other = copy.copy(self)
-        changed = copy.copy(self.penalties[name])
-        changed.weight = float(weight)  # type: ignore[assignment]
-        other._modules = {**self._modules, "penalties": nn.ModuleDict({**self.penalties, name: changed})}
+        penalties = {**dict(self.penalties.items()), name: self.penalties[name].with_weight(weight)}
+        other._modules = {**self._modules, "penalties": WeightedTerms(penalties)}
         return other
 
     def unsupervised(self) -> Objective:
-        """The same objective for images alone."""
-        return Objective(self.similarity, dict(self.penalties.items()))  # type: ignore[arg-type]
+        """Return the same objective for images alone, without supervision."""
+        return Objective(self.similarity, dict(self.penalties.items()))
+
+
+class PairObjective:
+    """An objective on one pair, as a function of the transform; see :meth:`Objective.prepare`.
+
+    It lives as long as the level of a solver, and holds what the fixed image alone determines.
+
+    Args:
+        objective: What is minimized.
+        fixed: The reference.
+        moving: The image to align.
+        initial: Applied after each transform, not penalized.
+
+    Raises:
+        InputError: The images differ in dimension.
+    """
+
+    def __init__(self, objective: Objective, fixed: Image, moving: Image, initial: Transform | None = None) -> None:
+        if fixed.ndim != moving.ndim:
+            raise InputError(
+                f"fixed is {fixed.ndim}-D and moving is {moving.ndim}-D; register images of one dimension."
+            )
+        self.objective, self.fixed, self.moving, self.initial = objective, fixed, moving, initial
+        self._comparison: Comparison | None = None
+        self._local: dict[tuple[str, Grid], Tensor | None] = {}
+
+    def __call__(self, transform: Transform) -> Loss:
+        """Score a transform."""
+        fixed, moving, grid = self.fixed, self.moving, self.fixed.grid
+        fixed_side, moving_side = transform.sides()
+        warped = warp(Image(moving.data, moving.grid, moving.mask), chain(moving_side, self.initial), grid)
+        if fixed_side is None and warped.mask is None:
+            mask = fixed.mask
+            similarity = self._compare(warped)
+        else:  # the reference or the mask is another for each transform
+            reference = fixed
+            if fixed_side is not None:
+                reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid)
+            mask = _both(reference.mask, warped.mask)
+            similarity = self.objective.similarity(warped.data, reference.data, mask)
+        terms: dict[str, Tensor] = {"similarity": similarity}
+        total = similarity
+        for name, value in self._penalties(transform).items():
+            terms[name] = value
+            total = total + self.objective.penalties[name].weight * value
+        whole = chain(transform, self.initial)
+        for name, weighted in self.objective.supervision.items():
+            terms[name] = weighted.term(fixed, moving, whole, mask if fixed_side is None else fixed.mask)
+            total = total + weighted.weight * terms[name]
+        return Loss(total, terms, warped)
+
+    def _compare(self, warped: Image) -> Scalar:
+        if self._comparison is None:
+            self._comparison = self.objective.similarity.prepare(self.fixed.data, self.fixed.mask)
+        return self._comparison(warped.data)
+
+    def _penalties(self, transform: Transform) -> dict[str, Scalar]:
+        """Each penalty by name; a transform without fields is not penalized."""
+        fields, grid = transform.fields(), self.fixed.grid
+        penalties = self.objective.penalties
+        if not fields:
+            return {}
+        on = {"field": fields}
+        if any(penalty.acts_on == "displacement" for _, penalty in penalties.items()):
+            on["displacement"] = ((transform.sides()[1].displacement(grid), grid),)
+        return {name: self._summed(name, penalty, on[penalty.acts_on]) for name, penalty in penalties.items()}
+
+    def _summed(self, name: str, penalty: Penalty, fields: Sequence[tuple[FieldTensor, Grid]]) -> Scalar:
+        """Sum of a regularizer over the fields of a transform."""
+        if penalty.where is None:
+            return torch.stack([penalty.term(field, grid) for field, grid in fields]).sum()
+        values = []
+        for field, grid in fields:
+            if (name, grid) not in self._local:
+                self._local[name, grid] = penalty.local_weight(grid)
+            values.append(penalty.term(field, grid, self._local[name, grid]))
+        return torch.stack(values).sum()
 
 
 def _both(first: MaskTensor | None, second: MaskTensor | None) -> MaskTensor | None:

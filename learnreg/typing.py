@@ -6,8 +6,9 @@ array order ``(z, y, x)``, ``*P`` any shape of a set of points. Vectors are ``(x
 
 from __future__ import annotations
 
-from os import PathLike
-from typing import TypeAlias
+import os
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -21,7 +22,8 @@ PointTensor: TypeAlias = Float[Tensor, "B *P D"]
 MatrixTensor: TypeAlias = Float[Tensor, "B D+1 D+1"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
-Path: TypeAlias = str | PathLike[str]
+PathLike: TypeAlias = str | os.PathLike[str]
+StepCallback: TypeAlias = Callable[[int], Any]
 
 __all__ = [
     "FieldTensor",
@@ -29,9 +31,10 @@ __all__ = [
     "LabelTensor",
     "MaskTensor",
     "MatrixTensor",
-    "Path",
+    "PathLike",
     "PointTensor",
     "Scalar",
     "ScalarTensor",
+    "StepCallback",
     "Tensor",
 ]

@@ -1,71 +1,14 @@
-"""Sampling and warping: images, masks and labels pulled from one space into another."""
+"""Warp an image through a transform."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
-
-import torch
-from torch import Tensor
+from dataclasses import replace
 
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.interpolation import Mode, interpolate, sample_displaced
-from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MatrixTensor, PointTensor
-
-if TYPE_CHECKING:
-    from learnreg.transforms.base import Transform
-
-Padding = Literal["zeros", "border"]
-LabelMode = Literal["nearest", "linear"]
-
-
-def check_padding(padding: str) -> None:
-    """Raise ``ValueError`` unless the padding is known."""
-    if padding not in get_args(Padding):
-        raise ValueError(f"padding is {' or '.join(get_args(Padding))}, got {padding!r}.")
-
-
-def sample(
-    values: ImageTensor,
-    grid: Grid,
-    points: PointTensor,
-    *,
-    mode: Mode = "linear",
-    padding: Padding = "zeros",
-) -> Tensor:
-    """Values at points in physical space.
-
-    As in ITK, a point belongs to the image while it lies within one of its cells, half a voxel
-    beyond the outermost samples.
-
-    Args:
-        values: ``(B, C, *grid.shape)``.
-        grid: Where ``values`` lie.
-        points: ``(B, *P, D)``, mm LPS; a batch of 1 on either side is broadcast.
-        mode: ``"linear"`` or ``"nearest"``.
-        padding: Outside the image ``"zeros"``, or the nearest ``"border"`` sample.
-
-    Returns:
-        ``(B, C, *P)``, in the floating-point type of ``values``, at least float32.
-
-    Raises:
-        ValueError: The dimensions do not agree.
-    """
-    if points.shape[-1] != grid.ndim:
-        raise ValueError(f"sample needs {grid.ndim}-D points for a {grid.ndim}-D grid, got {tuple(points.shape)}.")
-    if tuple(values.shape[2:]) != grid.shape:
-        raise ValueError(f"sample needs values of the grid's shape {grid.shape}, got {tuple(values.shape)}.")
-    coordinates = grid.to_normalized(points)
-    with torch.autocast(values.device.type, enabled=False):
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        coordinates = coordinates.to(values.dtype)
-        sampled = interpolate(values, coordinates, mode)
-        if padding == "zeros":
-            inside = (coordinates.detach().abs() <= 1).all(dim=-1)
-            sampled = sampled * inside.unsqueeze(1)
-    return sampled
+from learnreg.interpolation import Mode
+from learnreg.sampling import LabelMode, Padding, sample_image, sample_labels, sample_separable
+from learnreg.transforms.base import Transform
 
 
 def warp(
@@ -86,7 +29,7 @@ def warp(
         onto: The fixed grid.
         mode: Interpolation of the intensities.
         padding: What lies outside the moving image.
-        labels: Interpolation of the labels, see :func:`warp_labels`.
+        labels: Interpolation of the labels, see :func:`sample_labels`.
 
     Returns:
         An image on ``onto``. Its mask is also 0 where the moving image does not reach, if
@@ -94,148 +37,14 @@ def warp(
     """
     found = transform.separable(onto)
     if found is None:
-        warped = pull(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)
+        warped = sample_image(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)
     else:
-        warped = _through(moving, found, onto, mode=mode, padding=padding)
+        warped = sample_separable(moving, found, onto, mode=mode, padding=padding)
         if moving.labels is not None:
-            segmentation = warp_labels(moving.labels, moving.grid, transform.map_grid(onto).detach(), mode=labels)
+            segmentation = sample_labels(moving.labels, moving.grid, transform.map_grid(onto).detach(), mode=labels)
             warped = replace(warped, labels=segmentation)
     if moving.covariates is not None:
         warped = replace(warped, covariates=moving.covariates.expand(warped.batch_size, -1))
     if moving.landmarks is None:
         return warped
     return replace(warped, landmarks=transform.inverse()(moving.landmarks))
-
-
-@dataclass(frozen=True, eq=False)
-class SeparableMap:
-    """Where the samples of a grid go: ``x -> A (x + u(x))`` with ``u = (M_z x M_y x M_x) c``.
-
-    Args:
-        field: ``c``, ``(B, D, *lattice)``, mm, such as the coefficients of a spline.
-        matrices: One an axis in array order, from the lattice to the grid; ``None`` where both agree.
-        linear: ``A``, ``(N, D+1, D+1)`` homogeneous, mm to mm, without a gradient; ``None`` is the identity.
-    """
-
-    field: FieldTensor
-    matrices: tuple[Tensor | None, ...]
-    linear: MatrixTensor | None = None
-
-    def then(self, matrix: MatrixTensor) -> SeparableMap:
-        """A linear map after this."""
-        return replace(self, linear=matrix if self.linear is None else matrix @ self.linear)
-
-
-def _through(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mode, padding: Padding) -> Image:
-    """Intensities and mask of ``moving`` without the mapped points of the whole grid, see :mod:`interpolation`."""
-    normalizing = moving.grid.normalizing.double()
-    if where.linear is not None:
-        normalizing = normalizing @ where.linear.double()
-    data = moving.data.to(torch.promote_types(moving.data.dtype, torch.float32))
-    base = (normalizing @ onto.affine.double()).to(data.dtype)
-    field, linear = where.field.to(data.dtype), normalizing[:, : onto.ndim, : onto.ndim].to(data.dtype)
-    place: dict[str, Any] = {"linear": linear, "matrices": where.matrices, "zeros": padding == "zeros"}
-    warped = sample_displaced(data, field, base, onto.shape, mode=mode, **place)
-    mask = moving.mask
-    if mask is not None:
-        place["zeros"] = True
-        mask = sample_displaced(mask.to(data.dtype), field.detach(), base, onto.shape, mode="nearest", **place)
-    return Image(warped, onto, mask)
-
-
-def pull(
-    moving: Image,
-    points: PointTensor,
-    onto: Grid,
-    *,
-    mode: Mode = "linear",
-    padding: Padding = "zeros",
-    labels: LabelMode = "nearest",
-) -> Image:
-    """:func:`warp` with the mapped points ``(B, *onto.shape, D)`` at hand; landmarks are dropped."""
-    data = sample(moving.data, moving.grid, points, mode=mode, padding=padding)
-    mask = segmentation = None
-    if moving.mask is not None:
-        mask = sample(moving.mask.to(data.dtype), moving.grid, points.detach(), mode="nearest")
-    if moving.labels is not None:
-        segmentation = warp_labels(moving.labels, moving.grid, points.detach(), mode=labels)
-    return Image(data, onto, mask, segmentation)
-
-
-def warp_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest") -> LabelTensor:
-    """Integer labels at points, 0 outside and where a point is not a number; exact for any label number.
-
-    Args:
-        labels: ``(B, 1, *grid.shape)``.
-        grid: Where they lie.
-        points: ``(B, *P, D)``, mm.
-        mode: ``"nearest"`` neighbor, or ``"linear"``: each label is a map of 0 and 1 that is
-            interpolated, the greatest wins, and of equal ones the lowest label. Borders become smooth.
-
-    Returns:
-        ``(B, 1, *P)``.
-
-    Raises:
-        ValueError: The mode is unknown.
-    """
-    if mode == "nearest":
-        return _nearest_labels(labels, grid, points)
-    if mode != "linear":
-        raise ValueError(f"Unknown mode {mode!r} for labels; choose nearest or linear.")
-    best = winner = None
-    dtype = torch.promote_types(points.dtype, torch.float32)
-    for value in labels.unique(sorted=True):  # one label at a time: a brain has over a hundred
-        share = sample((labels == value).to(dtype), grid, points, padding="border")
-        if best is None or winner is None:
-            best, winner = share, torch.full_like(share, int(value), dtype=labels.dtype)
-        else:
-            winner = torch.where(share > best, value, winner)
-            best = torch.maximum(best, share)
-    assert winner is not None  # noqa: S101 - labels are not empty
-    inside = (grid.to_normalized(points).abs() <= 1).all(dim=-1).unsqueeze(1)
-    return torch.where(inside, winner, torch.zeros_like(winner))
-
-
-def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> LabelTensor:
-    batch = max(labels.shape[0], points.shape[0])
-    index = grid.to_index(points.expand(batch, *points.shape[1:])).reshape(batch, -1, grid.ndim)
-    flat, inside = None, None
-    for axis, n in zip(reversed(range(grid.ndim)), grid.shape, strict=True):  # z first: (z ny + y) nx + x
-        nearest = (index[..., axis] + 0.5).floor_()
-        reached = (nearest >= 0) & (nearest < n)
-        nearest = nearest.where(reached, 0).long()
-        flat = nearest if flat is None else flat.mul_(n).add_(nearest)
-        inside = reached if inside is None else inside.logical_and_(reached)
-    assert flat is not None and inside is not None  # noqa: S101 - there is at least one axis
-    values = labels.reshape(labels.shape[0], labels.shape[1], -1).expand(batch, -1, -1)
-    taken = values.gather(2, flat.unsqueeze(1).expand(-1, labels.shape[1], -1)).mul_(inside.unsqueeze(1))
-    return taken.reshape(batch, labels.shape[1], *points.shape[1:-1])
-
-
-def resample(image: Image, onto: Grid, *, mode: Mode = "linear", padding: Padding = "zeros") -> Image:
-    """``image`` on another grid of the same physical space; labels and mask by nearest neighbor."""
-    return pull(image, onto.points, onto, mode=mode, padding=padding)
-
-
-def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``(B, C, *)`` values on another sampling of the same field of view: linear up, cell means down."""
-    matrices = []
-    for old, new in zip(values.shape[2:], shape, strict=True):
-        matrices.append(
-            None if old == new else resize_matrix(old, new, values) if new > old else average_matrix(old, new, values)
-        )
-    return apply_separable(values, matrices)
-
-
-def resize_image(image: Image, shape: tuple[int, ...]) -> Image:
-    """``image`` and what lies beside it on a coarser or finer sampling of its own field of view; labels by nearest."""
-    if tuple(shape) == image.grid.shape:
-        return image
-    mask, labels = image.mask, image.labels
-    if mask is not None:
-        mask = (resize(mask.to(image.data.dtype), shape) >= 0.5).to(image.data.dtype)
-    for axis, (old, new) in enumerate(zip(image.grid.shape, shape, strict=True), start=2):
-        if labels is not None:
-            nearest = ((torch.arange(new, device=labels.device) + 0.5) * (old / new)).long()
-            labels = labels.index_select(axis, nearest)
-    return replace(image, data=resize(image.data, shape), grid=image.grid.resized(shape), mask=mask, labels=labels)

@@ -18,7 +18,7 @@ import peers
 import torch
 from tqdm import tqdm
 
-from learnreg.configs import fastest_precision
+from learnreg.configs.schema import fastest_precision
 from learnreg.data.datamodule import RegistrationData
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Subject, read_subjects
@@ -33,19 +33,12 @@ from learnreg.networks import Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import BSplineParametrization, DenseParametrization
-from learnreg.regularization import (
-    Bending,
-    Curvature,
-    Diffusion,
-    Elasticity,
-    Folding,
-    LogJacobian,
-    TotalVariation,
-)
+from learnreg.regularization import Bending, Curvature, Diffusion, Elasticity, Folding, LogJacobian, TotalVariation
+from learnreg.sampling import sample
 from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
 from learnreg.training.module import scores
 from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
-from learnreg.warping import sample, warp
+from learnreg.warping import warp
 
 Piece = Callable[[], torch.Tensor]
 

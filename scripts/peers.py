@@ -25,7 +25,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_image
 from learnreg.methods import Method, Registration
-from learnreg.networks.base import voxels_to_mm
+from learnreg.networks.units import voxels_to_mm
 from learnreg.transforms import Displacement, Transform, chain
 from learnreg.transforms.itk import read_transform
 
@@ -43,10 +43,11 @@ class Greedy(Method):
     """
 
     def __init__(self, iterations: str, sigmas: str, threads: int) -> None:
+        super().__init__()
         self.settings = f"-n {iterations} -s {sigmas}"
         self.threads = threads
 
-    def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
+    def forward(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
         from picsl_greedy import Greedy3D
 
         with tempfile.TemporaryDirectory() as folder:
@@ -73,10 +74,11 @@ class Ants(Method):
     """
 
     def __init__(self, threads: int, **settings: Any) -> None:
+        super().__init__()
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)  # read at its first registration
         self.settings = settings
 
-    def __call__(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
+    def forward(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
         import ants
 
         with tempfile.TemporaryDirectory() as folder:

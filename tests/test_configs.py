@@ -16,7 +16,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from learnreg.configs import check_targets, config_dir, fastest_precision, method_names, register_schema, unknown_key
+from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.files import config_dir, method_names
+from learnreg.configs.schema import fastest_precision, register_schema
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks import UNet

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learnreg.configs import check_targets
+from learnreg.configs.checks import check_targets
 from learnreg.methods import load_method
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,9 +47,10 @@ def test_the_laboratory_s_files_are_a_method_and_a_choice_of_a_training(ideas):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from learnreg.configs import config_dir, register_schema
+    from learnreg.configs.files import config_dir
+    from learnreg.configs.schema import register_schema
 
-    stage = load_method("cauchy.yaml").stages[1]
+    stage = load_method("cauchy.yaml").stages["deformation"]
     assert type(stage.objective.similarity).__name__ == "Cauchy"
     register_schema()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

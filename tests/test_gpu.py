@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from learnreg import register
-from learnreg.configs import config_dir
+from learnreg.configs.files import config_dir
 from learnreg.data.datasets import Case
 from learnreg.methods import load_method
 from learnreg.methods.evaluation import evaluate

@@ -7,12 +7,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
-    ["typing", "configs", "memory"],
+    ["typing", "errors", "configs", "memory"],
     ["grid", "separable", "numerics", "interpolation"],
     ["image", "io", "landmarks"],
-    ["warping", "fields"],
+    ["sampling"],
+    ["fields", "smoothing"],
     ["transforms"],
+    ["warping"],
     ["similarity", "regularization"],
+    ["consistency"],
     ["objective"],
     ["metrics"],
     ["optimization", "networks"],

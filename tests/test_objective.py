@@ -3,9 +3,11 @@ import torch
 
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.objective import LabelOverlap, LandmarkDistance, Objective, Penalty
+from learnreg.objective import Objective, Penalty
 from learnreg.regularization import Diffusion, LogJacobian
 from learnreg.similarity import LNCC, MSE
+from learnreg.supervision import LabelOverlap, LandmarkDistance
+from learnreg.terms import Weighted
 from learnreg.transforms import Affine, Displacement, Velocity
 from tests.conftest import blob_image, make_grid
 
@@ -17,7 +19,7 @@ def make(**kwargs):
 def test_total_is_the_weighted_sum(grid):
     fixed, moving = blob_image(grid), blob_image(grid, (2.0, 0.0, 0.0))
     field = torch.rand(1, 3, *grid.shape, dtype=torch.float64)
-    loss = make(supervision={"dice": LabelOverlap([1, 2], weight=2.0)})(fixed, moving, Displacement(field, grid))
+    loss = make(supervision={"dice": Weighted(LabelOverlap([1, 2]), 2.0)})(fixed, moving, Displacement(field, grid))
     expected = loss.terms["similarity"] + 0.5 * loss.terms["diffusion"] + 2.0 * loss.terms["dice"]
     assert torch.allclose(loss.total, expected)
     assert loss.warped.grid is grid
@@ -51,7 +53,7 @@ def test_both_masks_count(grid):
 
 def test_label_overlap_falls_with_alignment_and_has_a_gradient(grid):
     fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
-    objective = Objective(LNCC(3), supervision={"dice": LabelOverlap([1, 2])})
+    objective = Objective(LNCC(3), supervision={"dice": Weighted(LabelOverlap([1, 2]))})
     field = torch.zeros(1, 3, *grid.shape, dtype=torch.float64, requires_grad=True)
     apart = objective(fixed, moving, Displacement(field, grid)).terms["dice"]
     apart.backward()
@@ -88,7 +90,7 @@ def test_a_penalty_can_be_weighted_otherwise(grid):
 
 
 def test_unsupervised_drops_the_labels(grid):
-    objective = make(supervision={"dice": LabelOverlap([1])})
+    objective = make(supervision={"dice": Weighted(LabelOverlap([1]))})
     image = Image(blob_image(grid).data, grid)
     with pytest.raises(ValueError, match="no labels"):
         objective(image, image, Affine.identity(3, dtype=torch.float64))
@@ -129,7 +131,7 @@ def test_landmark_distance(grid):
     shift = torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64)
     data = blob_image(grid).data
     fixed, moving = Image(data, grid, landmarks=points), Image(data, grid, landmarks=points + shift)
-    objective = Objective(MSE(), supervision={"landmarks": LandmarkDistance(0.1)})
+    objective = Objective(MSE(), supervision={"landmarks": Weighted(LandmarkDistance(), 0.1)})
     loss = objective(fixed, moving, Affine.identity(3, dtype=torch.float64))
     assert float(loss.terms["landmarks"]) == pytest.approx(5, abs=2e-3)
     assert float(loss.total) == pytest.approx(0.5, abs=2e-4)

@@ -57,7 +57,7 @@ def test_landmarks_guide_lungs_that_masks_alone_do_not_tell(real_data):
     fixed, moving = (read_image(lung / f"copd_masks/case_09_{phase}.nii.gz") for phase in ("exp", "insp"))
     ours, theirs = read_landmark_pairs(lung / "copd_landmarks/case_09.csv", fixed.grid, moving.grid)
     method = load_method("lung")
-    method.stages[-1].factors, method.stages[-1].limits = (8.0, 4.0), (40, 40)
+    method.stages["deformation"].factors, method.stages["deformation"].limits = (8.0, 4.0), (40, 40)
     error = {}
     for guided in (False, True):
         pair = [

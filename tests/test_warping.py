@@ -9,9 +9,10 @@ import torch
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
 from learnreg.io import to_sitk
+from learnreg.sampling import resample, resize, resize_image, sample, sample_labels
 from learnreg.transforms import Affine, Displacement
 from learnreg.transforms.itk import to_itk
-from learnreg.warping import resample, resize, resize_image, sample, warp, warp_labels
+from learnreg.warping import warp
 from tests.conftest import DIRECTIONS, blob_image, make_grid, smooth_image
 
 
@@ -79,7 +80,7 @@ def test_labels_where_a_point_is_not_a_number_are_background():
     grid = Grid.regular((8, 8))
     points = torch.tensor([[[0.0, 0.0], [float("nan"), 4.0], [4.0, float("inf")], [float("nan"), float("-inf")]]])
     for mode in ("nearest", "linear"):
-        found = warp_labels(torch.ones(1, 1, 8, 8, dtype=torch.int64), grid, points, mode=mode)
+        found = sample_labels(torch.ones(1, 1, 8, 8, dtype=torch.int64), grid, points, mode=mode)
         assert found.flatten().tolist() == [1, 0, 0, 0]
 
 
@@ -151,7 +152,7 @@ def test_failures(grid):
 def test_linear_labels_are_scipys_maximum(grid):
     labels = torch.randint(0, 4, (1, 1, *grid.shape), generator=torch.Generator().manual_seed(0)) * 7
     points = grid.points + 0.37 * grid.spacing[0]
-    ours = warp_labels(labels, grid, points, mode="linear")[0, 0].numpy()
+    ours = sample_labels(labels, grid, points, mode="linear")[0, 0].numpy()
     index = grid.to_index(points)[0].flip(-1).movedim(-1, 0).numpy()
     shares = np.stack(
         [
@@ -163,9 +164,9 @@ def test_linear_labels_are_scipys_maximum(grid):
     inside = ((index >= -0.5) & (index <= np.array(grid.shape).reshape(3, 1, 1, 1) - 0.5)).all(0)
     assert np.array_equal(ours[sure & inside], 7 * shares.argmax(0)[sure & inside])
     assert (ours[~inside] == 0).all()
-    assert torch.equal(warp_labels(labels, grid, grid.points, mode="linear"), labels)
+    assert torch.equal(sample_labels(labels, grid, grid.points, mode="linear"), labels)
     with pytest.raises(ValueError, match="nearest or linear"):
-        warp_labels(labels, grid, points, mode="cubic")
+        sample_labels(labels, grid, points, mode="cubic")
 
 
 def test_landmarks_go_with_the_image(grid):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from learnreg.errors import InputError
 from learnreg.io import read_image, write_image
+from learnreg.sampling import sample_labels
 from learnreg.transforms.itk import read_transform
-from learnreg.warping import warp, warp_labels
+from learnreg.warping import warp
 
 
 def run(options: argparse.Namespace) -> None:
@@ -14,12 +16,12 @@ def run(options: argparse.Namespace) -> None:
     transform = read_transform(options.transform)
     reference, moving = read_image(options.reference), read_image(options.moving)
     if reference.ndim != moving.ndim:
-        raise ValueError(
+        raise InputError(
             f"The reference is {reference.ndim}-D and the image {moving.ndim}-D; give images of one dimension."
         )
     if options.labels:
         points = transform.map_grid(reference.grid)
-        values = warp_labels(moving.data.round().int(), moving.grid, points)
+        values = sample_labels(moving.data.round().int(), moving.grid, points)
     else:
         values = warp(moving, transform, reference.grid).data
     write_image(values[0], reference.grid, options.output)

@@ -14,11 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import UserError
 from learnreg.apps.register import set_device
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.io import write_atomically
 from learnreg.methods.api import choose_method
@@ -38,10 +38,10 @@ def run(options: argparse.Namespace) -> None:
     else:
         pairs = within(pairs, options.block, options.data)
     if not pairs:
-        raise UserError(f"There is no pair to evaluate in {options.data}; give at least two images (--block 0:2).")
+        raise InputError(f"There is no pair to evaluate in {options.data}; give at least two images (--block 0:2).")
     missing = [s.image for pair in pairs for s in pair if s.labels is None]
     if missing:
-        raise UserError(
+        raise InputError(
             f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels)."
         )
     methods = choose_methods(options)
@@ -61,7 +61,7 @@ def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
     """What to compare, by the name for the table."""
     methods = {Path(name).stem: choose_method(name) for name in options.method}
     if options.refine and not options.checkpoint:
-        raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
+        raise InputError("--refine goes on from a network's answer; give --checkpoint too.")
     for checkpoint in dict.fromkeys(options.checkpoint):
         name = "one-shot" if len(options.checkpoint) == 1 else f"one-shot {checkpoint}"
         methods[name] = choose_method(checkpoint=checkpoint, device=options.device)
@@ -77,7 +77,7 @@ def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list
     if block is None:
         return list(items)
     if block[1] > len(items):
-        raise UserError(f"--block {block[0]}:{block[1]} goes beyond the {len(items)} entries of {data}.")
+        raise InputError(f"--block {block[0]}:{block[1]} goes beyond the {len(items)} entries of {data}.")
     return list(items[block[0] : block[1]])
 
 

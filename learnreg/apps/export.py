@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from learnreg.apps.errors import UserError
+from learnreg.errors import InputError
 from learnreg.networks.checkpoint import release
 
 
@@ -13,6 +13,6 @@ def run(options: argparse.Namespace) -> None:
     """Write the file and say how large it is."""
     output = Path(options.output)
     if output.exists() and not options.overwrite:
-        raise UserError(f"{output} exists; give another file, or --overwrite.")
+        raise InputError(f"{output} exists; give another file, or --overwrite.")
     release(options.checkpoint, output)
     print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB")

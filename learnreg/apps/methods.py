@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from learnreg.configs import config_dir, method_names, model_files
+from learnreg.configs.files import config_dir, method_names, model_files
 
 
 def run(options: argparse.Namespace) -> None:

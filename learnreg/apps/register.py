@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from learnreg import __version__
-from learnreg.apps.errors import UserError
 from learnreg.data.datasets import Case
+from learnreg.errors import InputError
 from learnreg.image import Image, label_values
 from learnreg.io import read_image, write_atomically, write_image
 from learnreg.landmarks import read_landmark_pairs, read_landmarks
@@ -69,20 +69,20 @@ def run(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace, output: Path) -> None:
     """What can be told before anything is computed."""
     if options.checkpoint is not None and options.method is not None:
-        raise UserError("Give --method or --checkpoint, not both.")
+        raise InputError("Give --method or --checkpoint, not both.")
     if options.refine and options.checkpoint is None:
-        raise UserError("--refine goes on from a network's answer; give --checkpoint too.")
+        raise InputError("--refine goes on from a network's answer; give --checkpoint too.")
     if options.weight is not None and options.checkpoint is None:
-        raise UserError("--weight is what a conditioned network is asked for; give --checkpoint too.")
+        raise InputError("--weight is what a conditioned network is asked for; give --checkpoint too.")
     if bool(options.fixed_labels) != bool(options.moving_labels):
-        raise UserError("Give --fixed-labels and --moving-labels together, or neither.")
+        raise InputError("Give --fixed-labels and --moving-labels together, or neither.")
     if options.landmarks and len(options.landmarks) > 2:
-        raise UserError(f"--landmarks takes one file with pairs, or two files, got {len(options.landmarks)}.")
+        raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(options.landmarks)}.")
     if output.exists() and not output.is_dir():
-        raise UserError(f"-o {output} is a file; give a folder.")
+        raise InputError(f"-o {output} is a file; give a folder.")
     existing = [name for name in FILES if (output / name).exists()]
     if existing and not options.overwrite:
-        raise UserError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+        raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 
 
 def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> tuple[Image, Image]:
@@ -94,7 +94,7 @@ def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> 
     else:
         first, second = read_landmarks(files[0], fixed.grid), read_landmarks(files[1], moving.grid)
     if first.shape != second.shape:
-        raise UserError(f"--landmarks: {first.shape[1]} in the fixed and {second.shape[1]} in the moving image.")
+        raise InputError(f"--landmarks: {first.shape[1]} in the fixed and {second.shape[1]} in the moving image.")
     return replace(fixed, landmarks=first), replace(moving, landmarks=second)
 
 
@@ -103,11 +103,11 @@ def set_device(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     if str(options.device).startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {options.device}: PyTorch sees no CUDA device here; use --device cpu.")
+        raise InputError(f"--device {options.device}: PyTorch sees no CUDA device here; use --device cpu.")
     try:
         torch.device(options.device)
     except RuntimeError as error:
-        raise UserError(f"--device {options.device} is unknown; use cpu, cuda or cuda:1.") from error
+        raise InputError(f"--device {options.device} is unknown; use cpu, cuda or cuda:1.") from error
 
 
 def measure(result: Registration) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from learnreg.apps.errors import UserError
+from learnreg.errors import InputError
 from learnreg.reporting.tables import markdown
 
 SHOWN = (("val/dice", 4), ("val/loss", 4), ("val/sd_log_jacobian", 3), ("val/folding", 6))
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
         if not training.best:
             print(f"{training.folder} has no validation yet.")
     if not done:
-        raise UserError("None of these runs has been validated.")
+        raise InputError("None of these runs has been validated.")
     print(markdown(summary(done)))
 
 
@@ -103,9 +103,9 @@ def _folders(given: list[Path]) -> list[Path]:
     found = []
     for folder in given:
         if not folder.is_dir():
-            raise UserError(f"No such folder: {folder}. Give run folders, or the folder they lie in, such as runs.")
+            raise InputError(f"No such folder: {folder}. Give run folders, or the folder they lie in, such as runs.")
         inside = sorted(file.parent for file in folder.rglob("config.yaml") if file.parent.name != ".hydra")
         if not inside:
-            raise UserError(f"{folder} holds no run, which has a config.yaml and metrics/.")
+            raise InputError(f"{folder} holds no run, which has a config.yaml and metrics/.")
         found += inside
     return list(dict.fromkeys(found))

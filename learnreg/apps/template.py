@@ -12,10 +12,10 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import UserError
 from learnreg.apps.evaluate import within
 from learnreg.apps.register import set_device
 from learnreg.data.formats import Subject, read_subjects
+from learnreg.errors import InputError
 from learnreg.io import write_atomically, write_image
 from learnreg.methods.api import choose_method
 from learnreg.methods.groupwise import Template, build_template
@@ -30,11 +30,11 @@ def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     existing = [name for name in FILES if (output / name).exists()]
     if existing and not options.overwrite:
-        raise UserError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+        raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
     set_device(options)
     subjects = within(read_subjects(options.data), options.block, options.data)
     if len({subject.name for subject in subjects}) < len(subjects):
-        raise UserError(f"{options.data} has files of one name in several folders; their transforms need other names.")
+        raise InputError(f"{options.data} has files of one name in several folders; their transforms need other names.")
     images = [subject.read().to(options.device) for subject in subjects]
     shown = not options.quiet and sys.stderr.isatty()
     with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:

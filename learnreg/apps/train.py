@@ -9,8 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learnreg.apps.errors import UserError, reporting_errors
-from learnreg.configs import check_targets, config_dir, register_schema, unknown_key
+from learnreg.apps.errors import reporting_errors
+from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.files import config_dir
+from learnreg.configs.schema import register_schema
+from learnreg.errors import InputError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,7 +37,7 @@ def _task(config: DictConfig) -> float | None:
         try:
             plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
-            raise UserError(_explain(error)) from error
+            raise InputError(_explain(error)) from error
         check_targets(plain)
         return run(plain)
 
@@ -69,7 +72,7 @@ def _check_command_line(arguments: list[str]) -> None:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             compose("train", overrides=overrides, return_hydra_config=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from error
+        raise InputError(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from learnreg.apps.errors import UserError
+from learnreg.errors import InputError
 from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.training.module import RegistrationModule
@@ -55,7 +55,7 @@ def check_launch(config: dict[str, Any]) -> None:
     if HydraConfig.get().mode == RunMode.MULTIRUN and strategy.startswith("ddp"):
         launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
         if launcher != "submitit_slurm":
-            raise UserError(
+            raise InputError(
                 "A sweep (-m) with trainer.strategy=ddp gives each rank other values; "
                 "use devices=1, or the submitit_slurm launcher."
             )
@@ -87,7 +87,7 @@ def begin_with(module: RegistrationModule, checkpoint: str) -> None:
         module.network.load_state_dict(loaded.network.state_dict())
     except RuntimeError as error:
         made = {key: value for key, value in loaded.recipe["network"].items() if key != "_target_"}
-        raise UserError(
+        raise InputError(
             f"start={checkpoint} holds a {type(loaded.network).__name__} of {made}, which does not fit the network of "
             "this training; set network= and its keys to the same."
         ) from error

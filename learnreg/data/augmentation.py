@@ -9,8 +9,9 @@ from torch import nn
 
 from learnreg.data.synthesis import changed_intensities
 from learnreg.image import Image
+from learnreg.sampling import Padding, check_padding
 from learnreg.transforms import Affine, BSpline, chain, spline_lattice
-from learnreg.warping import Padding, check_padding, warp
+from learnreg.warping import warp
 
 
 class RandomTransform(nn.Module):

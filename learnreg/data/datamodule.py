@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
@@ -22,7 +22,8 @@ from learnreg.data.datasets import (
 )
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
-from learnreg.typing import Path
+from learnreg.errors import InputError
+from learnreg.typing import PathLike
 
 
 class RegistrationData(pl.LightningDataModule):
@@ -52,7 +53,7 @@ class RegistrationData(pl.LightningDataModule):
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
         self,
-        path: Path,
+        path: PathLike,
         space: ModelSpace,
         *,
         train: Sequence[int],
@@ -62,8 +63,8 @@ class RegistrationData(pl.LightningDataModule):
         augmentation: Augmentation | None = None,
         num_workers: int = 0,
         pairing: Literal["all", "within"] = "all",
-        atlas: Path | None = None,
-        atlas_labels: Path | None = None,
+        atlas: PathLike | None = None,
+        atlas_labels: PathLike | None = None,
         covariates: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -73,9 +74,9 @@ class RegistrationData(pl.LightningDataModule):
         self.validation_pairs, self.augmentation = validation_pairs, augmentation
         self.num_workers = num_workers
         if pairing not in ("all", "within"):
-            raise ValueError(f"data.pairing is all or within, got {pairing!r}.")
+            raise InputError(f"data.pairing is all or within, got {pairing!r}.")
         self.pairing = pairing
-        files = [None if file is None else FilePath(file).expanduser() for file in (atlas, atlas_labels)]
+        files = [None if file is None else Path(file).expanduser() for file in (atlas, atlas_labels)]
         self.atlas = None if files[0] is None else Subject(files[0], files[1])
         self.covariates = tuple(covariates)
         self.load = ImageCache(space)
@@ -96,7 +97,7 @@ class RegistrationData(pl.LightningDataModule):
         for name, (first, last) in self.blocks.items():
             if not 0 <= first < last <= count:
                 kind = "pairs" if self._pairs else "images"
-                raise ValueError(
+                raise InputError(
                     f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}."
                 )
 
@@ -143,5 +144,5 @@ class RegistrationData(pl.LightningDataModule):
 
 def _block(name: str, ends: Sequence[int]) -> tuple[int, int]:
     if len(ends) != 2:
-        raise ValueError(f"data.{name} takes [first, last), got {list(ends)}.")
+        raise InputError(f"data.{name} takes [first, last), got {list(ends)}.")
     return int(ends[0]), int(ends[1])

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from learnreg.data.formats import Pair, Subject
 from learnreg.data.preprocessing import ModelSpace, normalized
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
 from learnreg.transforms import Transform
@@ -49,7 +50,7 @@ class ImageCache:
 
     def __init__(self, space: ModelSpace) -> None:
         if space.shape is None:
-            raise ValueError("Training needs one shape for all images; set data.space.shape, for example [64, 64, 64].")
+            raise InputError("Training needs one shape for all images; set data.space.shape, for example [64, 64, 64].")
         self.space = space
         self._images: dict[Subject, Image] = {}
 
@@ -108,7 +109,7 @@ class OrderedPairs(PairDataset[S]):
         self, subjects: Sequence[S], load: Callable[[S], Image], *, augmentation: Augmentation | None = None
     ) -> None:
         if len(subjects) < 2:
-            raise ValueError(f"Pairs need at least 2 subjects, got {len(subjects)}.")
+            raise InputError(f"Pairs need at least 2 subjects, got {len(subjects)}.")
         super().__init__((), load, augmentation=augmentation)
         self.subjects = list(subjects)
 
@@ -128,7 +129,7 @@ def within_groups(subjects: Sequence[Subject]) -> list[Pair]:
     """
     pairs = [(f, m) for f, m in permutations(subjects, 2) if f.group is not None and f.group == m.group]
     if not pairs:
-        raise ValueError("No two images have the same `group`; give a CSV with a column of it, or data.pairing=all.")
+        raise InputError("No two images have the same `group`; give a CSV with a column of it, or data.pairing=all.")
     return pairs
 
 

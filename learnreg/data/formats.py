@@ -6,22 +6,23 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 
+from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
 from learnreg.io import SUFFIXES, read_image
-from learnreg.typing import Path
+from learnreg.typing import PathLike
 
 
 @dataclass(frozen=True)
 class Subject:
     """Files of one image, the group it belongs to (a patient seen several times, say), and its covariates."""
 
-    image: FilePath
-    labels: FilePath | None = None
-    mask: FilePath | None = None
+    image: Path
+    labels: Path | None = None
+    mask: Path | None = None
     group: str | None = None
     covariates: tuple[float, ...] = ()
 
@@ -40,7 +41,7 @@ class Subject:
 Pair = tuple[Subject, Subject]
 
 
-def read_subjects(path: Path, covariates: Sequence[str] = ()) -> list[Subject]:
+def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subject]:
     """The images of a data set, in a fixed order.
 
     Args:
@@ -55,7 +56,7 @@ def read_subjects(path: Path, covariates: Sequence[str] = ()) -> list[Subject]:
     """
     file = _existing(path)
     if covariates and file.suffix != ".csv":
-        raise ValueError(f"Covariates are columns of a CSV ({', '.join(covariates)}); {file} is none.")
+        raise InputError(f"Covariates are columns of a CSV ({', '.join(covariates)}); {file} is none.")
     if file.is_dir():
         if (file / "dataset.json").exists():
             return read_subjects(file / "dataset.json")
@@ -64,11 +65,11 @@ def read_subjects(path: Path, covariates: Sequence[str] = ()) -> list[Subject]:
         return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
     rows = _csv_rows(file)
     if "image" not in rows[0]:
-        raise ValueError(f"{file} needs a column `image` (and may have `labels`, `mask`), got {', '.join(rows[0])}.")
+        raise InputError(f"{file} needs a column `image` (and may have `labels`, `mask`), got {', '.join(rows[0])}.")
     return [replace(_csv_subject(row, "", file), covariates=_numbers(row, covariates, file)) for row in rows]
 
 
-def read_pairs(path: Path) -> list[Pair] | None:
+def read_pairs(path: PathLike) -> list[Pair] | None:
     """The pairs that a data set prescribes, or ``None`` where it holds unpaired images.
 
     Args:
@@ -87,89 +88,89 @@ def read_pairs(path: Path) -> list[Pair] | None:
     return [(_csv_subject(row, "fixed", file), _csv_subject(row, "moving", file)) for row in rows]
 
 
-def _existing(path: Path) -> FilePath:
-    file = FilePath(path).expanduser()
+def _existing(path: PathLike) -> Path:
+    file = Path(path).expanduser()
     if not file.exists():
-        raise FileNotFoundError(f"No such data set: {file}. Give a folder, a CSV or a dataset.json.")
+        raise MissingFileError(f"No such data set: {file}. Give a folder, a CSV or a dataset.json.")
     return file
 
 
-def _is_image(file: FilePath) -> bool:
+def _is_image(file: Path) -> bool:
     return file.is_file() and file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
 
 
-def _from_folder(folder: FilePath) -> list[Subject]:
+def _from_folder(folder: Path) -> list[Subject]:
     images = folder / "images" if (folder / "images").is_dir() else folder
     files = sorted(file for file in images.iterdir() if _is_image(file))
     if not files:
-        raise ValueError(f"{images} holds no images ({', '.join(SUFFIXES)}).")
+        raise InputError(f"{images} holds no images ({', '.join(SUFFIXES)}).")
     if images is folder:
         return [Subject(file) for file in files]
     return [Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file)) for file in files]
 
 
-def _beside(folder: FilePath, image: FilePath) -> FilePath | None:
+def _beside(folder: Path, image: Path) -> Path | None:
     file = folder / image.name
     return file if file.exists() else None
 
 
-def _csv_rows(file: FilePath) -> list[dict[str, str]]:
+def _csv_rows(file: Path) -> list[dict[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no CSV; give a folder, a CSV or a dataset.json.") from error
+        raise InputError(f"{file} is no CSV; give a folder, a CSV or a dataset.json.") from error
     if not rows:
-        raise ValueError(f"{file} has no rows; give a header line and one line an image or pair.")
+        raise InputError(f"{file} has no rows; give a header line and one line an image or pair.")
     return rows
 
 
-def _csv_subject(row: Mapping[str, str], prefix: str, file: FilePath) -> Subject:
-    def path(column: str) -> FilePath | None:
+def _csv_subject(row: Mapping[str, str], prefix: str, file: Path) -> Subject:
+    def path(column: str) -> Path | None:
         value = (row.get(column) or "").strip()
         return _member(value, file.parent) if value else None
 
     image = path(prefix or "image")
     if image is None:
-        raise ValueError(f"{file} has a row without `{prefix or 'image'}`.")
+        raise InputError(f"{file} has a row without `{prefix or 'image'}`.")
     before = f"{prefix}_" if prefix else ""
     group = (row.get("group") or "").strip() or None
     return Subject(image, path(f"{before}labels") or path(f"{before}label"), path(f"{before}mask"), group)
 
 
-def _numbers(row: Mapping[str, str], columns: Sequence[str], file: FilePath) -> tuple[float, ...]:
+def _numbers(row: Mapping[str, str], columns: Sequence[str], file: Path) -> tuple[float, ...]:
     try:
         return tuple(float(row[column]) for column in columns)
     except KeyError as error:
-        raise ValueError(f"{file} has no column {error} for a covariate; it has {', '.join(row)}.") from error
+        raise InputError(f"{file} has no column {error} for a covariate; it has {', '.join(row)}.") from error
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} needs a number in {', '.join(columns)} for {row['image']}: {error}.") from error
+        raise InputError(f"{file} needs a number in {', '.join(columns)} for {row['image']}: {error}.") from error
 
 
-def _member(name: str, folder: FilePath) -> FilePath:
-    file = folder / FilePath(name).expanduser()
+def _member(name: str, folder: Path) -> Path:
+    file = folder / Path(name).expanduser()
     if not file.exists():
-        raise FileNotFoundError(f"No such image: {file}, named by the data set in {folder}.")
+        raise MissingFileError(f"No such image: {file}, named by the data set in {folder}.")
     return file
 
 
-def _json_items(file: FilePath, keys: tuple[str, ...], *, required: bool = True) -> list[dict[str, str]]:
+def _json_items(file: Path, keys: tuple[str, ...], *, required: bool = True) -> list[dict[str, str]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no valid JSON: {error}.") from error
+        raise InputError(f"{file} is no valid JSON: {error}.") from error
     for key in keys:
         items = content.get(key)
         if isinstance(items, list) and items:
             return [item if isinstance(item, dict) else {"image": item} for item in items]
     if required:
-        raise ValueError(
+        raise InputError(
             f"{file} has no list {' or '.join(repr(key) for key in keys[:2])} as Learn2Reg's dataset.json has."
         )
     return []
 
 
-def _json_subject(item: Mapping[str, str], folder: FilePath) -> Subject:
+def _json_subject(item: Mapping[str, str], folder: Path) -> Subject:
     labels, mask = item.get("label"), item.get("mask")
     return Subject(
         _member(item["image"], folder),
@@ -178,7 +179,7 @@ def _json_subject(item: Mapping[str, str], folder: FilePath) -> Subject:
     )
 
 
-def _json_pair(item: Mapping[str, str], file: FilePath) -> Pair:
+def _json_pair(item: Mapping[str, str], file: Path) -> Pair:
     """A pair of names; labels and masks lie in Learn2Reg's ``labelsTr`` and ``masksTr`` beside them."""
 
     def subject(name: str) -> Subject:

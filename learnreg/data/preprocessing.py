@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image, crop_to_content, crop_to_view
+from learnreg.sampling import Padding, check_padding, resize_image, sample_image, sample_labels
 from learnreg.transforms import Transform
-from learnreg.warping import Padding, check_padding, pull, resize_image, warp_labels
 
 
 def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:
@@ -30,7 +31,7 @@ def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name:
     low, high = np.quantile(flat, [lower, upper], axis=-1)
     extremes = flat.min(-1), flat.max(-1)
     if (extremes[0] == extremes[1]).any():
-        raise ValueError(f"{name} is constant (every value is {extremes[0].flat[0]:g}); there is nothing to register.")
+        raise InputError(f"{name} is constant (every value is {extremes[0].flat[0]:g}); there is nothing to register.")
     narrow = high - low <= 1e-6 * (extremes[1] - extremes[0])
     low, high = np.where(narrow, extremes[0], low), np.where(narrow, extremes[1], high)
     shape = (*low.shape, *([1] * image.ndim))
@@ -79,7 +80,7 @@ class ModelSpace:
         if isinstance(self.spacing, (int, float)):
             return [float(self.spacing)] * ndim
         if len(self.spacing) != ndim:
-            raise ValueError(
+            raise InputError(
                 f"The model works in {len(self.spacing)}-D (spacing {self.spacing}), the image is {ndim}-D."
             )
         return [float(s) for s in self.spacing]
@@ -97,7 +98,7 @@ class ModelSpace:
         shape = [self.multiple * -(-int(n) // self.multiple) for n in needed]
         if self.shape is not None:
             if len(self.shape) != grid.ndim:
-                raise ValueError(
+                raise InputError(
                     f"The model works in {len(self.shape)}-D (shape {tuple(self.shape)}), the image is {grid.ndim}-D."
                 )
             fits = all(n <= m for n, m in zip(needed, self.shape, strict=True))
@@ -131,8 +132,8 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None, *, p
     points = onto.points if transform is None else transform.map_grid(onto)
     coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)).tolist())
     averaged = resize_image(Image(image.data, image.grid, image.mask), coarse.shape)
-    pulled = pull(averaged, points, onto, padding=padding)
-    labels = None if image.labels is None else warp_labels(image.labels, image.grid, points)
+    pulled = sample_image(averaged, points, onto, padding=padding)
+    labels = None if image.labels is None else sample_labels(image.labels, image.grid, points)
     landmarks = image.landmarks
     if landmarks is not None and transform is not None:
         landmarks = transform.inverse()(landmarks)

@@ -13,10 +13,11 @@ from learnreg.data.datasets import Case, ImageCache, ImagePair, collate
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.data.synthesis import numbered, painted, random_shapes, random_velocity
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.typing import Path
-from learnreg.warping import warp_labels
+from learnreg.sampling import sample_labels
+from learnreg.typing import PathLike
 
 
 class ShapesData(pl.LightningDataModule):
@@ -51,7 +52,7 @@ class ShapesData(pl.LightningDataModule):
         self,
         space: ModelSpace,
         *,
-        path: Path | None = None,
+        path: PathLike | None = None,
         train: Sequence[int] | None = None,
         labels: int = 16,
         size: float = 8.0,
@@ -64,9 +65,9 @@ class ShapesData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if space.shape is None:
-            raise ValueError("Shapes need the size of the images; set data.space.shape, for example [64, 64, 64].")
+            raise InputError("Shapes need the size of the images; set data.space.shape, for example [64, 64, 64].")
         if labels < 2:
-            raise ValueError(f"data.labels is a number of shapes, at least 2, got {labels}.")
+            raise InputError(f"data.labels is a number of shapes, at least 2, got {labels}.")
         self.space, self.path, self.block = space, path, train
         self.labels, self.size = int(labels), float(size)
         self.magnitude, self.smoothness = float(magnitude), float(smoothness)
@@ -88,10 +89,10 @@ class ShapesData(pl.LightningDataModule):
         for subject in read_subjects(self.path)[first:last]:
             labels = load(subject).labels
             if labels is None:
-                raise ValueError(f"{subject.image} has no labels; contrasts are painted from label maps.")
+                raise InputError(f"{subject.image} has no labels; contrasts are painted from label maps.")
             self.maps.append(labels)
         if len(self.maps) < 2:
-            raise ValueError(f"Pairs need the label maps of at least 2 subjects, {self.path} gives {len(self.maps)}.")
+            raise InputError(f"Pairs need the label maps of at least 2 subjects, {self.path} gives {len(self.maps)}.")
 
     def pair(self, generator: torch.Generator) -> ImagePair:
         """Two images with labels, of unrelated contrasts."""
@@ -106,7 +107,7 @@ class ShapesData(pl.LightningDataModule):
     def _painted(self, labels: Tensor, generator: torch.Generator) -> Image:
         grid = self.grid
         velocity = random_velocity(grid, magnitude=self.magnitude, smoothness=self.smoothness, generator=generator)
-        return painted(warp_labels(labels, grid, velocity.map_grid(grid)), grid, generator=generator)
+        return painted(sample_labels(labels, grid, velocity.map_grid(grid)), grid, generator=generator)
 
     def cases(self, count: int | None = None) -> Iterator[Case]:
         """Validation pairs."""

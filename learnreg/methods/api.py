@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from tqdm.auto import tqdm
 
+from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.io import image_from_sitk, read_image
 from learnreg.memory import peak_memory
@@ -18,9 +19,9 @@ from learnreg.methods.one_shot import OneShotMethod
 from learnreg.methods.presets import load_method
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.transforms import Transform
-from learnreg.typing import Path
+from learnreg.typing import PathLike
 
-ImageLike: TypeAlias = Image | sitk.Image | Path
+ImageLike: TypeAlias = Image | sitk.Image | PathLike
 
 
 def register(  # noqa: PLR0913 - what a registration can be told
@@ -28,7 +29,7 @@ def register(  # noqa: PLR0913 - what a registration can be told
     moving: ImageLike,
     method: str | Method = "deformable",
     *,
-    checkpoint: Path | None = None,
+    checkpoint: PathLike | None = None,
     refine: int = 0,
     weight: float | None = None,
     initial: Transform | None = None,
@@ -75,7 +76,7 @@ def register(  # noqa: PLR0913 - what a registration can be told
 def choose_method(
     method: str | Method = "deformable",
     *,
-    checkpoint: Path | None = None,
+    checkpoint: PathLike | None = None,
     refine: int = 0,
     weight: float | None = None,
     device: str = "cpu",
@@ -83,9 +84,9 @@ def choose_method(
     """The method that ``register`` would use."""
     if checkpoint is None:
         if refine:
-            raise ValueError("refine goes on from a network's answer; give a checkpoint too.")
+            raise InputError("refine goes on from a network's answer; give a checkpoint too.")
         if weight is not None:
-            raise ValueError("weight is what a network is asked for; give a checkpoint, or set it in a method's file.")
+            raise InputError("weight is what a network is asked for; give a checkpoint, or set it in a method's file.")
         return method if isinstance(method, Method) else load_method(method)
     loaded = load_checkpoint(checkpoint)
     loaded.network.to(torch.device(device))
@@ -100,6 +101,6 @@ def as_image(image: ImageLike, name: str = "image") -> Image:
         return image_from_sitk(image, name=f"the {name} image")
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
-    raise TypeError(
+    raise InputTypeError(
         f"The {name} image must be a path, a SimpleITK image or a learnreg Image, got {type(image).__name__}."
     )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
+from torch import nn
+
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.optimization import LevelHistory
 from learnreg.transforms import Transform
-from learnreg.typing import Path
+from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
-
-StepCallback = Callable[[int], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +43,18 @@ class Registration:
         """The moving image on the fixed grid, its intensities as given; labels by nearest neighbor."""
         return warp(self.moving, self.transform, self.fixed.grid)
 
-    def save_transform(self, path: Path) -> None:
+    def save_transform(self, path: PathLike) -> None:
         """Write for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.itk.write_transform`."""
         from learnreg.transforms.itk import write_transform
 
         write_transform(self.transform, self.fixed.grid, path)
 
 
-class Method(ABC):
+class Method(nn.Module):
     """``(fixed, moving) -> Registration``, for one pair of any shape, spacing and orientation."""
 
     @abstractmethod
-    def __call__(
+    def forward(
         self,
         fixed: Image,
         moving: Image,
@@ -84,13 +83,13 @@ class Method(ABC):
 def check_pair(fixed: Image, moving: Image) -> None:
     """Raise ``ValueError`` for a pair that no method can register."""
     if fixed.ndim != moving.ndim:
-        raise ValueError(
+        raise InputError(
             f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "
             "register images of one dimension."
         )
     if fixed.batch_size != 1 or moving.batch_size != 1:
-        raise ValueError(f"A method registers one pair, got batches of {fixed.batch_size} and {moving.batch_size}.")
+        raise InputError(f"A method registers one pair, got batches of {fixed.batch_size} and {moving.batch_size}.")
     if fixed.data.shape[1] != moving.data.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"The images have {fixed.data.shape[1]} and {moving.data.shape[1]} channels; give as many in both."
         )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from learnreg.data.datasets import Case
+from learnreg.errors import InputError
 from learnreg.fields import channels_first
 from learnreg.image import Image, label_values
 from learnreg.memory import peak_memory
@@ -24,8 +25,8 @@ from learnreg.metrics import (
 )
 from learnreg.metrics.deformation import sd_log_jacobian_learn2reg
 from learnreg.reporting.tables import markdown
+from learnreg.sampling import sample_image
 from learnreg.transforms import Affine, Transform
-from learnreg.warping import pull
 
 START = "start"
 
@@ -81,7 +82,7 @@ def evaluate(
                 with peak_memory(device) as peak:
                     result = method(*pair)
             except ValueError as error:
-                raise ValueError(f"{name} on {case.name}: {error}") from error
+                raise InputError(f"{name} on {case.name}: {error}") from error
             cpu = time.process_time() - cpu
             transform = result.transform.to("cpu")
             done[name] = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
@@ -113,7 +114,7 @@ def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
         if case.truth is not None:
             row["error_mm"] = _error(case, points)
         if case.fixed.labels is not None and case.moving.labels is not None:
-            warped = pull(case.moving, points, grid).labels
+            warped = sample_image(case.moving, points, grid).labels
             labels = label_values(case.fixed.labels, case.moving.labels)
             if warped is not None and labels:
                 dice = dice_scores(warped, case.fixed.labels, labels)[0]
@@ -124,7 +125,7 @@ def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
         if case.fixed.landmarks is not None and case.moving.landmarks is not None:
             row["tre_mm"] = float(landmark_error(transform, case.fixed, case.moving).nanmean())
         if not row:
-            raise ValueError(
+            raise InputError(
                 f"{case.name} has no labels in common, no landmarks and no true transform; "
                 "there is nothing to evaluate against."
             )
@@ -142,7 +143,7 @@ def landmark_error(transform: Transform, fixed: Image, moving: Image) -> torch.T
         ValueError: There is not one landmark of the moving image for each of the fixed.
     """
     if fixed.landmarks is None or moving.landmarks is None:
-        raise ValueError("Both images need landmarks.")
+        raise InputError("Both images need landmarks.")
     return target_registration_error(transform, fixed.landmarks, moving.landmarks)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from learnreg.data.preprocessing import normalized
+from learnreg.errors import InputError
 from learnreg.fields import channels_first, invert
 from learnreg.grid import Grid
 from learnreg.image import Image
@@ -76,7 +77,7 @@ def build_template(
         2010; Guimond et al., Average brain models: a convergence study, CVIU 2000. Differs in: no sharpening.
     """
     if len(images) < 2 or rounds < 1:
-        raise ValueError(f"A template needs at least 2 images and 1 round, got {len(images)} and {rounds}.")
+        raise InputError(f"A template needs at least 2 images and 1 round, got {len(images)} and {rounds}.")
     grid = images[0].grid if grid is None else grid
     group = [replace(normalized(image, name=f"image {k + 1}"), landmarks=None) for k, image in enumerate(images)]
     start = replace(group[0], labels=None) if grid is images[0].grid else warp(group[0], _identity(grid), grid)

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from learnreg.data.preprocessing import normalized
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.methods.base import Method, Registration, StepCallback, check_pair
-from learnreg.optimization import Stage, run_stages
+from learnreg.methods.base import Method, Registration, check_pair
+from learnreg.optimization import Stage, StageDict, run_stages
 from learnreg.transforms import Transform
+from learnreg.typing import StepCallback
 
 
 class IterativeMethod(Method):
     """Runs stages on the pair, with intensities rescaled to [0, 1].
 
     Args:
-        stages: In order; each starts from what the others found.
+        stages: By name, in order; each starts from what the others found. ``None`` leaves a stage out, so that a
+            preset can drop a stage of the preset it starts from.
+
+    Raises:
+        InputError: There is no stage.
     """
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        if not stages:
-            raise ValueError("IterativeMethod needs at least one stage.")
-        self.stages = tuple(stages)
+    def __init__(self, stages: Mapping[str, Stage | None]) -> None:
+        super().__init__()
+        given = {name: stage for name, stage in stages.items() if stage is not None}
+        if not given:
+            raise InputError("IterativeMethod needs at least one stage.")
+        self.stages: StageDict = StageDict(given)
 
     @property
     def iterations(self) -> int:
-        return sum(stage.iterations for stage in self.stages)
+        return sum(stage.iterations for stage in self.stages.values())
 
-    def __call__(
+    def forward(
         self,
         fixed: Image,
         moving: Image,
@@ -41,6 +49,6 @@ class IterativeMethod(Method):
         began = time.perf_counter()
         target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
         target, source = replace(target, labels=None), replace(source, labels=None)
-        found = run_stages(self.stages, target, source, initial=initial, on_step=on_step)
+        found = run_stages(list(self.stages.values()), target, source, initial=initial, on_step=on_step)
         seconds = time.perf_counter() - began
         return Registration(found.transform, fixed, moving, initial, found.history, seconds)

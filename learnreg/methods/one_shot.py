@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from learnreg.data.preprocessing import ModelSpace, normalized
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.methods.base import Method, Registration, StepCallback, check_pair
+from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.networks import Conditioned
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.optimization import IterativeStage, LevelHistory
 from learnreg.transforms import Transform, align_centers, chain
+from learnreg.typing import StepCallback
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +45,9 @@ class OneShotMethod(Method):
 
     def __init__(self, checkpoint: Checkpoint, *, refine: int = 0, weight: float | None = None) -> None:
         if refine < 0:
-            raise ValueError(f"refine is a number of steps, at least 0, got {refine}.")
+            raise InputError(f"refine is a number of steps, at least 0, got {refine}.")
         if refine and not isinstance(checkpoint.refinement, IterativeStage):
-            raise ValueError("This checkpoint has no refinement stage; train it with one (refinement=default).")
+            raise InputError("This checkpoint has no refinement stage; train it with one (refinement=default).")
         if weight is not None:
             ask(checkpoint.network, weight)
         self.checkpoint, self.refine = checkpoint, int(refine)
@@ -57,7 +59,7 @@ class OneShotMethod(Method):
     def iterations(self) -> int:
         return self.refine
 
-    def __call__(
+    def forward(
         self,
         fixed: Image,
         moving: Image,
@@ -103,10 +105,10 @@ def ask(network: nn.Module, weight: float) -> None:
         ValueError: The network is none, or was not trained for this weight.
     """
     if not isinstance(network, Conditioned):
-        raise ValueError(
+        raise InputError(
             f"This checkpoint's network, {type(network).__name__}, takes no weight; train one with network=conditioned."
         )
     least, greatest = network.between
     if not least <= weight <= greatest:
-        raise ValueError(f"This network was trained for weights from {least:g} to {greatest:g}, got {weight:g}.")
+        raise InputError(f"This network was trained for weights from {least:g} to {greatest:g}, got {weight:g}.")
     network.weight = float(weight)

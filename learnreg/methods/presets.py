@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path as FilePath
+from pathlib import Path
 
-from learnreg.configs import check_targets, config_dir, method_names
+from learnreg.configs.checks import check_targets
+from learnreg.configs.files import config_dir, method_names
+from learnreg.errors import InputError, MissingFileError
 from learnreg.methods.base import Method
 
 
@@ -26,12 +28,12 @@ def load_method(name: str) -> Method:
 
     folder = config_dir()
     if name.endswith((".yaml", ".yml")):
-        file = FilePath(name).expanduser().resolve()
+        file = Path(name).expanduser().resolve()
         if not file.is_file():
-            raise FileNotFoundError(f"No such method file: {file}. Copy one from {folder / 'method'}.")
+            raise MissingFileError(f"No such method file: {file}. Copy one from {folder / 'method'}.")
         config = OmegaConf.load(file)
         if "defaults" in config:
-            raise ValueError(
+            raise InputError(
                 f"{file} has a defaults list; write its objectives out, or put it in conf/method of a checkout."
             )
     else:
@@ -42,7 +44,7 @@ def load_method(name: str) -> Method:
                 if close
                 else f"choose from {', '.join(method_names())}, or give a YAML file."
             )
-            raise ValueError(f"Unknown method {name!r}; {hint}")
+            raise InputError(f"Unknown method {name!r}; {hint}")
         if GlobalHydra.instance().is_initialized():
             raise RuntimeError("load_method composes its own configuration; call it outside of hydra.main.")
         with initialize_config_dir(str(folder), version_base="1.3"):
@@ -51,5 +53,5 @@ def load_method(name: str) -> Method:
     check_targets(plain)
     method = instantiate(plain, _convert_="all")
     if not isinstance(method, Method):
-        raise ValueError(f"{name} describes a {type(method).__name__}, not a Method.")
+        raise InputError(f"{name} describes a {type(method).__name__}, not a Method.")
     return method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.transforms import Transform
@@ -58,7 +59,7 @@ def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
         Hering et al., Learn2Reg, IEEE TMI 2023, and its published evaluation.
     """
     if min(grid.shape) < 5:
-        raise ValueError(f"Learn2Reg's SDlogJ cuts off 2 voxels on each side; {grid.shape} has too few.")
+        raise InputError(f"Learn2Reg's SDlogJ cuts off 2 voxels on each side; {grid.shape} has too few.")
     determinant = jacobian_determinant(displacement, grid)
     for axis in range(1, grid.ndim + 1):
         determinant = determinant.narrow(axis, 2, determinant.shape[axis] - 4)

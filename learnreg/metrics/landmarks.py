@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.transforms import Transform
 from learnreg.typing import PointTensor
 
@@ -23,7 +24,7 @@ def target_registration_error(transform: Transform, fixed: PointTensor, moving: 
         ValueError: The shapes differ.
     """
     if fixed.shape != moving.shape:
-        raise ValueError(
+        raise InputError(
             f"Landmarks must come in pairs, got {tuple(fixed.shape)} fixed and {tuple(moving.shape)} moving."
         )
     return (transform(fixed) - moving).norm(dim=-1)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.typing import LabelTensor
 
 
@@ -25,7 +26,7 @@ def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) 
         ValueError: The shapes differ.
     """
     if warped.shape != fixed.shape:
-        raise ValueError(
+        raise InputError(
             f"dice_scores needs label maps of one shape, got {tuple(warped.shape)} and {tuple(fixed.shape)}."
         )
     scores = []

@@ -1,6 +1,7 @@
 """Networks: ``forward(fixed, moving) -> Transform``."""
 
-from learnreg.networks.base import FieldNetwork, Network, as_network
+from learnreg.networks.adapters import FieldNetwork, as_network
+from learnreg.networks.base import Network
 from learnreg.networks.cascade import Cascade
 from learnreg.networks.conditioned import Conditioned
 from learnreg.networks.keypoints import KeypointNetwork

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.networks.base import Network, as_network
+from learnreg.networks.adapters import as_network
+from learnreg.networks.base import Network
 from learnreg.objective import Objective
 from learnreg.transforms import Transform, chain
 from learnreg.typing import Scalar
@@ -34,7 +36,7 @@ class Cascade(Network):
         super().__init__()
         parts = [as_network(network) for network in networks]
         if len({(network.ndim, network.in_channels) for network in parts}) != 1:
-            raise ValueError("A cascade needs networks that take the same images, at least one.")
+            raise InputError("A cascade needs networks that take the same images, at least one.")
         self.networks = nn.ModuleList(parts)
         self.ndim, self.in_channels = parts[0].ndim, parts[0].in_channels
         self._answers: list[Transform] = []  # of the last pass of a training, until they are scored

@@ -6,19 +6,20 @@ import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learnreg.configs import RELEASED, model_files
+from learnreg.configs.files import RELEASED, model_files
+from learnreg.errors import InputError, MissingFileError
 from learnreg.io import write_atomically
-from learnreg.networks.base import as_network
+from learnreg.networks.adapters import as_network
 from learnreg.objective import Objective
-from learnreg.typing import Path
+from learnreg.typing import PathLike
 
-FORMAT = 2
+FORMAT = 3
 KEY = "learnreg"
 PREFIX = "network."
 TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
@@ -54,7 +55,7 @@ def recipe(
     return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
 
 
-def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
+def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
     """Read a checkpoint of ``train.py``, or a released model.
 
     Tensors and plain values are read, no code; only modules from ``trusted`` packages are built.
@@ -71,7 +72,7 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
     file = find(path)
     stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
     if stored.get("format") != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
             "train again or install the version that wrote it."
         )
@@ -79,17 +80,17 @@ def load_checkpoint(path: Path, *, trusted: Sequence[str] = TRUSTED) -> Checkpoi
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"{file} does not fit its network, {stored['network'].get('_target_')}; the class has changed."
         ) from error
     objective = build(stored["objective"], trusted)
     if not isinstance(objective, Objective):
-        raise ValueError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
+        raise InputError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
     refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
     return Checkpoint(network.eval(), objective.unsupervised(), dict(stored["space"]), stored, refinement)
 
 
-def release(checkpoint: Path, output: Path) -> None:
+def release(checkpoint: PathLike, output: PathLike) -> None:
     """Write a trained network as one small file: weights in half precision, and what they belong to.
 
     Args:
@@ -101,48 +102,48 @@ def release(checkpoint: Path, output: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    target = FilePath(output)
+    target = Path(output)
     if target.suffix != RELEASED:
-        raise ValueError(f"A released model is a {RELEASED} file, got {target.name}.")
+        raise InputError(f"A released model is a {RELEASED} file, got {target.name}.")
     load_checkpoint(checkpoint)  # what cannot be read is not released
     stored, weights = _read_training(find(checkpoint))
     halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
     write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
 
 
-def find(path: Path) -> FilePath:
+def find(path: PathLike) -> Path:
     """The file of a checkpoint, or of a model by its name.
 
     Raises:
         FileNotFoundError: There is neither.
     """
-    file = FilePath(path).expanduser()
+    file = Path(path).expanduser()
     if file.is_file():
         return file
     models = model_files()
     if str(path) in models:
         return models[str(path)]
     known = f" or one of {', '.join(models)}" if models else ""
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints{known}."
     )
 
 
-def _read_training(file: FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
+        raise InputError(
             f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py."
         ) from error
     stored = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(stored, dict) or "state_dict" not in content:
-        raise ValueError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
+        raise InputError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
     weights = content["state_dict"].items()
     return stored, {key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)}
 
 
-def _read_release(file: FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -150,7 +151,7 @@ def _read_release(file: FilePath) -> tuple[dict[str, Any], dict[str, Tensor]]:
             stored = json.loads((content.metadata() or {})[KEY])
             return stored, {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{file} is no model of learnreg; give one written by learnreg export.") from error
+        raise InputError(f"{file} is no model of learnreg; give one written by learnreg export.") from error
 
 
 def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:
@@ -163,16 +164,16 @@ def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Mod
 
     for target in _targets(config):
         if not target.startswith(tuple(trusted)):
-            raise ValueError(
+            raise InputError(
                 f"The checkpoint asks for {target}, outside the trusted {', '.join(trusted)}; "
                 "pass trusted= to allow it."
             )
         try:
             allowed = issubclass(get_class(target), nn.Module)
         except Exception as error:  # hydra raises whatever the import raises
-            raise ValueError(f"The checkpoint asks for {target}, which this installation does not have.") from error
+            raise InputError(f"The checkpoint asks for {target}, which this installation does not have.") from error
         if not allowed:
-            raise ValueError(f"The checkpoint asks for {target}, which is no torch.nn.Module.")
+            raise InputError(f"The checkpoint asks for {target}, which is no torch.nn.Module.")
     module: nn.Module = instantiate(config, _convert_="all")
     return module
 

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.networks.base import Network, as_network, start_near_zero
+from learnreg.networks.adapters import as_network
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import start_near_zero
 from learnreg.objective import Objective
 from learnreg.transforms import Transform
 from learnreg.typing import Scalar
@@ -49,11 +52,11 @@ class Conditioned(Network):
         super().__init__()
         least, greatest = (float(b) for b in between)
         if not 0 < least < greatest:
-            raise ValueError(f"Conditioned needs weights 0 < least < greatest, got {least} and {greatest}.")
+            raise InputError(f"Conditioned needs weights 0 < least < greatest, got {least} and {greatest}.")
         network = as_network(network)
         norms = [m for m in network.modules() if isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d)]
         if not norms:
-            raise ValueError(f"Conditioned needs a network with instance norms; {type(network).__name__} has none.")
+            raise InputError(f"Conditioned needs a network with instance norms; {type(network).__name__} has none.")
         self.network, self.penalty = network, penalty
         self.ndim, self.in_channels = network.ndim, network.in_channels
         self.between = least, greatest

@@ -8,9 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import CONVOLUTIONS, Network, check_architecture, run_blocks, strided_encoder
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import CONVOLUTIONS, check_architecture, run_blocks, strided_encoder
 from learnreg.transforms import Transform, linear_through_landmarks, spline_through_landmarks
 from learnreg.transforms.affine import LinearKind
 from learnreg.typing import PointTensor
@@ -54,9 +56,9 @@ class KeypointNetwork(Network):
         super().__init__()
         widths = check_architecture("KeypointNetwork", ndim, channels)
         if alignment not in get_args(Alignment):
-            raise ValueError(f"A keypoint network aligns by {', '.join(get_args(Alignment))}, not by {alignment!r}.")
+            raise InputError(f"A keypoint network aligns by {', '.join(get_args(Alignment))}, not by {alignment!r}.")
         if keypoints <= ndim + 1:
-            raise ValueError(f"A keypoint network needs at least {ndim + 2} points in {ndim}-D, got {keypoints}.")
+            raise InputError(f"A keypoint network needs at least {ndim + 2} points in {ndim}-D, got {keypoints}.")
         self.ndim, self.in_channels = ndim, in_channels
         self.alignment, self.smoothing = alignment, float(smoothing)
         self.encoder = strided_encoder(ndim, in_channels, widths)

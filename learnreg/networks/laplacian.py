@@ -10,18 +10,13 @@ from torch import Tensor, nn
 from learnreg.fields import exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import (
-    FieldHead,
-    Network,
-    check_architecture,
-    convolution,
-    pad_to_multiple,
-    per_spacing,
-    voxels_to_mm,
-)
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import FieldHead, check_architecture, convolution
+from learnreg.networks.units import pad_to_multiple, per_spacing, voxels_to_mm
+from learnreg.sampling import resize
 from learnreg.transforms import Displacement, Velocity
 from learnreg.typing import FieldTensor
-from learnreg.warping import resize, warp
+from learnreg.warping import warp
 
 
 class LaplacianPyramid(Network):

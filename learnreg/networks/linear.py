@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from learnreg.image import Image
-from learnreg.networks.base import Network, check_architecture, run_blocks, start_near_zero, strided_encoder
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import check_architecture, run_blocks, start_near_zero, strided_encoder
 from learnreg.transforms import Affine
 from learnreg.transforms.affine import LinearKind, linear_basis
 

@@ -10,26 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import (
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import (
     CONVOLUTIONS,
     FieldHead,
-    Network,
     check_architecture,
     convolution,
-    pad_to_multiple,
-    per_spacing,
     run_blocks,
     strided_encoder,
-    voxels_to_mm,
 )
 from learnreg.networks.segmentation import SegmentationHead
+from learnreg.networks.units import pad_to_multiple, per_spacing, voxels_to_mm
 from learnreg.numerics import full_precision
 from learnreg.objective import Objective
+from learnreg.sampling import resize, resize_image, sample
 from learnreg.transforms import Transform, Velocity, chain
 from learnreg.typing import FieldTensor, Scalar
-from learnreg.warping import resize, resize_image, sample
 
 SEGMENTED = 2  # levels whose features learn to tell labels apart
 
@@ -92,12 +91,12 @@ class Pyramid(Network):
         widths = check_architecture("Pyramid", ndim, channels)
         counts = [passes] * len(widths) if isinstance(passes, int) else [int(n) for n in passes]
         if reach < 0 or deep < 0 or segmentation < 0 or min(counts, default=0) < 1 or len(counts) != len(widths):
-            raise ValueError(
+            raise InputError(
                 f"Pyramid needs a reach and weights `deep` and `segmentation` of at least 0 and at least 1 pass on "
                 f"each of {len(widths)} levels, got {reach}, {deep}, {segmentation} and {counts}."
             )
         if symmetric and composed:
-            raise ValueError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
+            raise InputError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
         self.passes, self.symmetric, self.composed, self.deep = counts, symmetric, composed, float(deep)
         self.segmentation = float(segmentation) if segments else 0.0
@@ -198,7 +197,7 @@ class Pyramid(Network):
             labels = pad_to_multiple(image.labels, image.grid, self.stride)[0]
             losses += [head(level.chunk(2)[side], labels) for head, level in zip(self.segment, features, strict=True)]
         if not losses:
-            raise ValueError(
+            raise InputError(
                 "A Pyramid with `segments` learns from labels and the images have none; give labels, or set "
                 "network.segmentation=0."
             )

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from learnreg.networks.base import CONVOLUTIONS
+from learnreg.errors import InputError
+from learnreg.networks.blocks import CONVOLUTIONS
 from learnreg.numerics import full_precision
 from learnreg.similarity.dice import one_hot
 from learnreg.typing import LabelTensor, Scalar
@@ -31,7 +32,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         self.values = [int(v) for v in values]
         if not self.values or 0 in self.values or len(set(self.values)) != len(self.values):
-            raise ValueError(f"Labels that are told apart are different and not 0, at least one; got {self.values}.")
+            raise InputError(f"Labels that are told apart are different and not 0, at least one; got {self.values}.")
         self.conv = CONVOLUTIONS[ndim](channels, len(self.values) + 1, 1)
         self.loss = DiceCELoss(softmax=True, include_background=False, squared_pred=True)
 

@@ -7,16 +7,11 @@ from collections.abc import Sequence
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.networks.base import (
-    Decoder,
-    FieldHead,
-    Network,
-    Output,
-    as_transform,
-    check_output,
-    pad_to_multiple,
-)
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import Decoder, FieldHead
+from learnreg.networks.units import Output, as_transform, check_output, pad_to_multiple
 from learnreg.transforms import Transform
 
 LEVELS = 4
@@ -58,7 +53,7 @@ class SwinNetwork(Network):
         super().__init__()
         check_output("SwinNetwork", output)
         if ndim not in (2, 3) or len(depths) != LEVELS or len(heads) != LEVELS:
-            raise ValueError(
+            raise InputError(
                 f"SwinNetwork needs ndim 2 or 3 and {LEVELS} depths and heads, got ndim={ndim}, "
                 f"depths={list(depths)}, heads={list(heads)}."
             )

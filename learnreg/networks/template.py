@@ -8,12 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.networks.base import CONVOLUTIONS, Network, as_network, convolution, start_near_zero
+from learnreg.networks.adapters import as_network
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import CONVOLUTIONS, convolution, start_near_zero
 from learnreg.objective import Objective
+from learnreg.sampling import resize
 from learnreg.transforms import Transform
 from learnreg.typing import Scalar
-from learnreg.warping import resize
 
 
 class LearnedTemplate(Network):
@@ -42,7 +45,7 @@ class LearnedTemplate(Network):
         super().__init__()
         network = as_network(network)
         if len(shape) != network.ndim or not 0 <= momentum < 1:
-            raise ValueError(
+            raise InputError(
                 f"LearnedTemplate needs a shape of {network.ndim} axes and a momentum from 0 to below 1, "
                 f"got {list(shape)} and {momentum}."
             )
@@ -73,7 +76,7 @@ class LearnedTemplate(Network):
             ValueError: The images have another shape.
         """
         if like.grid.shape != tuple(self.values.shape[2:]):
-            raise ValueError(
+            raise InputError(
                 f"The template has {tuple(self.values.shape[2:])} voxels, the images {like.grid.shape}; set "
                 "network.shape to data.space.shape."
             )
@@ -133,7 +136,7 @@ class ConditionalTemplate(LearnedTemplate):
         super().__init__(network, shape, centering=centering, momentum=momentum)
         ranges = [[float(end) for end in ends] for ends in between]
         if not ranges or any(len(ends) != 2 or ends[0] >= ends[1] for ends in ranges):
-            raise ValueError(
+            raise InputError(
                 f"ConditionalTemplate needs between=[[least, greatest], ...], a range a covariate, got {ranges}."
             )
         self.ranges: Tensor
@@ -154,7 +157,7 @@ class ConditionalTemplate(LearnedTemplate):
         wanted = len(self.ranges)
         if covariates is None or covariates.shape != (count, wanted):
             got = "none" if covariates is None else tuple(covariates.shape)
-            raise ValueError(
+            raise InputError(
                 f"This template depends on {wanted} covariate(s) for each of {count} image(s), got {got}; name the "
                 "columns of the data's CSV in data.covariates, or set Image.covariates."
             )

@@ -6,19 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.networks.base import (
-    Decoder,
-    FieldHead,
-    Network,
-    Output,
-    as_transform,
-    check_architecture,
-    check_output,
-    pad_to_multiple,
-    run_blocks,
-    strided_encoder,
-)
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import Decoder, FieldHead, check_architecture, run_blocks, strided_encoder
+from learnreg.networks.units import Output, as_transform, check_output, pad_to_multiple
 from learnreg.transforms import Transform
 
 
@@ -63,7 +55,7 @@ class UNet(Network):
         check_output("UNet", output)
         levels = [2**k for k in range(len(widths) + 1)]
         if resolution not in levels:
-            raise ValueError(f"UNet of {len(widths)} widths has a field at every {levels} voxels, not {resolution}.")
+            raise InputError(f"UNet of {len(widths)} widths has a field at every {levels} voxels, not {resolution}.")
         self.ndim, self.output, self.steps, self.in_channels = ndim, output, steps, in_channels
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, 2 * in_channels, widths)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import FieldHead, Network, convolution, per_spacing, voxels_to_mm
+from learnreg.networks.base import Network
+from learnreg.networks.blocks import FieldHead, convolution
+from learnreg.networks.units import per_spacing, voxels_to_mm
+from learnreg.sampling import resize
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.transforms import Velocity
 from learnreg.typing import FieldTensor
-from learnreg.warping import resize, warp
+from learnreg.warping import warp
 
 
 class Unrolled(Network):
@@ -22,7 +27,7 @@ class Unrolled(Network):
     training passes through the updates, not through the derivative of the gradient.
 
     Args:
-        similarity: ``(warped, fixed, mask) -> scalar``, lower is better.
+        similarity: What each step descends on.
         ndim: 2 or 3.
         width: Channels of the network of the updates, shared by the steps of a level.
         factors: The velocity lies at every so many voxels, coarse to fine.
@@ -40,7 +45,7 @@ class Unrolled(Network):
 
     def __init__(
         self,
-        similarity: nn.Module,
+        similarity: Similarity,
         ndim: int = 3,
         *,
         width: int = 24,
@@ -51,7 +56,7 @@ class Unrolled(Network):
     ) -> None:
         super().__init__()
         if len(factors) != len(iterations) or not factors or ndim not in (2, 3):
-            raise ValueError(
+            raise InputError(
                 f"Unrolled needs ndim 2 or 3 and as many iterations as factors, got ndim={ndim}, "
                 f"{list(iterations)} for {list(factors)}."
             )
@@ -76,16 +81,25 @@ class Unrolled(Network):
             velocity = resize(velocity, grid.shape)
             level = fixed.grid.coarsened(max(1, factor // 2), smallest=8)
             target, source = (Image(resize(image.data, level.shape), level) for image in (fixed, moving))
+            compare = self.similarity.prepare(target.data)
             for _ in range(iterations):
-                velocity = velocity + self._update(velocity, grid, target, source, update)
+                velocity = velocity + self._update(velocity, grid, target, source, update, compare)
         return Velocity(velocity, grid, self.steps)
 
-    def _update(self, velocity: FieldTensor, grid: Grid, fixed: Image, moving: Image, update: nn.Module) -> Tensor:
+    def _update(
+        self,
+        velocity: FieldTensor,
+        grid: Grid,
+        fixed: Image,
+        moving: Image,
+        update: nn.Module,
+        compare: Comparison,
+    ) -> Tensor:
         """What is added to the velocity, mm."""
         with torch.enable_grad():
             here = velocity.detach().requires_grad_()
             warped = warp(moving, Velocity(here, grid, self.steps), fixed.grid)
-            (gradient,) = torch.autograd.grad(self.similarity(warped.data, fixed.data, None), here)
+            (gradient,) = torch.autograd.grad(compare(warped.data), here)
         dims = list(range(1, gradient.ndim))
         gradient = gradient / gradient.square().mean(dims, keepdim=True).sqrt().clamp(min=1e-12)
         seen = torch.cat([fixed.data, warped.data.detach(), fixed.data - warped.data.detach()], dim=1)

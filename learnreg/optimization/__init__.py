@@ -8,18 +8,11 @@ from learnreg.optimization.features import IntensityAndGradient, SelfSimilarity
 from learnreg.optimization.flows import ShootingParametrization, TimeVaryingParametrization, shoot
 from learnreg.optimization.freeform import BSplineParametrization, KernelParametrization
 from learnreg.optimization.initialization import CenterOfMass, CenterOfView, LandmarkStart, Moments, RotationSearch
+from learnreg.optimization.iterative import FieldStage, IterativeStage, LinearStage
 from learnreg.optimization.linear import LinearParametrization
 from learnreg.optimization.optimizers import LargestStep, LineSearch, VectorAdam
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
-from learnreg.optimization.stages import (
-    FieldStage,
-    IterativeStage,
-    LevelHistory,
-    LinearStage,
-    Stage,
-    StageResult,
-    run_stages,
-)
+from learnreg.optimization.stage import LevelHistory, Stage, StageDict, StageResult, run_stages
 from learnreg.optimization.symmetric import SymmetricParametrization
 
 __all__ = [
@@ -48,6 +41,7 @@ __all__ = [
     "SelfSimilarity",
     "ShootingParametrization",
     "Stage",
+    "StageDict",
     "StageResult",
     "SymmetricParametrization",
     "TimeVaryingParametrization",

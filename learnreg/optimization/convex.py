@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.fields import compose
 from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
-from learnreg.optimization.descent import StepCallback
 from learnreg.optimization.features import SelfSimilarity
-from learnreg.optimization.stages import Stage, StageResult, at_level
+from learnreg.optimization.iterative import at_level
+from learnreg.optimization.stage import Stage, StageResult
+from learnreg.sampling import resize, sample_image
 from learnreg.separable import apply_separable, box_matrix
 from learnreg.transforms import Displacement, Transform
-from learnreg.typing import FieldTensor
-from learnreg.warping import pull, resize
+from learnreg.typing import FieldTensor, StepCallback
 
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
@@ -54,7 +55,7 @@ class ConvexStage(Stage):
     ) -> None:
         super().__init__()
         if spacing < 1 or reach < 1:
-            raise ValueError(f"ConvexStage needs a spacing and reach of at least 1, got {spacing} and {reach}.")
+            raise InputError(f"ConvexStage needs a spacing and reach of at least 1, got {spacing} and {reach}.")
         self.features = SelfSimilarity() if features is None else features
         self.factor, self.spacing, self.reach = float(factor), int(spacing), int(reach)
         self.couplings, self.consistent = tuple(float(c) for c in couplings), consistent
@@ -71,7 +72,7 @@ class ConvexStage(Stage):
         target, source = at_level(fixed, self.factor), at_level(moving, self.factor)
         grid = target.grid
         points = grid.points if initial is None else initial.map_grid(grid)
-        source = pull(source, points, grid, padding="border")
+        source = sample_image(source, points, grid, padding="border")
         control = grid.resized([max(4, -(-n // self.spacing)) for n in grid.shape])
         first, second = (resize(self.features(image).data, control.shape) for image in (target, source))
         field = self.search(first, second, control)

@@ -8,17 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.fields import image_gradient
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.dense import CompositiveParametrization
-from learnreg.optimization.descent import Descent, Search, StepCallback
+from learnreg.optimization.descent import Descent, Search
+from learnreg.optimization.iterative import IterativeStage
 from learnreg.optimization.parametrization import Parametrization
-from learnreg.optimization.stages import IterativeStage
+from learnreg.sampling import sample_image
 from learnreg.similarity import MSE
 from learnreg.transforms import Transform, chain
-from learnreg.warping import pull
+from learnreg.typing import StepCallback
 
 Force = Literal["fixed", "moving", "symmetric"]
 
@@ -60,7 +62,7 @@ class DemonsStage(IterativeStage):
         tolerance: float = 0.01,
     ) -> None:
         if force not in ("fixed", "moving", "symmetric"):
-            raise ValueError(f"Unknown force {force!r}; choose fixed, moving or symmetric.")
+            raise InputError(f"Unknown force {force!r}; choose fixed, moving or symmetric.")
         super().__init__(Objective(MSE()), factors, iterations, learning_rate=longest, tolerance=tolerance)
         self.force, self.longest = force, float(longest)
         self.fluid, self.elastic, self.squarings = float(fluid), float(elastic), int(squarings)
@@ -85,7 +87,7 @@ class DemonsStage(IterativeStage):
         run = Search([parameters.field], settings, on_step)
         while run.goes_on():
             points = chain(parameters(fixed, moving), initial).map_grid(fixed.grid)
-            warped = pull(moving, points, fixed.grid)
+            warped = sample_image(moving, points, fixed.grid)
             difference = fixed.data - warped.data
             of_warped = of_fixed if self.force == "fixed" else image_gradient(warped.data, fixed.grid)
             gradient = (of_fixed + of_warped) / 2 if self.force == "symmetric" else of_warped

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.fields import compose, exponential, jacobian_determinant, logarithm
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.optimization.parametrization import Parametrization
-from learnreg.regularization import gaussian_smoothing
+from learnreg.sampling import resize
 from learnreg.separable import apply_separable, rows_of, slabs
+from learnreg.smoothing import gaussian_smoothing
 from learnreg.transforms import Displacement, Transform, Velocity
 from learnreg.typing import FieldTensor
-from learnreg.warping import resize
 
 FieldKind = Literal["displacement", "velocity"]
 LEAST_VOLUME = 0.01  # of a voxel after the flow, as a share of before
@@ -113,7 +114,7 @@ def folded(transform: Displacement, grid: Grid) -> Tensor:
 def check_kind(kind: str) -> None:
     """Raise ``ValueError`` unless ``kind`` names what a field stands for."""
     if kind not in ("displacement", "velocity"):
-        raise ValueError(f"Unknown field {kind!r}; choose displacement or velocity.")
+        raise InputError(f"Unknown field {kind!r}; choose displacement or velocity.")
 
 
 def starting_field(start: Transform | None, grid: Grid, kind: FieldKind, *, steps: int) -> FieldTensor:
@@ -132,7 +133,7 @@ def starting_field(start: Transform | None, grid: Grid, kind: FieldKind, *, step
         velocity, residual = logarithm(start.displacement(grid), grid, steps=steps)
     nearest = NEAR * float(grid.spacing.min())
     if bool((residual > nearest).any()):
-        raise ValueError(
+        raise InputError(
             f"No stationary velocity comes nearer than {float(residual.max()):.3g} mm to the {type(start).__name__} "
             "that the search should start from; give it as `initial`, or search a displacement."
         )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.transforms import Transform
+from learnreg.typing import StepCallback
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
-StepCallback = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ def descend(
     optimizer = settings.optimizer(parameters, lr=settings.learning_rate)
     search = Search(parameters, settings, on_step)
 
+    score = objective.prepare(fixed, moving, initial)
+
     def evaluate() -> Tensor:
-        loss = objective(fixed, moving, parametrization(fixed, moving), initial).total
+        loss = score(parametrization(fixed, moving)).total
         search.record(loss.detach())
         if torch.is_grad_enabled():
             optimizer.zero_grad(set_to_none=True)
@@ -87,7 +89,7 @@ def descend(
         parametrization.after_step(fixed)
     if search.losses:
         with torch.no_grad():
-            search.best.offer(objective(fixed, moving, parametrization(fixed, moving), initial).total.detach())
+            search.best.offer(score(parametrization(fixed, moving)).total.detach())
     return search.finish()
 
 
@@ -164,7 +166,7 @@ def has_converged(losses: list[Tensor], settings: Descent) -> bool:
     """
     values = torch.stack(losses).tolist()
     if not all(value == value and abs(value) != float("inf") for value in values[-settings.window :]):
-        raise ValueError(
+        raise InputError(
             "The registration diverged: the loss is not finite. "
             "Use a smaller learning rate or a larger regularization weight."
         )

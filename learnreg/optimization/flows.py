@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.fields import jacobian_matrix
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.numerics import full_precision
 from learnreg.optimization.dense import starting_field
 from learnreg.optimization.parametrization import Parametrization
-from learnreg.regularization import gaussian_smoothing
+from learnreg.sampling import resize
+from learnreg.smoothing import gaussian_smoothing
 from learnreg.transforms import Composite, Transform, Velocity
 from learnreg.typing import FieldTensor
-from learnreg.warping import resize
 
 
 class TimeVaryingParametrization(Parametrization):
@@ -46,7 +47,7 @@ class TimeVaryingParametrization(Parametrization):
     ) -> None:
         super().__init__()
         if intervals < 1:
-            raise ValueError(f"A flow needs at least one interval, got {intervals}.")
+            raise InputError(f"A flow needs at least one interval, got {intervals}.")
         self.intervals, self.coarsening, self.steps = int(intervals), float(coarsening), int(steps)
         self.grid = grid.coarsened(coarsening, smallest=4)
         constant = starting_field(start, self.grid, "velocity", steps=steps + 2) / intervals
@@ -92,9 +93,9 @@ class ShootingParametrization(Parametrization):
     ) -> None:
         super().__init__()
         if start is not None:
-            raise ValueError("A shooting cannot start from a transform; give it as `initial`.")
+            raise InputError("A shooting cannot start from a transform; give it as `initial`.")
         if sigma <= 0:
-            raise ValueError(f"A shooting needs a positive sigma, got {sigma}.")
+            raise InputError(f"A shooting needs a positive sigma, got {sigma}.")
         self.sigma, self.intervals = float(sigma), int(intervals)
         self.coarsening, self.steps = float(coarsening), int(steps)
         self.grid = grid.coarsened(coarsening, smallest=4)

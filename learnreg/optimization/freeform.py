@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,13 @@ from learnreg.image import Image
 from learnreg.optimization.dense import FieldKind, check_kind, starting_field
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.transforms import BSpline, Kernel, Transform, Velocity, fit_bspline, kernel_lattice, spline_lattice
-from learnreg.transforms.kernels import Wendland
+from learnreg.transforms.radial_functions import Wendland
 from learnreg.typing import FieldTensor
 
+SplineT = TypeVar("SplineT", BSpline, Kernel)
 
-class FreeFormParametrization(Parametrization):
+
+class FreeFormParametrization(Parametrization, Generic[SplineT]):
     """Control points whose functions add up to a displacement, or to a velocity that is integrated.
 
     Args:
@@ -50,6 +53,7 @@ class FreeFormParametrization(Parametrization):
         self.grid = grid if kind == "displacement" else grid.coarsened(sampling, smallest=4)
         self.lattice = self.lattice_over(grid)
         coefficients = grid.affine.new_zeros(1, grid.ndim, *self.lattice.shape)
+        self.prototype: SplineT = self.spline(coefficients).with_basis(self.grid)
         if start is not None:
             coefficients = self.fitted(starting_field(start, self.grid, kind, steps=steps))
         self.coefficients = nn.Parameter(coefficients)
@@ -59,8 +63,12 @@ class FreeFormParametrization(Parametrization):
         """Where the control points lie for a level."""
 
     @abstractmethod
-    def spline(self, coefficients: FieldTensor) -> BSpline | Kernel:
+    def spline(self, coefficients: FieldTensor) -> SplineT:
         """The field of the coefficients, as a displacement."""
+
+    def on_level(self, coefficients: FieldTensor) -> SplineT:
+        """The field of the coefficients, with the basis of the level's grid."""
+        return replace(self.prototype, coefficients=coefficients)
 
     @abstractmethod
     def fitted(self, field: FieldTensor) -> FieldTensor:
@@ -74,18 +82,18 @@ class FreeFormParametrization(Parametrization):
         return self._transform(self.coefficients)
 
     def _transform(self, coefficients: Tensor) -> Transform:
-        spline = self.spline(coefficients)
+        spline = self.on_level(coefficients)
         if self.kind == "displacement":
             return spline
         return Velocity(spline.displacement(self.grid), self.grid, self.steps)
 
-    def refined(self, grid: Grid) -> FreeFormParametrization:
+    def refined(self, grid: Grid) -> FreeFormParametrization[SplineT]:
         with torch.no_grad():
             now = self._transform(self.coefficients)
         return type(self)(grid, now, **self.settings())
 
 
-class BSplineParametrization(FreeFormParametrization):
+class BSplineParametrization(FreeFormParametrization[BSpline]):
     """B-splines on a lattice, see :class:`learnreg.transforms.BSpline` and :class:`FreeFormParametrization`.
 
     Args:
@@ -129,7 +137,7 @@ class BSplineParametrization(FreeFormParametrization):
         return {**super().settings(), "order": self.order}
 
 
-class KernelParametrization(FreeFormParametrization):
+class KernelParametrization(FreeFormParametrization[Kernel]):
     """Wendland's functions on a lattice, see :class:`learnreg.transforms.Kernel` and :class:`FreeFormParametrization`.
 
     Args:
@@ -166,7 +174,7 @@ class KernelParametrization(FreeFormParametrization):
 
     def fitted(self, field: FieldTensor) -> FieldTensor:
         shape = (field.shape[0], self.grid.ndim, *self.lattice.shape)
-        return least_squares(lambda c: self.spline(c).displacement(self.grid), field, shape)
+        return least_squares(lambda c: self.on_level(c).displacement(self.grid), field, shape)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "smoothness": self.smoothness}

@@ -11,17 +11,11 @@ from torch import Tensor
 
 from learnreg.image import Image
 from learnreg.objective import Objective
-from learnreg.optimization.descent import StepCallback
-from learnreg.optimization.stages import (
-    LinearStage,
-    Stage,
-    StageResult,
-    at_level,
-    center_of_mass,
-    compose_found,
-    mass_moments,
-)
+from learnreg.optimization.iterative import LinearStage, at_level
+from learnreg.optimization.moments import center_of_mass, mass_moments
+from learnreg.optimization.stage import Stage, StageResult, compose_found
 from learnreg.transforms import Affine, Displacement, Transform, align_centers, spline_through_landmarks
+from learnreg.typing import StepCallback
 
 
 class CenterOfView(Stage):
@@ -154,8 +148,9 @@ def totals(
     objective: Objective, found: Sequence[Affine], fixed: Image, moving: Image, initial: Transform | None
 ) -> list[float]:
     """The objective of each candidate."""
+    score = objective.prepare(fixed, moving, initial)
     with torch.no_grad():
-        return [float(objective(fixed, moving, candidate, initial).total) for candidate in found]
+        return [float(score(candidate).total) for candidate in found]
 
 
 class Moments(Stage):

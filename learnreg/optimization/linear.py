@@ -7,6 +7,7 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.transforms import Affine
@@ -57,14 +58,14 @@ class LinearParametrization(Parametrization):
         linear = start.matrix[0, :ndim, :ndim].detach().double().cpu().numpy()
         generator = scipy.linalg.logm(linear)
         if np.iscomplexobj(generator) and np.abs(generator.imag).max() > 1e-6:
-            raise ValueError("The start of a linear stage mirrors or turns by 180 degrees; give it as `initial`.")
+            raise InputError("The start of a linear stage mirrors or turns by 180 degrees; give it as `initial`.")
         target = torch.from_numpy(np.real(generator)).reshape(-1)
         basis = self.basis.double().cpu().flatten(1).T
         weights = (
             torch.linalg.lstsq(basis, target.unsqueeze(1)).solution[:, 0] if basis.shape[1] else target.new_zeros(0)
         )
         if bool((basis @ weights - target).abs().max() > 1e-4):
-            raise ValueError(
+            raise InputError(
                 f"The start is not a {self.kind} map; choose a kind that includes it, or give it as `initial`."
             )
         with torch.no_grad():

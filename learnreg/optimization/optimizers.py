@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
+
 Closure = Callable[[], Tensor]
 
 
@@ -96,7 +98,7 @@ class LineSearch(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         if closure is None:
-            raise ValueError("LineSearch needs a closure that evaluates the objective; descend() gives one.")
+            raise InputError("LineSearch needs a closure that evaluates the objective; descend() gives one.")
         loss = _evaluated(closure)
         group: dict[str, Any] = self.param_groups[0]
         parameters = [p for p in group["params"] if p.grad is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.optimization.dense import DenseParametrization
@@ -53,6 +54,6 @@ def _shared_out(start: Transform | None) -> tuple[Transform | None, Transform | 
         return start.fixed_side, start.moving_side
     if isinstance(start, Velocity):
         return Velocity(-start.field / 2, start.grid, start.steps), Velocity(start.field / 2, start.grid, start.steps)
-    raise ValueError(
+    raise InputError(
         f"A symmetric search cannot start from a {type(start).__name__}; give it as `initial`, or a velocity."
     )

@@ -3,34 +3,25 @@
 Beside them: consistency of two transforms, and the smoothing of fields that demons use.
 """
 
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.bending import Bending, bending_loss
-from learnreg.regularization.consistency import (
-    GradICON,
-    InverseConsistency,
-    gradicon_loss,
-    inverse_consistency_loss,
-)
 from learnreg.regularization.curvature import Curvature, curvature_loss
 from learnreg.regularization.diffusion import Diffusion, diffusion_loss
 from learnreg.regularization.divergence import Divergence, divergence_loss
 from learnreg.regularization.elasticity import Elasticity, elasticity_loss
 from learnreg.regularization.folding import Folding, folding_loss
 from learnreg.regularization.log_jacobian import LogJacobian, log_jacobian_loss
-from learnreg.regularization.smoothing import GaussianSmoothing, GraphDiffusion, gaussian_smoothing, graph_diffusion
 from learnreg.regularization.sparsity import Sparsity, sparsity_loss
 from learnreg.regularization.total_variation import TotalVariation, total_variation_loss
 
 __all__ = [
+    "Regularizer",
     "Bending",
     "Curvature",
     "Diffusion",
     "Divergence",
     "Elasticity",
     "Folding",
-    "GaussianSmoothing",
-    "GradICON",
-    "GraphDiffusion",
-    "InverseConsistency",
     "LogJacobian",
     "Sparsity",
     "TotalVariation",
@@ -40,10 +31,6 @@ __all__ = [
     "divergence_loss",
     "elasticity_loss",
     "folding_loss",
-    "gaussian_smoothing",
-    "gradicon_loss",
-    "graph_diffusion",
-    "inverse_consistency_loss",
     "log_jacobian_loss",
     "sparsity_loss",
     "total_variation_loss",

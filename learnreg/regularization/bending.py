@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -38,7 +37,7 @@ def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -
     return total
 
 
-class Bending(nn.Module):
+class Bending(Regularizer):
     """Second-order smoothness, free for affine maps, see :func:`bending_loss`."""
 
     def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -39,7 +38,7 @@ def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
     return cell_mean(laplacian.square(), weight).mean() if axes else laplacian
 
 
-class Curvature(nn.Module):
+class Curvature(Regularizer):
     """Second-order smoothness of the Laplacian, see :func:`curvature_loss`."""
 
     def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import at_cells, spacing_along
 from learnreg.separable import slabs
 from learnreg.typing import FieldTensor, Scalar, Tensor
@@ -71,7 +71,7 @@ class _SquaredGradient(torch.autograd.Function):
         return gradient * outer.reshape(-1, *[1] * (gradient.ndim - 1)), None, None
 
 
-class Diffusion(nn.Module):
+class Diffusion(Regularizer):
     """First-order smoothness, see :func:`diffusion_loss`. The usual choice for velocities."""
 
     def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, gradient
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -26,7 +25,7 @@ def divergence_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None
     return cell_mean(divergence.square().unsqueeze(1), weight).mean()
 
 
-class Divergence(nn.Module):
+class Divergence(Regularizer):
     """Incompressibility of a velocity, see :func:`divergence_loss`."""
 
     def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, gradient
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -36,7 +35,7 @@ def elasticity_loss(
     return cell_mean((mu / 4 * strain + lam / 2 * divergence).unsqueeze(1), weight).mean()
 
 
-class Elasticity(nn.Module):
+class Elasticity(Regularizer):
     """Linear elasticity, see :func:`elasticity_loss`."""
 
     def __init__(self, mu: float = 1.0, lam: float = 0.0) -> None:

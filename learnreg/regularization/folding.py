@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, corner_determinants
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -31,7 +30,7 @@ def folding_loss(displacement: FieldTensor, grid: Grid, weight: Tensor | None = 
     return cell_mean(short.mean(1, keepdim=True), weight).mean()
 
 
-class Folding(nn.Module):
+class Folding(Regularizer):
     """Negative Jacobian determinants, see :func:`folding_loss`; for a penalty on the displacement."""
 
     def __init__(self, margin: float = 0.0) -> None:

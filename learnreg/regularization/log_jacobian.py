@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
 
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, corner_determinants
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -37,7 +37,7 @@ def log_jacobian_loss(
     return cell_mean(log.square().mean(1, keepdim=True), weight).mean()
 
 
-class LogJacobian(nn.Module):
+class LogJacobian(Regularizer):
     """Change of volume, see :func:`log_jacobian_loss`; for a penalty on the displacement."""
 
     def __init__(self, floor: float = 0.05) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -26,7 +25,7 @@ def sparsity_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None, 
     return cell_mean((field.square().sum(1, keepdim=True) + floor**2).sqrt() - floor, weight).mean()
 
 
-class Sparsity(nn.Module):
+class Sparsity(Regularizer):
     """L1 norm of the vectors, see :func:`sparsity_loss`: few of them move."""
 
     def __init__(self, floor: float = 1e-3) -> None:

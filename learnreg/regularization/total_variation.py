@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
+from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, gradient, spacing_along
 from learnreg.typing import FieldTensor, Scalar, Tensor
 
@@ -48,7 +47,7 @@ def total_variation_loss(
     return total
 
 
-class TotalVariation(nn.Module):
+class TotalVariation(Regularizer):
     """Total variation, see :func:`total_variation_loss`. For sliding organs."""
 
     def __init__(self, *, isotropic: bool = True, floor: float = 1e-3) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from learnreg.fields import channels_first, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_atomically
+from learnreg.sampling import sample_image
 from learnreg.transforms import Affine, Transform
-from learnreg.typing import Path
-from learnreg.warping import pull, warp
+from learnreg.typing import PathLike
+from learnreg.warping import warp
 
 Slice = NDArray[np.float32]
 
@@ -44,7 +45,7 @@ def registration_figure(
         points = transform.map_grid(grid)
         displacement = channels_first(points - grid.points)
         start = warp(moving, before, grid).data
-        warped = pull(moving, points, grid).data
+        warped = sample_image(moving, points, grid).data
         determinant = jacobian_determinant(displacement, grid)[:, None]
     window = _window(fixed.data)
     volumes = {
@@ -85,9 +86,9 @@ def template_figure(template: Image, *, title: str = "") -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path, *, dpi: int = 100) -> None:
+def save_figure(figure: Figure, path: PathLike, *, dpi: int = 100) -> None:
     """Write a figure; the file appears only when it is complete."""
-    FilePath(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: figure.savefig(part, dpi=dpi))
 
 

@@ -1,5 +1,6 @@
 """Similarities: ``(warped, fixed, mask) -> scalar``, lower is better."""
 
+from learnreg.similarity.base import Similarity
 from learnreg.similarity.correlation_ratio import CorrelationRatio, correlation_ratio_loss
 from learnreg.similarity.dice import Dice, dice_loss, one_hot
 from learnreg.similarity.features import FeatureSimilarity
@@ -15,6 +16,7 @@ from learnreg.similarity.ngf import NGF, ngf_loss
 from learnreg.similarity.ssim import SSIM, ssim_loss, structural_similarity
 
 __all__ = [
+    "Similarity",
     "L1",
     "LNCC",
     "MIND",

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from learnreg.numerics import full_precision, remembered
+from learnreg.numerics import full_precision
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_moments, standardized
-from learnreg.similarity.parzen import Bins, binned, sample_weights
+from learnreg.similarity.parzen import Bins, fixed_bins
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def correlation_ratio_loss(
-    warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, bins: int = 32, order: int = 1
+    warped: ImageTensor,
+    fixed: ImageTensor,
+    mask: MaskTensor | None = None,
+    *,
+    bins: int = 32,
+    order: int = 1,
+    known: tuple[Bins, Tensor] | None = None,
 ) -> Scalar:
     """``sum_k n_k Var(w | f in bin k) / (n Var(w))``, the share of ``warped`` that ``fixed`` leaves unexplained.
 
@@ -23,6 +30,7 @@ def correlation_ratio_loss(
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
         bins: Of ``fixed``, two empty ones at both ends included.
         order: B-spline window of ``fixed``: 0, 1 or 3.
+        known: What :func:`learnreg.similarity.parzen.fixed_bins` returns; ``None`` computes it.
 
     Returns:
         A scalar in [0, 1]: 0 where ``warped`` is a function of ``fixed``, 1 for no relation or a
@@ -32,18 +40,13 @@ def correlation_ratio_loss(
         Roche et al., The correlation ratio as a new similarity measure, MICCAI 1998.
     """
     w = standardized(warped, mask)
-    f, weights = _fixed_bins(fixed, mask, bins, order)
+    f, weights = fixed_bins(fixed, mask, None, bins, order) if known is None else known
     rows = w.flatten(0, 1).flatten(1)
     count, total, square = (_by_bin(f, weights * power) for power in (rows.new_ones(()), rows, rows * rows))
     within = (square - total.square() / count.clamp(min=1e-6)).sum(1)
     unexplained = (within / weights.sum(1).clamp(min=1e-6)).clamp(min=0)
     varies = masked_moments(w.detach(), mask)[1].flatten() > 0.5  # it is 1, or 0 for a constant image
     return torch.where(varies, unexplained, 1.0).mean()
-
-
-@remembered
-def _fixed_bins(fixed: Tensor, mask: MaskTensor | None, bins: int, order: int) -> tuple[Bins, Tensor]:
-    return binned(fixed, mask, None, bins, order), sample_weights(mask, fixed, None)
 
 
 def _by_bin(bins: Bins, values: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def _by_bin(bins: Bins, values: Tensor) -> Tensor:
     return total
 
 
-class CorrelationRatio(nn.Module):
+class CorrelationRatio(Similarity):
     """Correlation ratio, see :func:`correlation_ratio_loss`. For two modalities, with a fixed image of few tissues."""
 
     def __init__(self, bins: int = 32, *, order: int = 1) -> None:
@@ -63,3 +66,7 @@ class CorrelationRatio(nn.Module):
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return correlation_ratio_loss(warped, fixed, mask, bins=self.bins, order=self.order)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        known = fixed_bins(fixed, mask, None, self.bins, self.order)
+        return lambda warped: correlation_ratio_loss(warped, fixed, mask, bins=self.bins, order=self.order, known=known)

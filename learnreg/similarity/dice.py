@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from learnreg.numerics import full_precision
+from learnreg.similarity.base import Similarity
 from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, Scalar
 
 
@@ -38,7 +38,7 @@ def one_hot(labels: LabelTensor, values: Sequence[int], dtype: torch.dtype = tor
     return torch.cat([labels == value for value in values], dim=1).to(dtype)
 
 
-class Dice(nn.Module):
+class Dice(Similarity):
     """Soft Dice, see :func:`dice_loss`; takes memberships, see :func:`one_hot`."""
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from learnreg.numerics import remembered
+from learnreg.errors import InputTypeError
+from learnreg.sampling import resize
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.mse import MSE
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
-from learnreg.warping import resize
 
 
-class FeatureSimilarity(nn.Module):
+class FeatureSimilarity(Similarity):
     """``mean_k similarity(features_k(warped), features_k(fixed))``.
 
     Args:
@@ -25,7 +26,7 @@ class FeatureSimilarity(nn.Module):
         TypeError: ``extractor`` returned neither a tensor nor tensors.
     """
 
-    def __init__(self, extractor: nn.Module, similarity: nn.Module | None = None) -> None:
+    def __init__(self, extractor: nn.Module, similarity: Similarity | None = None) -> None:
         super().__init__()
         self.extractor = extractor.eval().requires_grad_(False)
         self.similarity = similarity or MSE()
@@ -36,8 +37,17 @@ class FeatureSimilarity(nn.Module):
         return self
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
-        pairs = zip(feature_maps(self.extractor, warped), _maps_of_fixed(self.extractor, fixed), strict=True)
-        return torch.stack([self.similarity(w, f, _at(mask, f)) for w, f in pairs]).mean()
+        return self.prepare(fixed, mask)(warped)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        maps = feature_maps(self.extractor, fixed)
+        comparisons = [self.similarity.prepare(features, _at(mask, features)) for features in maps]
+
+        def compare(warped: ImageTensor) -> Scalar:
+            pairs = zip(comparisons, feature_maps(self.extractor, warped), strict=True)
+            return torch.stack([one(features) for one, features in pairs]).mean()
+
+        return compare
 
 
 def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]:
@@ -46,14 +56,11 @@ def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]
         maps = extractor(image.to(torch.promote_types(image.dtype, torch.float32)))
     maps = (maps,) if isinstance(maps, Tensor) else maps
     if not isinstance(maps, Sequence) or not all(isinstance(m, Tensor) for m in maps):
-        raise TypeError(
+        raise InputTypeError(
             f"FeatureSimilarity needs an extractor that returns feature maps, got {type(maps).__name__}; "
             "wrap it in a module that returns a tensor or a list of tensors."
         )
     return tuple(maps)
-
-
-_maps_of_fixed = remembered(feature_maps)
 
 
 def _at(mask: MaskTensor | None, features: Tensor) -> MaskTensor | None:

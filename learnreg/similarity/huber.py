@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import nn
 
+from learnreg.errors import InputError
 from learnreg.numerics import full_precision
+from learnreg.similarity.base import Similarity
 from learnreg.similarity.masking import masked_mean
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
@@ -29,11 +30,11 @@ def huber_loss(
         Huber, Robust estimation of a location parameter, Ann. Math. Statist. 1964.
     """
     if delta <= 0:
-        raise ValueError(f"huber_loss needs a positive delta, got {delta}.")
+        raise InputError(f"huber_loss needs a positive delta, got {delta}.")
     return masked_mean(F.huber_loss(warped, fixed, reduction="none", delta=delta), mask)
 
 
-class Huber(nn.Module):
+class Huber(Similarity):
     """Huber's loss, see :func:`huber_loss`. Smooth near a match, and outliers count less than squared."""
 
     def __init__(self, delta: float = 0.1) -> None:

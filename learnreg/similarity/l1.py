@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from learnreg.numerics import full_precision
+from learnreg.similarity.base import Similarity
 from learnreg.similarity.masking import masked_mean
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
@@ -21,7 +20,7 @@ def l1_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = N
     return masked_mean((warped - fixed).abs(), mask)
 
 
-class L1(nn.Module):
+class L1(Similarity):
     """Mean absolute error, see :func:`l1_loss`. One intensity scale, with outliers such as lesions."""
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
 from learnreg.numerics import full_precision
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean
-from learnreg.similarity.windows import Kernel, LocalAverage, at_windows, local_moments_of_fixed
+from learnreg.similarity.windows import Kernel, LocalAverage, at_windows, local_moments
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
-def lncc_loss(
+def lncc_loss(  # noqa: PLR0913 - the settings of the similarity
     warped: ImageTensor,
     fixed: ImageTensor,
     mask: MaskTensor | None = None,
@@ -23,6 +24,7 @@ def lncc_loss(
     stride: int = 1,
     squared: bool = True,
     floor: float = 1e-4,
+    known: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Scalar:
     """``1 - mean of the squared correlation`` of the two images in a window around each voxel.
 
@@ -40,6 +42,7 @@ def lncc_loss(
             their voxels, and 2 takes half the time.
         squared: ``True`` accepts inverted contrast; ``False`` uses the signed correlation.
         floor: Windows whose variance is far below this share of the image's count as flat.
+        known: What :func:`learnreg.similarity.windows.local_moments` returns for ``fixed``; ``None`` computes it.
 
     Returns:
         A scalar in [0, 1] (signed: [0, 2]); lower is better, least for ``warped = a fixed + b``.
@@ -51,7 +54,7 @@ def lncc_loss(
         Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image
         Anal. 2008, eq. 5. Differs in: relative floor, windows cut off at the border.
     """
-    f, mean_f, var_f = local_moments_of_fixed(fixed, mask, window, kernel, stride)
+    f, mean_f, var_f = local_moments(fixed, mask, window, kernel, stride) if known is None else known
     average = LocalAverage(warped, window, mask, kernel, stride)
     mean_w, square_w, product = average.products(warped, f, standardizing=True)
     var_w, cov = (square_w - mean_w * mean_w).clamp(min=0), product - mean_w * mean_f
@@ -59,7 +62,7 @@ def lncc_loss(
     return 1 - masked_mean(cov * cov / scale if squared else cov * scale.rsqrt(), at_windows(mask, stride))
 
 
-class LNCC(nn.Module):
+class LNCC(Similarity):
     """Local normalized cross-correlation, see :func:`lncc_loss`. The default for one modality."""
 
     def __init__(
@@ -76,6 +79,10 @@ class LNCC(nn.Module):
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return lncc_loss(warped, fixed, mask, **self.settings)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        known = local_moments(fixed, mask, *(self.settings[key] for key in ("window", "kernel", "stride")))
+        return lambda warped: lncc_loss(warped, fixed, mask, known=known, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())

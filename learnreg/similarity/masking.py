@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.numerics import remembered
 from learnreg.typing import MaskTensor
 
 
@@ -112,6 +111,3 @@ def through_standardization(
     moved = torch.addcmul(total / count, slope / count, result)
     moved = moved if mask is None else moved * mask
     return moved.neg_().add_(outer).mul_(scale)
-
-
-standardized_fixed = remembered(standardized)

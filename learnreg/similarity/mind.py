@@ -6,9 +6,11 @@ from itertools import combinations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from learnreg.numerics import full_precision, remembered
+from learnreg.errors import InputError
+from learnreg.numerics import full_precision
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
 from learnreg.similarity.windows import LocalAverage
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
@@ -42,7 +44,7 @@ def self_similarity(
         self-similarities, MICCAI 2013. Differs in: borders repeat the last voxel, patches see a mask.
     """
     if radius < 1 or dilation < 1:
-        raise ValueError(f"self_similarity needs a radius and dilation of at least 1, got {radius}, {dilation}.")
+        raise InputError(f"self_similarity needs a radius and dilation of at least 1, got {radius}, {dilation}.")
     x = standardized(image, mask)
     batch, channels, *shape = x.shape
     ndim = len(shape)
@@ -91,6 +93,7 @@ def mind_loss(
     *,
     radius: int = 1,
     dilation: int = 2,
+    known: ImageTensor | None = None,
 ) -> Scalar:
     """Mean squared difference of the MIND-SSC descriptors.
 
@@ -100,19 +103,17 @@ def mind_loss(
         mask: ``(B, 1, *grid)``, weights of the voxels, and what the patches may see; ``None`` is everything.
         radius: See :func:`self_similarity`.
         dilation: See :func:`self_similarity`.
+        known: What :func:`self_similarity` returns for ``fixed``; ``None`` computes it.
 
     Returns:
         A scalar in [0, 1]; 0 for equal images, also up to scale and offset.
     """
     w = self_similarity(warped, mask, radius=radius, dilation=dilation)
-    f = _fixed_descriptor(fixed, mask, radius=radius, dilation=dilation)
+    f = self_similarity(fixed, mask, radius=radius, dilation=dilation) if known is None else known
     return masked_mean((w - f).square(), mask)
 
 
-_fixed_descriptor = remembered(self_similarity)
-
-
-class MIND(nn.Module):
+class MIND(Similarity):
     """MIND-SSC, see :func:`mind_loss`. For two modalities whose contrast differs from place to place."""
 
     def __init__(self, radius: int = 1, dilation: int = 2) -> None:
@@ -121,3 +122,7 @@ class MIND(nn.Module):
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return mind_loss(warped, fixed, mask, radius=self.radius, dilation=self.dilation)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        known = self_similarity(fixed, mask, radius=self.radius, dilation=self.dilation)
+        return lambda warped: mind_loss(warped, fixed, mask, radius=self.radius, dilation=self.dilation, known=known)

@@ -5,30 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
 
+from learnreg.errors import InputError
+from learnreg.similarity.base import Comparison, Similarity
+from learnreg.terms import Weighted, WeightedTerms
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
-class Mixture(nn.Module):
+class Mixture(Similarity):
     """``sum_k weight_k similarity_k(warped, fixed, mask)``.
 
     Args:
-        terms: Similarities by name.
-        weights: One factor for each name.
+        terms: Similarities with their weights, by name.
 
     Raises:
-        ValueError: The names differ.
+        InputError: There is no term, or one has no weight.
+
+    Example:
+        >>> from learnreg.similarity import LNCC, MSE
+        >>> similarity = Mixture({"lncc": Weighted(LNCC(), 1.5), "mse": Weighted(MSE(), 5.0)})
+        >>> image = torch.rand(1, 1, 12, 12, 12)
+        >>> float(similarity(image, image)) < 0.01
+        True
     """
 
-    def __init__(self, terms: Mapping[str, nn.Module], weights: Mapping[str, float]) -> None:
+    def __init__(self, terms: Mapping[str, Weighted[Similarity]]) -> None:
         super().__init__()
-        if set(terms) != set(weights) or not terms:
-            raise ValueError(
-                f"Mixture needs one weight for each term, got terms {sorted(terms)}, weights {sorted(weights)}."
-            )
-        self.terms = nn.ModuleDict(dict(terms))
-        self.weights = {name: float(weight) for name, weight in weights.items()}
+        if not terms:
+            raise InputError("Mixture needs at least one term.")
+        self.terms: WeightedTerms[Weighted[Similarity]] = WeightedTerms(terms)
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
-        return torch.stack([self.weights[name] * term(warped, fixed, mask) for name, term in self.terms.items()]).sum()
+        return torch.stack([one.weight * one.term(warped, fixed, mask) for _, one in self.terms.items()]).sum()
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        parts = [(one.weight, one.term.prepare(fixed, mask)) for _, one in self.terms.items()]
+        return lambda warped: torch.stack([weight * compare(warped) for weight, compare in parts]).sum()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import nn
 
 from learnreg.numerics import full_precision
+from learnreg.similarity.base import Similarity
 from learnreg.similarity.masking import masked_mean
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
@@ -24,7 +24,7 @@ def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
     return masked_mean((warped - fixed).square(), mask)
 
 
-class MSE(nn.Module):
+class MSE(Similarity):
     """Mean squared error, see :func:`mse_loss`. For images of one intensity scale."""
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:

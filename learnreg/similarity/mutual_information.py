@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from learnreg.numerics import full_precision, remembered
-from learnreg.similarity.parzen import Bins, binned, choose, joint_histogram, sample_weights
+from learnreg.numerics import full_precision
+from learnreg.similarity.base import Comparison, Similarity
+from learnreg.similarity.parzen import Bins, binned, choose, fixed_bins, joint_histogram
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
-def mutual_information_loss(
+def mutual_information_loss(  # noqa: PLR0913 - the settings of the similarity
     warped: ImageTensor,
     fixed: ImageTensor,
     mask: MaskTensor | None = None,
@@ -23,6 +24,7 @@ def mutual_information_loss(
     samples: int | None = None,
     seed: int = 0,
     orders: tuple[int, int] = (3, 1),
+    known: tuple[Bins, Tensor] | None = None,
 ) -> Scalar:
     """``-MI(warped, fixed)`` of the joint histogram, or ``2 - NMI``.
 
@@ -39,6 +41,7 @@ def mutual_information_loss(
         seed: The same seed chooses the same voxels.
         orders: B-spline windows of ``warped`` and ``fixed``. (3, 0) is Mattes' choice; with order 0
             an image has no gradient, which matters where both are warped.
+        known: What :func:`fixed_bins` returns for the chosen voxels; ``None`` computes it.
 
     Returns:
         A scalar: minus the information in nats, or a value in [0, 1]; lower is better.
@@ -51,7 +54,7 @@ def mutual_information_loss(
         2003; Studholme et al., An overlap invariant entropy measure, Pattern Recognition 1999.
     """
     chosen = choose(warped[0, 0].numel(), samples, seed, warped.device)
-    f, weights = _fixed_bins(fixed, mask, chosen, bins, orders[1])
+    f, weights = fixed_bins(fixed, mask, chosen, bins, orders[1]) if known is None else known
     joint = joint_histogram(f, binned(warped, mask, chosen, bins, orders[0]), weights)
     marginals = entropy(joint.sum(1)) + entropy(joint.sum(2))
     both = entropy(joint.flatten(1))
@@ -60,19 +63,12 @@ def mutual_information_loss(
     return 2 - torch.where(both > 1e-6, marginals / both.clamp(min=1e-6), 1.0).mean()
 
 
-@remembered
-def _fixed_bins(
-    fixed: Tensor, mask: MaskTensor | None, chosen: Tensor | None, bins: int, order: int
-) -> tuple[Bins, Tensor]:
-    return binned(fixed, mask, chosen, bins, order), sample_weights(mask, fixed, chosen)
-
-
 def entropy(distribution: Tensor) -> Tensor:
     """``-sum p log p`` of each row ``(R, K)``, in nats."""
     return -torch.xlogy(distribution, distribution.clamp(min=torch.finfo(distribution.dtype).tiny)).sum(1)
 
 
-class MutualInformation(nn.Module):
+class MutualInformation(Similarity):
     """Mutual information, see :func:`mutual_information_loss`. For two modalities."""
 
     def __init__(
@@ -95,6 +91,11 @@ class MutualInformation(nn.Module):
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return mutual_information_loss(warped, fixed, mask, **self.settings)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        chosen = choose(fixed[0, 0].numel(), self.settings["samples"], self.settings["seed"], fixed.device)
+        known = fixed_bins(fixed, mask, chosen, self.settings["bins"], self.settings["orders"][1])
+        return lambda warped: mutual_information_loss(warped, fixed, mask, known=known, **self.settings)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.settings.items())

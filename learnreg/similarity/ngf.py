@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from learnreg.numerics import full_precision, remembered
+from learnreg.errors import InputError
+from learnreg.numerics import full_precision
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
-def ngf_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, edge: float = 1.0) -> Scalar:
+def ngf_loss(
+    warped: ImageTensor,
+    fixed: ImageTensor,
+    mask: MaskTensor | None = None,
+    *,
+    edge: float = 1.0,
+    known: tuple[Tensor, Tensor | None] | None = None,
+) -> Scalar:
     """``1 - mean <grad w, grad f>^2 / ((|grad w|^2 + e_w^2) (|grad f|^2 + e_f^2))``.
 
     Args:
@@ -21,6 +30,7 @@ def ngf_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel. A voxel also has to have all
             its neighbors in the mask.
         edge: Gradients far below ``e``, this multiple of an image's mean gradient, count as noise.
+        known: What :func:`normalized_gradient` returns for ``fixed``; ``None`` computes it.
 
     Returns:
         A scalar in [0, 1]; lower is better. It does not change with scale, offset or sign of either
@@ -34,14 +44,20 @@ def ngf_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
         MICCAI 2006.
     """
     if edge <= 0:
-        raise ValueError(f"ngf_loss needs a positive edge, got {edge}.")
-    inner = mask if mask is None else _inner(mask)
-    n_w, n_f = _normalized_gradient(warped, mask, inner, edge), _fixed_gradient(fixed, mask, inner, edge)
+        raise InputError(f"ngf_loss needs a positive edge, got {edge}.")
+    n_f, inner = normalized_gradient(fixed, mask, edge) if known is None else known
+    n_w = _normalized(warped, mask, inner, edge)
     return 1 - masked_mean((n_w * n_f).sum(2).square(), inner)
 
 
-def _normalized_gradient(image: Tensor, mask: Tensor | None, inner: Tensor | None, edge: float) -> Tensor:
-    """``grad I / sqrt(|grad I|^2 + e^2)``, ``(B, C, D, *grid)``."""
+@full_precision
+def normalized_gradient(image: ImageTensor, mask: MaskTensor | None, edge: float) -> tuple[Tensor, Tensor | None]:
+    """Compute ``grad I / sqrt(|grad I|^2 + e^2)``, ``(B, C, D, *grid)``, and the mask of voxels inside ``mask``."""
+    inner = None if mask is None else _inner(mask)
+    return _normalized(image, mask, inner, edge), inner
+
+
+def _normalized(image: Tensor, mask: Tensor | None, inner: Tensor | None, edge: float) -> Tensor:
     x = standardized(image, mask)
     gradient = torch.stack([_central(x, axis) for axis in range(2, x.ndim)], dim=2)
     square = gradient.square().sum(2, keepdim=True)
@@ -52,9 +68,6 @@ def _normalized_gradient(image: Tensor, mask: Tensor | None, inner: Tensor | Non
     return gradient * (square + (edge * typical).square() + 1e-12).rsqrt()
 
 
-_fixed_gradient = remembered(_normalized_gradient)
-
-
 def _central(x: Tensor, axis: int) -> Tensor:
     """Central difference along an axis, the border sample repeated beyond it."""
     first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
@@ -62,7 +75,6 @@ def _central(x: Tensor, axis: int) -> Tensor:
     return (padded.narrow(axis, 2, x.shape[axis]) - padded.narrow(axis, 0, x.shape[axis])) / 2
 
 
-@remembered
 def _inner(mask: Tensor) -> Tensor:
     """The mask without the voxels that have a neighbor outside of it."""
     outside = (mask <= 0).float()
@@ -76,7 +88,7 @@ def _inner(mask: Tensor) -> Tensor:
     return mask.float() * (reach == 0)
 
 
-class NGF(nn.Module):
+class NGF(Similarity):
     """Normalized gradient fields, see :func:`ngf_loss`. For two modalities that share their borders."""
 
     def __init__(self, edge: float = 1.0) -> None:
@@ -85,3 +97,7 @@ class NGF(nn.Module):
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return ngf_loss(warped, fixed, mask, edge=self.edge)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        known = normalized_gradient(fixed, mask, self.edge)
+        return lambda warped: ngf_loss(warped, fixed, mask, edge=self.edge, known=known)

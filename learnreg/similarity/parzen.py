@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
+from learnreg.numerics import full_precision
 from learnreg.separable import spline_weights
 from learnreg.similarity.masking import masked_range
 from learnreg.typing import ImageTensor, MaskTensor
@@ -44,9 +46,9 @@ def binned(values: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, 
         ValueError: Fewer than 8 bins, or an unknown order.
     """
     if count < 8:
-        raise ValueError(f"A Parzen histogram needs at least 8 bins, got {count}.")
+        raise InputError(f"A Parzen histogram needs at least 8 bins, got {count}.")
     if order not in (0, 1, 3):
-        raise ValueError(f"A Parzen window is a B-spline of order 0, 1 or 3, got {order}.")
+        raise InputError(f"A Parzen window is a B-spline of order 0, 1 or 3, got {order}.")
     least, greatest = (bound.flatten(0, 1).flatten(1) for bound in masked_range(values, mask))
     rows = values.flatten(0, 1).flatten(1)
     rows = rows if chosen is None else rows[:, chosen]
@@ -84,6 +86,14 @@ def sample_weights(mask: MaskTensor | None, like: ImageTensor, chosen: Tensor | 
     weights = torch.ones_like(like) if mask is None else mask.to(like.dtype).expand_as(like)
     rows = weights.flatten(0, 1).flatten(1)
     return rows if chosen is None else rows[:, chosen]
+
+
+@full_precision
+def fixed_bins(
+    fixed: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, count: int, order: int
+) -> tuple[Bins, Tensor]:
+    """Return the bins of an image and the weights of its samples; see :func:`binned` and :func:`sample_weights`."""
+    return binned(fixed, mask, chosen, count, order), sample_weights(mask, fixed, chosen)
 
 
 @lru_cache(maxsize=8)

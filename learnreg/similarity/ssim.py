@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from learnreg.numerics import full_precision, remembered
+from learnreg.errors import InputError
+from learnreg.numerics import full_precision
+from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, masked_moments, masked_range
 from learnreg.similarity.windows import Kernel, LocalAverage
 from learnreg.typing import ImageTensor, MaskTensor, Scalar
+
+Statistics: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @full_precision
@@ -22,6 +26,7 @@ def structural_similarity(
     window: int = 7,
     kernel: Kernel = "box",
     data_range: float | None = None,
+    known: Statistics | None = None,
 ) -> ImageTensor:
     """SSIM of each window, ``(2 m_w m_f + c1) (2 cov + c2) / ((m_w^2 + m_f^2 + c1) (v_w + v_f + c2))``.
 
@@ -32,6 +37,7 @@ def structural_similarity(
         window: Width of the box in voxels, odd; at the border it is cut off.
         kernel: ``"box"``, or ``"gaussian"`` with the variance of that box.
         data_range: ``L`` in ``c1 = (0.01 L)^2``, ``c2 = (0.03 L)^2``; ``None`` takes that of ``fixed``.
+        known: What :func:`ssim_statistics` returns for ``fixed``; ``None`` computes it.
 
     Returns:
         ``(B, C, *grid)`` in [-1, 1], 1 for equal windows.
@@ -39,7 +45,9 @@ def structural_similarity(
     Source:
         Wang et al., Image quality assessment, IEEE TIP 2004.
     """
-    center, mean_f, f, var_f, length = _fixed_statistics(fixed, mask, window, kernel, data_range)
+    if known is None:
+        known = ssim_statistics(fixed, mask, window, kernel, data_range)
+    center, mean_f, f, var_f, length = known
     c1, c2 = (0.01 * length) ** 2, (0.03 * length) ** 2
     average = LocalAverage(f, window, mask, kernel)
     w = warped - center
@@ -49,11 +57,14 @@ def structural_similarity(
     return (2 * a * b + c1) * (2 * cov + c2) / ((a * a + b * b + c1) * (var_w + var_f + c2))
 
 
-@remembered
-def _fixed_statistics(
-    fixed: Tensor, mask: MaskTensor | None, window: int, kernel: Kernel, data_range: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Center, local mean, centered image, local variance, range; centered, for the squares' sake."""
+@full_precision
+def ssim_statistics(
+    fixed: ImageTensor, mask: MaskTensor | None, window: int, kernel: Kernel, data_range: float | None
+) -> Statistics:
+    """Compute the mean, local mean, centered image, local variance and range of an image.
+
+    The image is centered first: squares of a large offset lose the variance in float32.
+    """
     center = masked_moments(fixed, mask)[0]
     least, greatest = masked_range(fixed, mask)
     length = (greatest - least).clamp(min=1e-6) if data_range is None else center.new_full((), data_range)
@@ -71,24 +82,31 @@ def ssim_loss(
     window: int = 7,
     kernel: Kernel = "box",
     data_range: float | None = None,
+    known: Statistics | None = None,
 ) -> Scalar:
     """``1 - mean SSIM`` over the mask, see :func:`structural_similarity` for the arguments.
 
     Returns:
         A scalar in [0, 2]; lower is better, 0 for equal images.
     """
-    values = structural_similarity(warped, fixed, mask, window=window, kernel=kernel, data_range=data_range)
+    values = structural_similarity(
+        warped, fixed, mask, window=window, kernel=kernel, data_range=data_range, known=known
+    )
     return 1 - masked_mean(values, mask)
 
 
-class SSIM(nn.Module):
+class SSIM(Similarity):
     """Structural similarity, see :func:`ssim_loss`. For images of one intensity scale."""
 
     def __init__(self, window: int = 7, *, kernel: Kernel = "box", data_range: float | None = None) -> None:
         super().__init__()
         if data_range is not None and not (data_range > 0 and math.isfinite(data_range)):
-            raise ValueError(f"SSIM.data_range must be positive or None, got {data_range}.")
+            raise InputError(f"SSIM.data_range must be positive or None, got {data_range}.")
         self.settings: dict[str, Any] = {"window": window, "kernel": kernel, "data_range": data_range}
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return ssim_loss(warped, fixed, mask, **self.settings)
+
+    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+        known = ssim_statistics(fixed, mask, *self.settings.values())
+        return lambda warped: ssim_loss(warped, fixed, mask, known=known, **self.settings)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from learnreg.numerics import remembered
+from learnreg.errors import InputError
+from learnreg.numerics import full_precision
 from learnreg.separable import apply_separable, box_matrix, gaussian_matrix, rows_of, slabs
 from learnreg.similarity.masking import count_of, standardization, standardized, through_standardization
 from learnreg.typing import MaskTensor
@@ -39,11 +40,11 @@ class LocalAverage:
         stride: int = 1,
     ) -> None:
         if stride < 1:
-            raise ValueError(f"A local similarity needs a stride of at least 1, got {stride}.")
+            raise InputError(f"A local similarity needs a stride of at least 1, got {stride}.")
         if window < 3 or window % 2 == 0:
-            raise ValueError(f"A local similarity needs an odd window of at least 3 voxels, got {window}.")
+            raise InputError(f"A local similarity needs an odd window of at least 3 voxels, got {window}.")
         if kernel not in ("box", "gaussian"):
-            raise ValueError(f"Unknown window {kernel!r}; choose box or gaussian.")
+            raise InputError(f"Unknown window {kernel!r}; choose box or gaussian.")
         sigma = math.sqrt((window**2 - 1) / 12)
         whole = [
             box_matrix(n, window, like) if kernel == "box" else gaussian_matrix(n, sigma, like) for n in like.shape[2:]
@@ -146,6 +147,7 @@ def at_windows(values: Tensor | None, stride: int) -> Tensor | None:
     return values
 
 
+@full_precision
 def local_moments(
     image: Tensor, mask: MaskTensor | None, window: int, kernel: Kernel, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,6 +156,3 @@ def local_moments(
     x = standardized(image, mask)
     mean, square, _ = average.products(x, x)
     return x, mean, (square - mean * mean).clamp(min=0)
-
-
-local_moments_of_fixed = remembered(local_moments)

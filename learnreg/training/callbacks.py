@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.io import write_image
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
@@ -110,7 +111,7 @@ class Progressive(pl.Callback):
             ValueError: The network has no levels to let join.
         """
         if not isinstance(pl_module, RegistrationModule) or not isinstance(pl_module.network, LaplacianPyramid):
-            raise ValueError(
+            raise InputError(
                 "The callback Progressive needs the network LaplacianPyramid; leave it out (~callbacks.progressive)."
             )
         stages = pl_module.network.stages
@@ -129,7 +130,7 @@ class SaveTemplate(pl.Callback):
     """
 
     def __init__(self, file: str, spacing: float = 1.0, covariates: Sequence[Sequence[float]] | None = None) -> None:
-        self.file, self.spacing = FilePath(file), float(spacing)
+        self.file, self.spacing = Path(file), float(spacing)
         self.covariates = None if covariates is None else [[float(v) for v in row] for row in covariates]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,9 +141,9 @@ class SaveTemplate(pl.Callback):
         """
         network = pl_module.network if isinstance(pl_module, RegistrationModule) else None
         if not isinstance(network, LearnedTemplate):
-            raise ValueError("The callback SaveTemplate needs the network LearnedTemplate; leave it out.")
+            raise InputError("The callback SaveTemplate needs the network LearnedTemplate; leave it out.")
         if isinstance(network, ConditionalTemplate) != (self.covariates is not None):
-            raise ValueError(
+            raise InputError(
                 "The template depends on covariates; say for which values it is saved, such as "
                 "callbacks.template.covariates=[[30], [70]]."
                 if self.covariates is None
@@ -173,7 +174,7 @@ class Pictures(pl.Callback):
     """
 
     def __init__(self, folder: str, every: int = 5) -> None:
-        self.folder, self.every, self.seen = FilePath(folder), every, 0
+        self.folder, self.every, self.seen = Path(folder), every, 0
 
     def on_validation_batch_end(
         self,

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Sequence
-from pathlib import Path as FilePath
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.io import write_atomically
-from learnreg.optimization.stages import Stage, run_stages
+from learnreg.optimization.stage import Stage, StageDict, run_stages
+from learnreg.supervision import Supervision
 from learnreg.transforms import Transform
-from learnreg.typing import FieldTensor, MaskTensor, Path, Scalar
+from learnreg.typing import FieldTensor, MaskTensor, PathLike, Scalar
 
 
-class Distillation(nn.Module):
+class Distillation(Supervision):
     """Mean squared distance, in mm^2, of the network's map to that of a classical method on the same pair.
 
     The method runs while the network trains; what it found for a pair is kept, so that pairs that come again
@@ -27,7 +29,6 @@ class Distillation(nn.Module):
 
     Args:
         stages: Of the method, as in ``conf/method``.
-        weight: Factor in the objective, per mm^2.
         from_answer: The stages start from the network's answer, and correct it; else from the identity. What is
             corrected changes with the network and is not kept.
         keep: Displacements of so many pairs are kept in memory, at half precision.
@@ -40,25 +41,24 @@ class Distillation(nn.Module):
 
     def __init__(
         self,
-        stages: Sequence[Stage],
-        weight: float = 0.1,
+        stages: Mapping[str, Stage],
         *,
         from_answer: bool = False,
         keep: int = 1000,
-        folder: Path | None = None,
+        folder: PathLike | None = None,
     ) -> None:
         super().__init__()
         if not stages:
-            raise ValueError("Distillation needs the stages of a method, as in conf/method.")
-        self.stages = nn.ModuleList(stages)
-        self.weight, self.from_answer, self.keep = float(weight), from_answer, int(keep)
-        self.folder = None if folder is None else FilePath(folder).expanduser()
+            raise InputError("Distillation needs the stages of a method, as in conf/method.")
+        self.stages = StageDict(stages)
+        self.from_answer, self.keep = from_answer, int(keep)
+        self.folder = None if folder is None else Path(folder).expanduser()
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._method = b"" if folder is None else pickle.dumps(list(stages))  # a folder can hold several methods'
+        self._method = b"" if folder is None else pickle.dumps(dict(stages))  # a folder can hold several methods'
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if self.from_answer and len(fixed.data) > 1:
-            raise ValueError("Distillation from the answer takes one pair at a time; set data.batch_size=1.")
+            raise InputError("Distillation from the answer takes one pair at a time; set data.batch_size=1.")
         answer = transform.detach() if self.from_answer else None
         pairs = zip(_singles(fixed), _singles(moving), strict=True)
         wanted = torch.cat([self.target(*pair, answer) for pair in pairs])
@@ -89,7 +89,7 @@ class Distillation(nn.Module):
     def solved(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
         """``(1, D, *grid)`` mm, what the method finds now."""
         with torch.enable_grad(), torch.autocast(fixed.data.device.type, enabled=False):
-            found = run_stages(self.stages, fixed, moving, initial=answer).transform  # type: ignore[arg-type]
+            found = run_stages(list(self.stages.values()), fixed, moving, initial=answer).transform
         with torch.no_grad():
             return found.detach().displacement(fixed.grid)
 

@@ -12,6 +12,8 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
+from learnreg.consistency import Consistency
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image, label_values
 from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
@@ -19,8 +21,9 @@ from learnreg.networks import as_network
 from learnreg.networks.checkpoint import KEY
 from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
+from learnreg.sampling import sample_image
+from learnreg.terms import Weighted
 from learnreg.transforms import Transform, chain
-from learnreg.warping import pull
 
 Batch = tuple[Image, Image]
 
@@ -48,7 +51,7 @@ class RegistrationModule(pl.LightningModule):
         objective: Objective,
         optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer],
         *,
-        consistency: nn.Module | None = None,
+        consistency: Weighted[Consistency] | None = None,
         features: nn.Module | None = None,
         symmetric: bool = False,
         warmup: float = 0.02,
@@ -78,9 +81,9 @@ class RegistrationModule(pl.LightningModule):
             total = (total + backward.total) / 2
             terms = {name: (terms[name] + backward.terms[name]) / 2 for name in terms}
         if self.consistency is not None:
-            back = self.way_back(fixed, moving, through=int(self.consistency.through))  # type: ignore[arg-type]
-            terms["consistency"] = self.consistency(transform, back, fixed.grid)
-            total = total + float(self.consistency.weight) * terms["consistency"]  # type: ignore[arg-type]
+            back = self.way_back(fixed, moving, through=self.consistency.term.through)
+            terms["consistency"] = self.consistency.term(transform, back, fixed.grid)
+            total = total + self.consistency.weight * terms["consistency"]
         terms, total = {**terms, **own}, sum(own.values(), total)
         self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
@@ -102,7 +105,7 @@ class RegistrationModule(pl.LightningModule):
             ValueError: The batch has too few images.
         """
         if through >= fixed.batch_size and through > 0:
-            raise ValueError(
+            raise InputError(
                 f"A way back through {through} other image(s) needs batches of at least {through + 1} pairs, got "
                 f"{fixed.batch_size}; set data.batch_size={through + 1}."
             )
@@ -114,7 +117,7 @@ class RegistrationModule(pl.LightningModule):
         transform = self(fixed, moving)
         loss = objective(self.compared(fixed), self.compared(moving), transform)
         if not loss.total.isfinite():
-            raise ValueError(
+            raise InputError(
                 f"The training diverged: the objective is not finite after {self.global_step} steps. Use a smaller "
                 "optimizer.lr or trainer.precision=32-true."
             )
@@ -166,7 +169,7 @@ def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tenso
         "folding": folding_fraction(displacement, fixed.grid).mean(),
     }
     if fixed.labels is not None and moving.labels is not None:
-        warped = pull(moving, points, fixed.grid).labels
+        warped = sample_image(moving, points, fixed.grid).labels
         present = label_values(fixed.labels)
         if warped is not None and present:
             values["dice"] = dice_scores(warped, fixed.labels, present).nanmean()

@@ -6,7 +6,8 @@ from learnreg.transforms.bspline import BSpline, fit_bspline, spline_lattice
 from learnreg.transforms.composite import Composite, chain
 from learnreg.transforms.displacement import Displacement
 from learnreg.transforms.inverse import Inverse
-from learnreg.transforms.radial import Kernel, LandmarkSpline, kernel_lattice, spline_through_landmarks
+from learnreg.transforms.kernel import Kernel, kernel_lattice
+from learnreg.transforms.landmark_spline import LandmarkSpline, spline_through_landmarks
 from learnreg.transforms.symmetric import Symmetric
 from learnreg.transforms.velocity import Velocity
 

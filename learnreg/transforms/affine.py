@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.fields import channels_first
 from learnreg.grid import Grid, apply_affine
+from learnreg.sampling import SeparableMap
 from learnreg.transforms.base import Transform
 from learnreg.typing import MatrixTensor, PointTensor
-from learnreg.warping import SeparableMap
 
 LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
@@ -34,7 +35,7 @@ class Affine(Transform):
     def __post_init__(self) -> None:
         matrix = self.matrix if self.matrix.ndim == 3 else self.matrix.unsqueeze(0)
         if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2] or matrix.shape[1] not in (3, 4):
-            raise ValueError(
+            raise InputError(
                 f"Affine.matrix must be (B, 3, 3) in 2-D or (B, 4, 4) in 3-D, got {tuple(self.matrix.shape)}."
             )
         object.__setattr__(self, "matrix", matrix)
@@ -117,7 +118,7 @@ def linear_basis(kind: LinearKind, ndim: int) -> Tensor:
         return torch.stack([*skew, torch.eye(ndim)])
     if kind == "affine":
         return units
-    raise ValueError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")
+    raise InputError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")
 
 
 def linear_through_landmarks(
@@ -143,7 +144,7 @@ def linear_through_landmarks(
         IEEE TPAMI 1991.
     """
     if fixed.shape != moving.shape or fixed.ndim != 3:
-        raise ValueError(f"Landmarks come in pairs (B, K, D), got {tuple(fixed.shape)} and {tuple(moving.shape)}.")
+        raise InputError(f"Landmarks come in pairs (B, K, D), got {tuple(fixed.shape)} and {tuple(moving.shape)}.")
     x, y = fixed.double(), moving.double()
     center, target = x.mean(1), y.mean(1)
     x, y = x - center.unsqueeze(1), y - target.unsqueeze(1)
@@ -163,5 +164,5 @@ def linear_through_landmarks(
         if kind == "similarity":
             linear = linear * ((stretch * signs).sum(-1).reshape(-1, 1, 1) / size.clamp(min=1e-12))
     else:
-        raise ValueError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")
+        raise InputError(f"Unknown linear transform {kind!r}; choose translation, rigid, similarity or affine.")
     return Affine(Affine.about(linear, target - center, center).matrix.to(fixed.dtype))

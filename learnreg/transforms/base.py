@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
+from learnreg.sampling import SeparableMap
 from learnreg.typing import FieldTensor, PointTensor
-from learnreg.warping import SeparableMap
 
 
 class Transform(ABC):

@@ -8,17 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.numerics import remembered
+from learnreg.sampling import SeparableMap
 from learnreg.separable import apply_separable, spline_weights
 from learnreg.transforms.displacement import check_field
-from learnreg.transforms.lattice import FreeForm, gathered, positions
+from learnreg.transforms.lattice import Basis, FreeForm, gathered, positions
 from learnreg.typing import FieldTensor, PointTensor
-from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)
-class BSpline(FreeForm):
+class BSplineBasis(Basis):
+    """B-splines of a lattice at the samples of a grid whose axes agree with it.
+
+    Args:
+        grid: Where they are evaluated.
+        matrices: ``(n, m)`` per array axis, from ``m`` control points to ``n`` samples.
+    """
+
+    matrices: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class BSpline(FreeForm[BSplineBasis]):
     """``x -> x + sum_k c_k prod_a b(x_a - k_a)``, constant beyond the domain of the lattice.
 
     On a grid whose axes agree with those of the lattice, which is the rule, the evaluation is one
@@ -28,6 +40,7 @@ class BSpline(FreeForm):
         coefficients: ``(B, D, *lattice.shape)``, mm, components ``(x, y, z)``.
         lattice: Where the control points lie, see :func:`spline_lattice`.
         order: 1 (linear), 2 (quadratic) or 3 (cubic).
+        basis: See :class:`FreeForm`.
 
     Raises:
         ValueError: The coefficients do not fit the lattice, the order is another, or the lattice
@@ -41,12 +54,13 @@ class BSpline(FreeForm):
     coefficients: FieldTensor
     lattice: Grid
     order: int = 3
+    basis: BSplineBasis | None = None
 
     def __post_init__(self) -> None:
         check_field("BSpline", self.coefficients, self.lattice)
         check_order(self.order)
         if min(self.lattice.shape) <= self.order:
-            raise ValueError(
+            raise InputError(
                 f"A B-spline of order {self.order} needs at least {self.order + 1} control points an axis, "
                 f"got {self.lattice.shape}."
             )
@@ -61,29 +75,25 @@ class BSpline(FreeForm):
 
         return gathered(self.coefficients, base, self.order + 1, weight)
 
-    def on_aligned(self, grid: Grid) -> FieldTensor | None:
-        found = self.separable(grid)
-        return None if found is None else apply_separable(found.field, found.matrices)
+    def basis_on(self, grid: Grid) -> BSplineBasis | None:
+        where = positions(self.lattice, grid)
+        if where is None:
+            return None
+        sizes = zip(where, self.lattice.shape, strict=True)
+        return BSplineBasis(grid, tuple(spline_matrix(t, n, self.order).to(self.lattice.dtype) for t, n in sizes))
+
+    def expand(self, basis: BSplineBasis) -> FieldTensor:
+        return apply_separable(self.coefficients, basis.matrices)
 
     def separable(self, grid: Grid) -> SeparableMap | None:
-        matrices = _matrices(self.lattice.affine, grid.affine, self.lattice.shape, grid.shape, self.order)
-        return None if matrices is None else SeparableMap(self.coefficients, tuple(matrices))
-
-
-@remembered
-def _matrices(
-    lattice: Tensor, grid: Tensor, control: tuple[int, ...], shape: tuple[int, ...], order: int
-) -> list[Tensor] | None:
-    where = positions(Grid(control, lattice), Grid(shape, grid))
-    if where is None:
-        return None
-    return [spline_matrix(t, n, order).to(lattice.dtype) for t, n in zip(where, control, strict=True)]
+        basis = self.find_basis(grid)
+        return None if basis is None else SeparableMap(self.coefficients, basis.matrices)
 
 
 def check_order(order: int) -> None:
     """Raise ``ValueError`` unless ``order`` is 1, 2 or 3."""
     if order not in (1, 2, 3):
-        raise ValueError(f"A B-spline has order 1, 2 or 3, got {order}.")
+        raise InputError(f"A B-spline has order 1, 2 or 3, got {order}.")
 
 
 def spline_lattice(grid: Grid, spacing: float | Sequence[float], order: int = 3) -> Grid:
@@ -150,7 +160,7 @@ def fit_bspline(displacement: FieldTensor, grid: Grid, lattice: Grid, order: int
     """
     where = positions(lattice, grid)
     if where is None:
-        raise ValueError(
+        raise InputError(
             "fit_bspline needs a lattice along the axes of the grid; make it with spline_lattice(grid, ...)."
         )
     matrices = [

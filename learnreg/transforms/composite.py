@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
+from learnreg.sampling import SeparableMap
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.typing import FieldTensor, PointTensor
-from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,7 @@ class Composite(Transform):
         for transform in self.transforms:
             flat.extend(transform.transforms if isinstance(transform, Composite) else (transform,))
         if not flat:
-            raise ValueError("Composite needs at least one transform; Affine.identity(ndim) is the neutral one.")
+            raise InputError("Composite needs at least one transform; Affine.identity(ndim) is the neutral one.")
         object.__setattr__(self, "transforms", tuple(flat))
 
     def __call__(self, points: PointTensor) -> PointTensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from learnreg.errors import InputError
 from learnreg.fields import channels_last, invert
 from learnreg.grid import Grid
+from learnreg.sampling import SeparableMap, sample
 from learnreg.separable import apply_separable, resize_matrix
 from learnreg.transforms.base import Transform
 from learnreg.typing import FieldTensor, PointTensor
-from learnreg.warping import SeparableMap, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class Displacement(Transform):
 def check_field(owner: str, field: FieldTensor, grid: Grid) -> None:
     """Raise ``ValueError`` unless ``field`` is a vector field on ``grid``."""
     if field.ndim != grid.ndim + 2 or field.shape[1] != grid.ndim or tuple(field.shape[2:]) != grid.shape:
-        raise ValueError(
+        raise InputError(
             f"{owner} needs a field (B, {grid.ndim}, {', '.join(map(str, grid.shape))}) in mm on its grid, "
             f"got {tuple(field.shape)}."
         )

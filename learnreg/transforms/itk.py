@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import reduce
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
 from learnreg.io import grid_from_sitk, to_sitk, write_atomically
 from learnreg.transforms.affine import Affine
@@ -18,7 +19,7 @@ from learnreg.transforms.bspline import BSpline, itk_domain
 from learnreg.transforms.composite import Composite, chain
 from learnreg.transforms.displacement import Displacement
 from learnreg.transforms.velocity import Velocity
-from learnreg.typing import Path
+from learnreg.typing import PathLike
 
 KNOWN = (Affine, BSpline, Displacement, Velocity)  # what ITK has a class for
 
@@ -74,7 +75,7 @@ def _part_to_itk(part: Transform) -> sitk.Transform:
 
 def _only(batch: Tensor) -> Tensor:
     if batch.shape[0] != 1:
-        raise ValueError(f"to_itk writes one transform, got a batch of {batch.shape[0]}; take one of them.")
+        raise InputError(f"to_itk writes one transform, got a batch of {batch.shape[0]}; take one of them.")
     return batch[0]
 
 
@@ -101,7 +102,9 @@ def from_itk(transform: sitk.Transform) -> Transform:
         matrix = np.eye(ndim + 1)
         matrix[:ndim, :ndim], matrix[:ndim, ndim] = np.stack(columns, axis=1), origin
         return Affine(torch.from_numpy(matrix).float())
-    raise TypeError(f"ITK's {transform.GetName()} is not supported; convert it with sitk.TransformToDisplacementField.")
+    raise InputTypeError(
+        f"ITK's {transform.GetName()} is not supported; convert it with sitk.TransformToDisplacementField."
+    )
 
 
 def _from_field(image: sitk.Image) -> Displacement:
@@ -109,7 +112,7 @@ def _from_field(image: sitk.Image) -> Displacement:
     return Displacement(torch.from_numpy(np.ascontiguousarray(array))[None], grid_from_sitk(image))
 
 
-def write_transform(transform: Transform, grid: Grid, path: Path) -> None:
+def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
     """Write for ITK, ANTs and 3D Slicer; the suffix says in which form.
 
     ``.h5``, ``.tfm`` and ``.txt`` hold a composite transform, ``.mat`` one linear map (ANTs' affine), an
@@ -123,14 +126,14 @@ def write_transform(transform: Transform, grid: Grid, path: Path) -> None:
     Raises:
         ValueError: The transform is a batch, or ``.mat`` is asked for a map that is not linear.
     """
-    suffix = FilePath(path).suffix
+    suffix = Path(path).suffix
     if suffix in (".h5", ".tfm", ".txt"):
         itk: sitk.Transform = to_itk(transform, grid)
     elif suffix == ".mat":
         parts = transform.transforms if isinstance(transform, Composite) else (transform,)
         linear = [part for part in parts if isinstance(part, Affine)]
         if len(linear) < len(parts):
-            raise ValueError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
+            raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
         itk = _part_to_itk(reduce(Affine.then, linear))
     if suffix in (".h5", ".tfm", ".txt", ".mat"):
         write_atomically(path, lambda part: sitk.WriteTransform(itk, part))
@@ -139,21 +142,21 @@ def write_transform(transform: Transform, grid: Grid, path: Path) -> None:
     write_atomically(path, lambda part: sitk.WriteImage(field, part, useCompression=True))
 
 
-def read_transform(path: Path) -> Transform:
+def read_transform(path: PathLike) -> Transform:
     """Read a transform file of ITK or ANTs, or a displacement field image in mm.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no transform.
     """
-    file = FilePath(path)
+    file = Path(path)
     if not file.exists():
-        raise FileNotFoundError(f"No such transform: {file}. Check the path.")
+        raise MissingFileError(f"No such transform: {file}. Check the path.")
     try:
         if file.suffix in (".h5", ".tfm", ".txt", ".mat", ".hdf5", ".xfm"):
             return from_itk(sitk.ReadTransform(str(file)))
         return _from_field(sitk.ReadImage(str(file), sitk.sitkVectorFloat64))
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"{file} cannot be read as a transform; give .h5, .tfm, .mat or a displacement image."
         ) from error

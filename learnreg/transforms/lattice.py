@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from learnreg.fields import channels_first, channels_last
 from learnreg.grid import Grid
-from learnreg.numerics import remembered
 from learnreg.transforms.base import Transform
 from learnreg.transforms.inverse import Inverse
 from learnreg.typing import FieldTensor, PointTensor
@@ -52,10 +51,10 @@ def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight)
     return total.transpose(1, 2)
 
 
-@remembered
-def _positions(lattice: Tensor, grid: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...] | None:
-    ndim = len(shape)
-    relation = torch.linalg.inv(lattice.double()) @ grid.double()
+def positions(lattice: Grid, grid: Grid) -> tuple[Tensor, ...] | None:
+    """Lattice coordinates of the samples of ``grid``, ``(n,)`` per array axis; ``None`` unless the axes agree."""
+    ndim, shape = grid.ndim, grid.shape
+    relation = torch.linalg.inv(lattice.affine.double()) @ grid.affine.double()
     linear = relation[:, :ndim, :ndim]
     turned = linear - torch.diag_embed(linear.diagonal(dim1=1, dim2=2))
     differs = torch.maximum(turned.abs().amax(), (relation - relation[:1]).abs().amax())
@@ -66,24 +65,55 @@ def _positions(lattice: Tensor, grid: Tensor, shape: tuple[int, ...]) -> tuple[T
     return tuple(a + s * i for a, s, i in zip(first, step, samples, strict=True))
 
 
-def positions(lattice: Grid, grid: Grid) -> tuple[Tensor, ...] | None:
-    """Lattice coordinates of the samples of ``grid``, one ``(n,)`` an array axis; ``None`` unless the axes agree."""
-    return _positions(lattice.affine, grid.affine, grid.shape)
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The functions of a lattice at the samples of one grid, see :meth:`FreeForm.basis_on`.
+
+    Args:
+        grid: Where the functions are evaluated.
+    """
+
+    grid: Grid
 
 
-class FreeForm(Transform):
-    """``x -> x + sum_k c_k f(x - x_k)`` with control points ``x_k`` on a lattice."""
+BasisT = TypeVar("BasisT", bound=Basis)
+
+
+class FreeForm(Transform, Generic[BasisT]):
+    """``x -> x + sum_k c_k f(x - x_k)`` with control points ``x_k`` on a lattice.
+
+    Args:
+        coefficients: ``(B, D, *lattice.shape)``, mm, components ``(x, y, z)``.
+        lattice: Where the control points lie.
+        basis: What :meth:`basis_on` returned for the grid on which the transform will be evaluated; ``None``
+            computes it at each evaluation. A solver that evaluates many transforms of one lattice gives it.
+    """
 
     coefficients: FieldTensor
     lattice: Grid
+    basis: BasisT | None
 
     @abstractmethod
     def offsets(self, points: PointTensor) -> Tensor:
         """``T(x) - x`` at any points ``(B, P, D)``, in mm."""
 
     @abstractmethod
-    def on_aligned(self, grid: Grid) -> FieldTensor | None:
-        """``T(x) - x`` on a grid by a shorter way, or ``None`` where there is none."""
+    def basis_on(self, grid: Grid) -> BasisT | None:
+        """Evaluate the functions of the lattice on a grid; ``None`` unless the axes of both agree."""
+
+    @abstractmethod
+    def expand(self, basis: BasisT) -> FieldTensor:
+        """Compute ``T(x) - x`` on the grid of a basis, ``(B, D, *grid.shape)``, mm."""
+
+    def with_basis(self, grid: Grid) -> Self:
+        """Return the same transform with its basis for ``grid``."""
+        return replace(self, basis=self.basis_on(grid))  # type: ignore[type-var]
+
+    def find_basis(self, grid: Grid) -> BasisT | None:
+        """Return ``basis`` if it is that of ``grid``, else compute it."""
+        if self.basis is not None and self.basis.grid is grid:
+            return self.basis
+        return self.basis_on(grid)
 
     def __call__(self, points: PointTensor) -> PointTensor:
         flat = points.reshape(points.shape[0], -1, points.shape[-1])
@@ -97,8 +127,8 @@ class FreeForm(Transform):
         return grid.points + channels_last(self.displacement(grid))
 
     def displacement(self, grid: Grid) -> FieldTensor:
-        aligned = self.on_aligned(grid)
-        return channels_first(self(grid.points) - grid.points) if aligned is None else aligned
+        basis = self.find_basis(grid)
+        return channels_first(self(grid.points) - grid.points) if basis is None else self.expand(basis)
 
     def inverse(self) -> Inverse:
         """Point by point; see :class:`Inverse`, which also gives the residual."""
@@ -106,7 +136,7 @@ class FreeForm(Transform):
 
     def to(self, *args: object, **kwargs: object) -> Self:
         moved = self.coefficients.to(*args, **kwargs)  # type: ignore[call-overload]
-        return replace(self, coefficients=moved, lattice=self.lattice.to(*args, **kwargs))  # type: ignore[type-var]
+        return replace(self, coefficients=moved, lattice=self.lattice.to(*args, **kwargs), basis=None)  # type: ignore[type-var]
 
     def detach(self) -> Self:
         return replace(self, coefficients=self.coefficients.detach())  # type: ignore[type-var]

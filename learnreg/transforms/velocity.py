@@ -7,10 +7,10 @@ from functools import cached_property
 
 from learnreg.fields import exponential
 from learnreg.grid import Grid
+from learnreg.sampling import SeparableMap
 from learnreg.transforms.base import Transform
 from learnreg.transforms.displacement import Displacement, check_field
 from learnreg.typing import FieldTensor, PointTensor
-from learnreg.warping import SeparableMap
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from learnreg.data.mni152 import mni152_template
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.data.synthesis import random_velocity
-from learnreg.data.template import mni152_template
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.reporting.figures import registration_figure

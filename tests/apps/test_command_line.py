@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import imread
 
 from learnreg.apps.main import main
-from learnreg.configs import model_files
+from learnreg.configs.files import model_files
 from learnreg.io import read_image, to_sitk, write_image
 from tests.conftest import blob_image, make_grid
 from tests.networks.test_checkpoint import save

@@ -252,11 +252,11 @@ def test_synthetic_deformations_are_diffeomorphic_and_repeatable():
 def test_template_pairs_have_their_truth():
     """Warping the moving labels by the truth gives the fixed ones, up to the nearest neighbor."""
     pytest.importorskip("nilearn")
-    from learnreg.data.template import TemplateData
+    from learnreg.data.mni152 import MNI152Data
     from learnreg.metrics import dice_scores
     from learnreg.warping import warp
 
-    data = TemplateData(spacing=4.0, subjects=2, validation_subjects=2)
+    data = MNI152Data(spacing=4.0, subjects=2, validation_subjects=2)
     case = next(data.cases(1))
     before = dice_scores(case.moving.labels, case.fixed.labels, [1, 2]).mean()
     after = dice_scores(warp(case.moving, case.truth, case.fixed.grid).labels, case.fixed.labels, [1, 2]).mean()

@@ -21,14 +21,17 @@ from learnreg.networks import (
     Unrolled,
     as_network,
 )
-from learnreg.networks.base import voxels_to_mm
 from learnreg.networks.pyramid import local_correlation
 from learnreg.networks.segmentation import SegmentationHead
-from learnreg.objective import LabelOverlap, Objective, Penalty
+from learnreg.networks.units import voxels_to_mm
+from learnreg.objective import Objective, Penalty
 from learnreg.regularization import Diffusion
+from learnreg.sampling import resize_image
 from learnreg.similarity import MSE
+from learnreg.supervision import LabelOverlap
+from learnreg.terms import Weighted
 from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity, chain
-from learnreg.warping import resize_image, warp
+from learnreg.warping import warp
 from tests.conftest import blob_image, make_grid
 
 
@@ -190,7 +193,7 @@ class TestPyramid(NetworkLaws):
     def test_coarser_levels_are_scored_in_training(self):
         grid = Grid.regular((32, 32, 32))
         fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
-        objective = Objective(MSE(), supervision={"dice": LabelOverlap([1, 2])})
+        objective = Objective(MSE(), supervision={"dice": Weighted(LabelOverlap([1, 2]))})
         network = Pyramid(3, (8, 8, 8), deep=0.5)
         answer = network(fixed, moving)
         found = network.terms(fixed, moving, answer, objective)

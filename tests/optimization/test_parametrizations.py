@@ -21,8 +21,9 @@ from learnreg.optimization import (
     TimeVaryingParametrization,
     shoot,
 )
-from learnreg.regularization import Diffusion, GraphDiffusion, gaussian_smoothing
+from learnreg.regularization import Diffusion
 from learnreg.similarity import LNCC, MSE
+from learnreg.smoothing import GraphDiffusion, gaussian_smoothing
 from learnreg.transforms import Affine, BSpline, Displacement, Symmetric, Velocity
 from learnreg.transforms.itk import to_itk
 from learnreg.warping import warp

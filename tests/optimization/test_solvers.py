@@ -34,8 +34,9 @@ from learnreg.optimization import (
 )
 from learnreg.optimization.demons import demons_force
 from learnreg.optimization.initialization import rotation
-from learnreg.regularization import Diffusion, gaussian_smoothing
+from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE, NCC
+from learnreg.smoothing import gaussian_smoothing
 from learnreg.transforms import Affine, align_centers, chain
 from learnreg.warping import warp
 from tests.conftest import OBLIQUE, blob_image, make_grid, smooth_image, smooth_values

@@ -6,6 +6,7 @@ import scipy.ndimage
 import scipy.sparse
 import torch
 
+from learnreg.consistency import GradICON, InverseConsistency
 from learnreg.fields import channels_first, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.regularization import (
@@ -15,10 +16,6 @@ from learnreg.regularization import (
     Divergence,
     Elasticity,
     Folding,
-    GaussianSmoothing,
-    GradICON,
-    GraphDiffusion,
-    InverseConsistency,
     LogJacobian,
     Sparsity,
     TotalVariation,
@@ -28,12 +25,11 @@ from learnreg.regularization import (
     divergence_loss,
     elasticity_loss,
     folding_loss,
-    gaussian_smoothing,
-    graph_diffusion,
     log_jacobian_loss,
     sparsity_loss,
     total_variation_loss,
 )
+from learnreg.smoothing import GaussianSmoothing, GraphDiffusion, gaussian_smoothing, graph_diffusion
 from learnreg.transforms import Affine, Displacement, Velocity, fit_bspline, spline_lattice
 from tests.conftest import DIRECTIONS, make_grid, smooth_values
 

@@ -33,6 +33,7 @@ from learnreg.similarity import (
     self_similarity,
     structural_similarity,
 )
+from learnreg.terms import Weighted
 from tests.conftest import make_grid, smooth_image
 from tests.similarity.laws import SimilarityLaws, noise
 
@@ -120,11 +121,11 @@ class TestLNCC(SimilarityLaws):
 
 class TestMixture(SimilarityLaws):
     def make(self):
-        return Mixture({"lncc": LNCC(5), "mse": MSE()}, {"lncc": 1.0, "mse": 10.0})
+        return Mixture({"lncc": Weighted(LNCC(5)), "mse": Weighted(MSE(), 10.0)})
 
     def test_weights_must_fit(self):
         with pytest.raises(ValueError, match="one weight for each term"):
-            Mixture({"mse": MSE()}, {"ncc": 1.0})
+            Mixture({"mse": MSE()})
 
 
 class TestGaussianLNCC(SimilarityLaws):

@@ -24,7 +24,7 @@ def pair():
 def test_zero_where_the_solver_is():
     fixed, moving = pair()
     found = stage()(fixed, moving).transform.displacement(fixed.grid)
-    term = Distillation([stage()])
+    term = Distillation({"stage": stage()})
     identity = float(term(fixed, moving, Affine.identity(3)))
     assert identity == pytest.approx(float(found.square().sum(1).mean()), rel=1e-3)
     assert float(term(fixed, moving, Displacement(found, fixed.grid))) < 1e-4 * identity
@@ -37,7 +37,7 @@ def test_the_solver_is_given_the_masks():
     mask[:, :, 10:] = 0
     spoiled = fixed.data.clone()
     spoiled[:, :, 10:] += torch.rand(spoiled[:, :, 10:].shape, generator=torch.Generator().manual_seed(0))
-    term, answers = Distillation([stage()]), []
+    term, answers = Distillation({"stage": stage()}), []
     for data, counted in ((fixed.data, mask), (spoiled, mask), (spoiled, None)):
         answers.append(term.target(Image(data, fixed.grid, counted), moving, None))
     found = stage()(Image(fixed.data, fixed.grid, mask), moving).transform.displacement(fixed.grid)
@@ -50,7 +50,7 @@ def test_the_solver_is_given_the_masks():
 
 def test_a_pair_is_solved_once(monkeypatch):
     fixed, moving = pair()
-    term = Distillation([stage()], keep=1)
+    term = Distillation({"stage": stage()}, keep=1)
     first = term(fixed, moving, Affine.identity(3))
     monkeypatch.setattr(FieldStage, "forward", None)  # it is not called again
     assert float(term(fixed, moving, Affine.identity(3))) == pytest.approx(float(first))
@@ -61,12 +61,12 @@ def test_a_pair_is_solved_once(monkeypatch):
 def test_what_was_solved_is_found_in_the_folder(tmp_path, monkeypatch):
     fixed, moving = pair()
     identity = Affine.identity(3)
-    first = float(Distillation([stage()], folder=tmp_path / "solved")(fixed, moving, identity))
+    first = float(Distillation({"stage": stage()}, folder=tmp_path / "solved")(fixed, moving, identity))
     assert len(list((tmp_path / "solved").glob("*.safetensors"))) == 1
-    Distillation([stage(20)], folder=tmp_path / "solved")(fixed, moving, identity)
+    Distillation({"stage": stage(20)}, folder=tmp_path / "solved")(fixed, moving, identity)
     assert len(list((tmp_path / "solved").glob("*.safetensors"))) == 2  # another method's is another's
     monkeypatch.setattr(FieldStage, "forward", None)
-    again = Distillation([stage()], folder=tmp_path / "solved")
+    again = Distillation({"stage": stage()}, folder=tmp_path / "solved")
     assert float(again(fixed, moving, identity)) == first
     with pytest.raises(TypeError):
         again(fixed, Image(moving.data, Grid.regular((20, 20, 20), 1.1)), identity)
@@ -75,7 +75,7 @@ def test_what_was_solved_is_found_in_the_folder(tmp_path, monkeypatch):
 def test_a_network_learns_the_answer():
     torch.manual_seed(0)
     fixed, moving = pair()
-    network, term = UNet(3, (8, 16)), Distillation([stage()])
+    network, term = UNet(3, (8, 16)), Distillation({"stage": stage()})
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
@@ -89,7 +89,7 @@ def test_a_network_learns_the_answer():
 
 def test_from_the_answer_the_target_is_better_than_the_answer():
     fixed, moving = pair()
-    term = Distillation([stage(40)], from_answer=True)
+    term = Distillation({"stage": stage(40)}, from_answer=True)
     answer = Affine.translation([1.0, 0.0, 0.0])
     target = Displacement(term.target(fixed, moving, answer), fixed.grid)
     objective = Objective(MSE())
@@ -98,4 +98,4 @@ def test_from_the_answer_the_target_is_better_than_the_answer():
 
 def test_errors():
     with pytest.raises(ValueError, match="stages of a method"):
-        Distillation([])
+        Distillation({})

@@ -5,16 +5,19 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from learnreg.consistency import GradICON, InverseConsistency
 from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.grid import Grid
 from learnreg.io import read_image
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint, recipe
-from learnreg.objective import LabelOverlap, Objective, Penalty
+from learnreg.objective import Objective, Penalty
 from learnreg.optimization import FieldStage
-from learnreg.optimization.stages import center_of_mass
-from learnreg.regularization import Diffusion, GradICON, InverseConsistency
+from learnreg.optimization.moments import center_of_mass
+from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE
+from learnreg.supervision import LabelOverlap
+from learnreg.terms import Weighted
 from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate, amortization
 from learnreg.training.module import RegistrationModule, scores
 from learnreg.transforms import Affine
@@ -37,7 +40,7 @@ OBJECTIVE = {
 
 def make(supervised=True, **kwargs):
     torch.manual_seed(0)
-    supervision = {"dice": LabelOverlap([1, 2])} if supervised else None
+    supervision = {"dice": Weighted(LabelOverlap([1, 2]))} if supervised else None
     objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.01)}, supervision)
     stored = recipe(NETWORK, OBJECTIVE, {"spacing": 1.5, "shape": [16, 16, 16], "multiple": 16})
     return RegistrationModule(
@@ -83,7 +86,8 @@ class TestTraining:
         assert not loaded.objective.supervision
 
     @pytest.mark.parametrize(
-        "consistency", [GradICON(1.0), InverseConsistency(0.1), InverseConsistency(0.1, through=1)]
+        "consistency",
+        [Weighted(GradICON()), Weighted(InverseConsistency(), 0.1), Weighted(InverseConsistency(through=1), 0.1)],
     )
     def test_the_way_back_is_asked_for_and_penalized(self, tmp_path, consistency):
         module = make(consistency=consistency)

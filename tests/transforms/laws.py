@@ -4,9 +4,10 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.image import Image
+from learnreg.sampling import sample_image
 from learnreg.transforms import Affine, Composite, Transform
 from learnreg.transforms.itk import read_transform, to_itk, write_transform
-from learnreg.warping import pull, warp
+from learnreg.warping import warp
 from tests.conftest import make_grid, smooth_image
 
 TILT = Affine(torch.tensor([[1.0, 0.1, 0, 0.4], [-0.1, 1, 0, 0.2], [0, 0.05, 0.9, 0], [0, 0, 0, 1]]).double())
@@ -40,7 +41,7 @@ class TransformLaws:
         transform = Composite((self.make(grid), TILT))
         moving = smooth_image(make_grid(shape=(14, 17, 12), spacing=(2.1, 1.4, 2.0)))
         moving = Image(moving.data, moving.grid, (moving.data > moving.data.median()).double())
-        warped, pulled = warp(moving, transform, grid), pull(moving, transform.map_grid(grid), grid)
+        warped, pulled = warp(moving, transform, grid), sample_image(moving, transform.map_grid(grid), grid)
         assert torch.allclose(warped.data, pulled.data, atol=1e-9)
         assert (warped.mask != pulled.mask).double().mean() < 1e-3
 

@@ -26,7 +26,7 @@ from learnreg.transforms import (
     spline_through_landmarks,
 )
 from learnreg.transforms.itk import from_itk, read_transform, to_itk, write_transform
-from learnreg.transforms.kernels import wendland
+from learnreg.transforms.radial_functions import wendland
 from learnreg.warping import warp
 from tests.conftest import blob_image, make_grid, smooth_values
 from tests.transforms.laws import TransformLaws

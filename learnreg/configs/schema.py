@@ -1,20 +1,9 @@
-"""Where the Hydra configs are, what may stand in them, and plain errors for what may not.
-
-Importing this module is cheap: it must answer a misspelt key before torch is loaded.
-"""
+"""The schema of a training configuration and the resolvers that its files use."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-RELEASED = ".safetensors"
-PACKAGE = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -62,18 +51,6 @@ class TrainConfig:
     refine: int = 30
 
 
-def config_dir() -> Path:
-    """The folder with ``train.yaml``: beside the package in a checkout, inside it in a wheel.
-
-    Raises:
-        FileNotFoundError: There is none; the installation is broken.
-    """
-    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"No configs beside {PACKAGE}; install learnreg again.")
-
-
 def register_schema() -> None:
     """Make ``schema`` known to Hydra, and the resolvers of the configs.
 
@@ -105,65 +82,3 @@ def fastest_precision(accelerator: str) -> str:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     multiplied = capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
     return "bf16-mixed" if accelerator in ("auto", "cpu") and multiplied else "32-true"
-
-
-def method_names() -> list[str]:
-    """Presets of ``conf/method``."""
-    return sorted(file.stem for file in (config_dir() / "method").glob("*.yaml"))
-
-
-def model_files() -> dict[str, Path]:
-    """The trained models that come with learnreg, by name; each has a card, ``NAME.md``, beside it.
-
-    They lie beside the package in a checkout, inside it in a wheel.
-    """
-    folders = (PACKAGE / "models", PACKAGE.parent / "models")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob(f"*{RELEASED}"))}
-
-
-def check_targets(config: Any) -> None:
-    """Compare the keys of every ``_target_`` with what it takes.
-
-    Args:
-        config: Plain containers, resolved.
-
-    Raises:
-        ValueError: A target does not exist, or does not know a key.
-    """
-    for where, node in _nodes(config, ""):
-        target = _locate(str(node["_target_"]), where)
-        try:
-            parameters = inspect.signature(target).parameters
-        except (TypeError, ValueError):
-            continue
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            continue
-        for key in node:
-            if not str(key).startswith("_") and key not in parameters:
-                raise ValueError(unknown_key(f"{where}.{key}" if where else str(key), str(key), list(parameters)))
-
-
-def unknown_key(where: str, key: str, known: list[str]) -> str:
-    """One line that names the likely key."""
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}."
-    return f"Unknown config key {where!r}; {hint}"
-
-
-def _nodes(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield where, node
-        for key, value in node.items():
-            yield from _nodes(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _nodes(value, f"{where}[{index}]")
-
-
-def _locate(target: str, where: str) -> Any:
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}._target_ is {target!r}, which cannot be imported: {error}.") from error

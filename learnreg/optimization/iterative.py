@@ -1,102 +1,32 @@
-"""Stages: one kind of transform, searched for from coarse to fine."""
+"""Stages that minimize an objective from coarse to fine."""
 
 from __future__ import annotations
 
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from learnreg.grid import Grid, apply_affine
+from learnreg.errors import InputError
+from learnreg.grid import Grid
 from learnreg.image import Image, crop_to_content
 from learnreg.memory import check_fits
 from learnreg.objective import Objective
 from learnreg.optimization.dense import DenseParametrization
-from learnreg.optimization.descent import Descent, OptimizerFactory, StepCallback, descend
+from learnreg.optimization.descent import Descent, OptimizerFactory, descend
 from learnreg.optimization.linear import LinearParametrization
+from learnreg.optimization.moments import center_of_mass
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
-from learnreg.transforms import Affine, Transform, chain
+from learnreg.optimization.stage import LevelHistory, Stage, StageResult
+from learnreg.sampling import resize_image
+from learnreg.transforms import Transform
 from learnreg.transforms.affine import LinearKind
-from learnreg.warping import resize_image
+from learnreg.typing import StepCallback
 
 IMAGES, FIELDS = 9, 12  # volumes at the peak of a descent for each channel, and for each free parameter a voxel
-
-
-@dataclass(frozen=True)
-class LevelHistory:
-    """What happened on one level: the name of its stage, its grid's shape, the loss before each step."""
-
-    stage: str
-    shape: tuple[int, ...]
-    losses: tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class StageResult:
-    """The transform found by a stage, not composed with what it started from, and its history."""
-
-    transform: Transform
-    history: tuple[LevelHistory, ...] = ()
-
-
-class Stage(nn.Module):
-    """Something that improves the alignment of one pair."""
-
-    @abstractmethod
-    def forward(
-        self,
-        fixed: Image,
-        moving: Image,
-        initial: Transform | None = None,
-        *,
-        on_step: StepCallback | None = None,
-    ) -> StageResult:
-        """Search ``T`` so that ``moving o initial o T`` matches ``fixed``.
-
-        Args:
-            fixed: One image.
-            moving: One image.
-            initial: What earlier stages found, applied after ``T``.
-            on_step: Called with the number of iterations done.
-        """
-
-    @property
-    def iterations(self) -> int:
-        """At most so many calls of the objective with a gradient."""
-        return 0
-
-
-def center_of_mass(image: Image) -> torch.Tensor:
-    """``(B, D)`` mm, centroid of the intensities above their minimum, within the mask."""
-    return mass_moments(image)[0]
-
-
-def mass_moments(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centroid ``(B, D)`` in mm and covariance ``(B, D, D)`` in mm^2 of the intensities above their minimum."""
-    weights = image.data.detach().sum(1)
-    weights = weights.sub_(weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim)))
-    if image.mask is not None:
-        weights = weights * image.mask[:, 0]
-    weights = weights / weights.flatten(1).sum(1).clamp(min=1e-12).reshape(-1, *([1] * image.ndim))
-    axes = list(range(image.ndim, 0, -1))  # x, y, z
-    index = {axis: torch.arange(weights.shape[axis]).to(weights) for axis in axes}
-    along = {axis: weights.sum([a for a in axes if a != axis]) for axis in axes}
-    mean = torch.stack([along[axis] @ index[axis] for axis in axes], dim=1)
-    offset = {axis: index[axis] - mean[:, k : k + 1] for k, axis in enumerate(axes)}  # (B, n)
-    covariance = mean.new_zeros(len(mean), image.ndim, image.ndim)
-    for i, a in enumerate(axes):
-        covariance[:, i, i] = (along[a] * offset[a].square()).sum(1)
-        for j, b in enumerate(axes[:i]):  # b comes after a in the array
-            plane = weights.sum([c for c in axes if c not in (a, b)]) if image.ndim > 2 else weights
-            covariance[:, i, j] = covariance[:, j, i] = torch.einsum("nij,ni,nj->n", plane, offset[a], offset[b])
-    linear = image.grid.affine[:, : image.ndim, : image.ndim].to(mean)
-    center = apply_affine(image.grid.affine.to(mean), mean.unsqueeze(1)).squeeze(1)
-    return center, linear @ covariance @ linear.mT
 
 
 class IterativeStage(Stage):
@@ -128,7 +58,7 @@ class IterativeStage(Stage):
     ) -> None:
         super().__init__()
         if len(factors) != len(iterations) or not factors:
-            raise ValueError(f"A stage needs as many iterations as levels, got {list(iterations)} for {list(factors)}.")
+            raise InputError(f"A stage needs as many iterations as levels, got {list(iterations)} for {list(factors)}.")
         self.objective = objective
         self.factors, self.limits = tuple(float(f) for f in factors), tuple(int(n) for n in iterations)
         self.learning_rate, self.rate_growth, self.tolerance = (
@@ -151,7 +81,7 @@ class IterativeStage(Stage):
             ValueError: The stage has several levels.
         """
         if len(self.limits) != 1:
-            raise ValueError(f"A refinement has one level, this stage has {len(self.limits)}.")
+            raise InputError(f"A refinement has one level, this stage has {len(self.limits)}.")
         other = copy.copy(self)
         other.limits = (int(iterations),)
         other.learning_rate = self.learning_rate * min(1.0, self.limits[0] / max(iterations, 1))
@@ -304,33 +234,3 @@ class FieldStage(IterativeStage):
 
     def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
         return self.make_parametrization(grid, None)
-
-
-def run_stages(
-    stages: Sequence[Stage],
-    fixed: Image,
-    moving: Image,
-    *,
-    initial: Transform | None = None,
-    on_step: Callable[[int], Any] | None = None,
-) -> StageResult:
-    """Run stages one after the other, each from what the others found.
-
-    Returns:
-        The composed transform, ``initial`` included, and all histories.
-    """
-    total, history = initial, []
-    for stage in stages:
-        result = stage(fixed, moving, total, on_step=on_step)
-        total = compose_found(result.transform, total)
-        history.extend(result.history)
-    if total is None:
-        total = Affine.identity(fixed.ndim).to(fixed.data.device)
-    return StageResult(total, tuple(history))
-
-
-def compose_found(found: Transform, initial: Transform | None) -> Transform:
-    """``found`` first, then ``initial``; two linear maps become one matrix."""
-    if isinstance(found, Affine) and isinstance(initial, Affine):
-        return found.then(initial)
-    return chain(found, initial)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from torch import nn
 
 from learnreg.grid import Grid
@@ -41,11 +43,36 @@ def gradicon_loss(forward: Transform, backward: Transform, grid: Grid) -> Scalar
     return diffusion_loss(chain(forward, backward).displacement(grid), grid)
 
 
-class InverseConsistency(nn.Module):
+class Consistency(nn.Module):
+    """A term of a training: how far the network's answers there and back are from undoing each other.
+
+    Args:
+        through: Number of other images of the batch that the way back passes: a cycle of unpaired images. 0 is the
+            direct way.
+    """
+
+    def __init__(self, *, through: int = 0) -> None:
+        super().__init__()
+        self.through = int(through)
+
+    @abstractmethod
+    def forward(self, there: Transform, back: Transform, grid: Grid) -> Scalar:
+        """Score two transforms.
+
+        Args:
+            there: From the fixed to the moving space.
+            back: From the moving to the fixed space.
+            grid: The fixed grid, where the composition is measured.
+
+        Returns:
+            A scalar, 0 if ``back`` is the inverse of ``there``.
+        """
+
+
+class InverseConsistency(Consistency):
     """Inverse consistency of a pair of transforms, see :func:`inverse_consistency_loss`.
 
     Args:
-        weight: Factor in a training's objective, per mm^2.
         through: A training asks for the way back by way of so many other images of the batch: a cycle of unpaired
             images. 0 is the direct way.
 
@@ -54,25 +81,16 @@ class InverseConsistency(nn.Module):
         MICCAI 2020.
     """
 
-    def __init__(self, weight: float = 1.0, *, through: int = 0) -> None:
-        super().__init__()
-        self.weight, self.through = float(weight), int(through)
-
-    def forward(self, forward: Transform, backward: Transform, grid: Grid) -> Scalar:
-        return inverse_consistency_loss(forward, backward, grid)
+    def forward(self, there: Transform, back: Transform, grid: Grid) -> Scalar:
+        return inverse_consistency_loss(there, back, grid)
 
 
-class GradICON(nn.Module):
+class GradICON(Consistency):
     """Inverse consistency of the gradients, see :func:`gradicon_loss`.
 
     Args:
-        weight: Factor in a training's objective.
         through: See :class:`InverseConsistency`.
     """
 
-    def __init__(self, weight: float = 1.0, *, through: int = 0) -> None:
-        super().__init__()
-        self.weight, self.through = float(weight), int(through)
-
-    def forward(self, forward: Transform, backward: Transform, grid: Grid) -> Scalar:
-        return gradicon_loss(forward, backward, grid)
+    def forward(self, there: Transform, back: Transform, grid: Grid) -> Scalar:
+        return gradicon_loss(there, back, grid)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from learnreg.errors import InputError
+
 Wendland = Literal["C2", "C4", "C6"]
 Radial = Literal["thin-plate", "C2", "C4", "C6"]
 
@@ -38,7 +40,7 @@ def wendland(r: Tensor, smoothness: Wendland = "C2") -> Tensor:
 def check_smoothness(smoothness: str) -> None:
     """Raise ``ValueError`` unless it names one of Wendland's functions."""
     if smoothness not in ("C2", "C4", "C6"):
-        raise ValueError(f"Wendland's functions here are C2, C4 and C6, not {smoothness!r}.")
+        raise InputError(f"Wendland's functions here are C2, C4 and C6, not {smoothness!r}.")
 
 
 def radial(kernel: Radial, radius: float, ndim: int) -> Callable[[Tensor], Tensor]:

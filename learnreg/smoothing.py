@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.separable import apply_separable, gaussian_matrix
@@ -28,7 +29,7 @@ def gaussian_smoothing(field: FieldTensor, grid: Grid, sigma: float) -> FieldTen
         diffusion-like on the field.
     """
     if sigma < 0:
-        raise ValueError(f"gaussian_smoothing needs a sigma of at least 0 mm, got {sigma}.")
+        raise InputError(f"gaussian_smoothing needs a sigma of at least 0 mm, got {sigma}.")
     if sigma == 0:
         return field
     spacing = grid.spacing[0].flip(0).tolist()
@@ -72,7 +73,7 @@ def graph_diffusion(
         regularizer of this name in AirLab. Differs in: one implicit step.
     """
     if sigma < 0 or edge <= 0:
-        raise ValueError(f"graph_diffusion needs sigma >= 0 and edge > 0, got sigma={sigma}, edge={edge}.")
+        raise InputError(f"graph_diffusion needs sigma >= 0 and edge > 0, got sigma={sigma}, edge={edge}.")
     weights = _edge_weights(image.to(field.dtype), grid, edge)
 
     def system(v: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from learnreg.data.datasets import Case, ImagePair, OrderedPairs, PairDataset, collate
 from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
 from learnreg.data.synthesis import changed_intensities, numbered, random_velocity
+from learnreg.errors import InputError, MissingPackageError
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import read_image
@@ -32,7 +33,7 @@ def mni152_template() -> Image:
         Fonov et al., Unbiased average age-appropriate atlases, NeuroImage 2011; shipped by nilearn.
     """
     if find_spec("nilearn") is None:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             "The template is part of nilearn, which is not installed: pip install 'learnreg[demo]'."
         )
     folder = resources.files("nilearn") / "datasets" / "data"
@@ -55,7 +56,7 @@ class Synthetic:
     velocity: Velocity
 
 
-class TemplateData(pl.LightningDataModule):
+class MNI152Data(pl.LightningDataModule):
     """Random diffeomorphisms and intensity changes of the MNI152 brain.
 
     Args:
@@ -82,7 +83,7 @@ class TemplateData(pl.LightningDataModule):
         super().__init__()
         self.spacing, self.counts = float(spacing), (int(subjects), int(validation_subjects))
         if min(self.counts) < 2:
-            raise ValueError(f"data.subjects and data.validation_subjects must be at least 2, got {self.counts}.")
+            raise InputError(f"data.subjects and data.validation_subjects must be at least 2, got {self.counts}.")
         self.magnitude, self.smoothness = float(magnitude), float(smoothness)
         self.batch_size, self.seed = int(batch_size), int(seed)
         template = mni152_template()

@@ -1,0 +1,36 @@
+"""Locate the Hydra configs and the released models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from learnreg.errors import MissingFileError
+
+RELEASED = ".safetensors"
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_dir() -> Path:
+    """The folder with ``train.yaml``: beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        FileNotFoundError: There is none; the installation is broken.
+    """
+    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise MissingFileError(f"No configs beside {PACKAGE}; install learnreg again.")
+
+
+def method_names() -> list[str]:
+    """Presets of ``conf/method``."""
+    return sorted(file.stem for file in (config_dir() / "method").glob("*.yaml"))
+
+
+def model_files() -> dict[str, Path]:
+    """The trained models that come with learnreg, by name; each has a card, ``NAME.md``, beside it.
+
+    They lie beside the package in a checkout, inside it in a wheel.
+    """
+    folders = (PACKAGE / "models", PACKAGE.parent / "models")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob(f"*{RELEASED}"))}

@@ -1,0 +1,23 @@
+"""The exceptions that bad input raises.
+
+Each is also the built-in exception that fits, so ``except ValueError`` keeps working. The command line prints their
+message as one line; every other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A value, file or setting cannot be used; the message says what was given, what is expected and the remedy."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument has the wrong type."""
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    """A file or folder does not exist."""
+
+
+class MissingPackageError(InputError, ModuleNotFoundError):
+    """An optional package is not installed."""

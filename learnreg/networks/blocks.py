@@ -1,0 +1,100 @@
+"""Building blocks of networks: convolutions, an encoder, a decoder, and a head that returns a field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from torch import Tensor, nn
+
+from learnreg.errors import InputError
+from learnreg.typing import FieldTensor
+
+CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
+    """3x3x3 convolution, instance norm, leaky ReLU."""
+    act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
+    return Convolution(
+        ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA"
+    )
+
+
+def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleList:
+    """Blocks of two convolutions, each at half the resolution of the one before."""
+    return nn.ModuleList(
+        nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o))
+        for i, o in zip([inputs, *widths[:-1]], widths, strict=True)
+    )
+
+
+def run_blocks(blocks: Iterable[nn.Module], values: Tensor) -> list[Tensor]:
+    """What each block returns, the next one given what the last one did."""
+    found = []
+    for block in blocks:
+        values = block(values)
+        found.append(values)
+    return found
+
+
+class Decoder(nn.Module):
+    """From the coarsest features up, at each level joined with what the encoder had there.
+
+    Args:
+        ndim: 2 or 3.
+        skips: Channels of the encoder's features, fine to coarse.
+        outputs: Channels after each level, fine to coarse; one fewer.
+    """
+
+    def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int]) -> None:
+        super().__init__()
+        below = [*outputs, skips[-1]][1:]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(convolution(ndim, low + skip, out), convolution(ndim, out, out))
+            for low, skip, out in reversed(list(zip(below, skips[:-1], outputs, strict=True)))
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Features fine to coarse, each ``(B, C, *shape)``; the result has the shape of the first."""
+        x = features[-1]
+        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
+            x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
+        return x
+
+
+def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:
+    """The widths as plain numbers.
+
+    Raises:
+        ValueError: Not 2-D or 3-D, or no widths.
+    """
+    if ndim not in (2, 3) or not channels:
+        raise InputError(
+            f"{name} needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}."
+        )
+    return [int(c) for c in channels]
+
+
+def start_near_zero(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float = 1e-4) -> None:
+    """A layer that returns next to nothing at the start of a training."""
+    nn.init.normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class FieldHead(nn.Module):
+    """Convolution to a vector field, close to zero at the start of a training; float32 also under autocast."""
+
+    def __init__(self, ndim: int, inputs: int) -> None:
+        super().__init__()
+        self.conv = CONVOLUTIONS[ndim](inputs, ndim, 3, padding=1)
+        start_near_zero(self.conv)
+
+    def forward(self, features: Tensor) -> FieldTensor:
+        """``(B, C, *shape)`` to ``(B, D, *shape)``."""
+        with torch.autocast(features.device.type, enabled=False):
+            field: Tensor = self.conv(features.to(self.conv.weight.dtype))
+            return field
