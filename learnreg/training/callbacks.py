@@ -69,11 +69,11 @@ def amortization(
     module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
 ) -> dict[str, float]:
     """``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
-    fixed, moving, objective = module.task(batch)
-    objective = objective.unsupervised()
-    compared = module.compared(fixed), module.compared(moving)
+    task = module.task(batch)
+    fixed, moving = task.fixed, task.moving
+    score = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))
     with torch.no_grad():
-        answer = module(fixed, moving).detach()
+        answer = module.predict(fixed, moving, weight=task.weight).transform.detach()
     found = {}
     for k in (0, *steps):
         transform = answer
@@ -81,7 +81,7 @@ def amortization(
             with torch.enable_grad():
                 transform = chain(refinement.limited(k)(fixed, moving, answer).transform, answer)
         with torch.no_grad():
-            found[f"objective_after_{k}"] = float(objective(*compared, transform).total)
+            found[f"objective_after_{k}"] = float(score(transform).total)
             overlap = scores(fixed, moving, transform).get("dice")
         if overlap is not None:
             found[f"dice_after_{k}"] = float(overlap)
@@ -190,9 +190,12 @@ class Pictures(pl.Callback):
         self.seen += 1
         if (self.seen - 1) % self.every:
             return
-        fixed, moving, _ = pl_module.task(batch) if isinstance(pl_module, RegistrationModule) else (*batch, None)
+        if not isinstance(pl_module, RegistrationModule):
+            raise InputError(f"The callback Pictures needs a RegistrationModule, got {type(pl_module).__name__}.")
+        task = pl_module.task(batch)
+        fixed, moving = task.fixed, task.moving
         with torch.no_grad():
-            transform = pl_module(fixed, moving)
+            transform = pl_module.predict(fixed, moving, weight=task.weight).transform
         figure = registration_figure(fixed, moving, transform, title=f"step {trainer.global_step}")
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step_{trainer.global_step:07d}.png", dpi=80)

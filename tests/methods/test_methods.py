@@ -12,7 +12,7 @@ from learnreg.io import to_sitk, write_image
 from learnreg.methods import IterativeMethod, OneShotMethod, load_method, register
 from learnreg.methods.evaluation import evaluate, score, summarize, table
 from learnreg.metrics import dice_scores
-from learnreg.networks import Pyramid
+from learnreg.networks import Network, Pyramid
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import FieldStage, LinearStage
@@ -121,7 +121,7 @@ def test_initial_transform_is_used():
     fixed, moving = pair()
     initial = Affine.translation([2.5, -1.5, 1.0])
     stage = LinearStage(Objective(NCC()), "translation", factors=(2,), iterations=(0,))
-    result = IterativeMethod([stage])(fixed, moving, initial=initial)
+    result = IterativeMethod({"stage": stage})(fixed, moving, initial=initial)
     assert torch.allclose(result.transform.matrix, initial.matrix)
 
 
@@ -195,7 +195,7 @@ def test_a_users_own_method_file(tmp_path):
 
 
 def test_displacement_output_can_be_refined_too():
-    class Still(torch.nn.Module):
+    class Still(Network):
         def forward(self, fixed, moving):
             grid = fixed.grid.resized(tuple(n // 2 for n in fixed.grid.shape))
             return Displacement(torch.zeros(1, 3, *grid.shape), grid)

@@ -10,6 +10,7 @@ from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.grid import Grid
 from learnreg.io import read_image
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
+from learnreg.networks.base import Task
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import FieldStage
@@ -32,7 +33,7 @@ OBJECTIVE = {
         "diffusion": {
             "_target_": "learnreg.objective.Penalty",
             "weight": 0.01,
-            "regularizer": {"_target_": "learnreg.regularization.Diffusion"},
+            "term": {"_target_": "learnreg.regularization.Diffusion"},
         }
     },
 }
@@ -112,13 +113,13 @@ class TestTraining:
 
         network, (fixed, moving) = Centers(), next(iter(loader()))
         module = RegistrationModule(network, Objective(MSE()), torch.optim.Adam)
-        there, back = module(fixed, moving), module.way_back(fixed, moving, through=1)
+        there, back = module(fixed, moving), module.way_back(Task(fixed, moving, module.objective), through=1)
         assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(0, abs=1e-8)
         network.drift = 0.5
-        there, back = module(fixed, moving), module.way_back(fixed, moving, through=1)
+        there, back = module(fixed, moving), module.way_back(Task(fixed, moving, module.objective), through=1)
         assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(3 * 1.5**2, rel=1e-4)
         with pytest.raises(ValueError, match=r"data\.batch_size=3"):
-            module.way_back(fixed, moving, through=2)
+            module.way_back(Task(fixed, moving, module.objective), through=2)
 
     def test_resuming_goes_on(self, tmp_path):
         first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
