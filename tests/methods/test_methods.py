@@ -17,7 +17,7 @@ from learnreg.networks.checkpoint import Checkpoint
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import FieldStage, LinearStage
 from learnreg.regularization import Diffusion
-from learnreg.similarity import MSE, NCC
+from learnreg.similarity import MSE, NCC, FeatureSimilarity
 from learnreg.transforms import Affine, Composite, Displacement
 from tests.conftest import DIRECTIONS, blob_image, make_grid
 
@@ -223,3 +223,12 @@ def test_lazy_names():
         assert getattr(learnreg, name) is not None
     with pytest.raises(AttributeError, match="no attribute"):
         learnreg.nothing  # noqa: B018
+
+
+def test_a_method_moves_with_everything_in_it():
+    """To another device; the meta device has no values, so nothing is left behind unnoticed."""
+    stage = FieldStage(Objective(FeatureSimilarity(torch.nn.Conv3d(1, 2, 3))), features=torch.nn.Conv3d(1, 1, 1))
+    for method in (IterativeMethod({"field": stage}), OneShotMethod(untrained(), refine=2)):
+        parameters = list(method.to("meta").parameters())
+        assert parameters
+        assert all(p.is_meta for p in parameters)

@@ -9,7 +9,7 @@ from learnreg.consistency import GradICON, InverseConsistency
 from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.grid import Grid
 from learnreg.io import read_image
-from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
+from learnreg.networks import ConditionalTemplate, Conditioned, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
 from learnreg.networks.base import Task
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import Objective, Penalty
@@ -120,6 +120,23 @@ class TestTraining:
         assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(3 * 1.5**2, rel=1e-4)
         with pytest.raises(ValueError, match=r"data\.batch_size=3"):
             module.way_back(Task(fixed, moving, module.objective), through=2)
+
+    def test_a_conditioned_network_is_validated_at_its_documented_weight(self, tmp_path):
+        module = make()
+        network = Conditioned(module.network, between=(0.01, 1.0), weight=0.1)
+        module = RegistrationModule(network, module.objective, partial(torch.optim.Adam, lr=1e-3))
+        weights = []
+
+        class Seen(pl.Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                weights.append(("train", pl_module.task(batch).weight))
+
+            def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+                weights.append(("val", pl_module.task(batch).weight))
+
+        trainer(tmp_path, max_epochs=3, callbacks=[Seen()]).fit(module, loader(), loader())
+        assert {weight for when, weight in weights if when == "val"} == {0.1}
+        assert len({weight for when, weight in weights if when == "train"}) > 3
 
     def test_resuming_goes_on(self, tmp_path):
         first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
