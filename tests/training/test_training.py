@@ -138,6 +138,14 @@ class TestTraining:
         assert {weight for when, weight in weights if when == "val"} == {0.1}
         assert len({weight for when, weight in weights if when == "train"}) > 3
 
+    def test_weights_are_averaged(self, tmp_path):
+        """Averaging copies the module at any moment, with passes before and after."""
+        module = make()
+        module.network.deep = 0.5
+        averaging = pl.callbacks.StochasticWeightAveraging(1e-3, swa_epoch_start=1)
+        trainer(tmp_path, max_epochs=3, callbacks=[averaging]).fit(module, loader())
+        assert all(p.isfinite().all() for p in module.network.parameters())
+
     def test_resuming_goes_on(self, tmp_path):
         first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
         first.fit(make(), loader())
