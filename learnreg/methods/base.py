@@ -11,7 +11,7 @@ from torch import nn
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.optimization import LevelHistory
-from learnreg.transforms import Transform
+from learnreg.transforms import Sampled, Transform
 from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
 
@@ -39,15 +39,20 @@ class Registration:
     peak_bytes: int | None = None
 
     @cached_property
+    def sampled(self) -> Sampled:
+        """The transform with its displacement on the fixed grid, which is computed once."""
+        return Sampled(self.transform, self.fixed.grid)
+
+    @cached_property
     def warped(self) -> Image:
         """The moving image on the fixed grid, its intensities as given; labels by nearest neighbor."""
-        return warp(self.moving, self.transform, self.fixed.grid)
+        return warp(self.moving, self.sampled, self.fixed.grid)
 
     def save_transform(self, path: PathLike) -> None:
         """Write for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.itk.write_transform`."""
         from learnreg.transforms.itk import write_transform
 
-        write_transform(self.transform, self.fixed.grid, path)
+        write_transform(self.sampled, self.fixed.grid, path)
 
 
 class Method(nn.Module):

@@ -8,24 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from learnreg.data.datasets import Case
 from learnreg.errors import InputError
-from learnreg.fields import channels_first
-from learnreg.image import Image, label_values
+from learnreg.image import Image
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
-from learnreg.metrics import (
-    dice_scores,
-    folding_fraction,
-    hausdorff95,
-    sd_log_jacobian,
-    target_registration_error,
-)
-from learnreg.metrics.deformation import sd_log_jacobian_learn2reg
+from learnreg.metrics import score
 from learnreg.reporting.tables import markdown
-from learnreg.sampling import sample_image
 from learnreg.transforms import Affine, Transform
 
 START = "start"
@@ -73,7 +62,7 @@ def evaluate(
     for case in cases:
         identity = Affine.identity(case.fixed.ndim)
         began = {"case": case.name, "method": START, "seconds": 0.0, "cpu_seconds": 0.0}
-        rows.append(began | score(case, identity, distances=distances))
+        rows.append(began | score_case(case, identity, distances=distances))
         done: dict[str, Registration] = {}
         for name, method in methods.items():
             cpu = time.process_time()
@@ -81,7 +70,7 @@ def evaluate(
                 pair = _images(case.fixed).to(device), _images(case.moving).to(device)
                 with peak_memory(device) as peak:
                     result = method(*pair)
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(f"{name} on {case.name}: {error}") from error
             cpu = time.process_time() - cpu
             transform = result.transform.to("cpu")
@@ -89,7 +78,8 @@ def evaluate(
             measured = {"seconds": result.seconds, "cpu_seconds": cpu}
             if peak.bytes is not None:
                 measured["peak_mb"] = peak.bytes / 1e6
-            rows.append({"case": case.name, "method": name, **score(case, transform, distances=distances), **measured})
+            scores = score_case(case, done[name].sampled, distances=distances)
+            rows.append({"case": case.name, "method": name, **scores, **measured})
         if on_case is not None:
             on_case(case, done)
     return rows
@@ -100,61 +90,27 @@ def _images(image: Image) -> Image:
     return Image(image.data, image.grid, image.mask)
 
 
-def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
-    """Agreement with the truth, and regularity, of one transform.
+def score_case(case: Case, transform: Transform, *, distances: bool = True) -> Row:
+    """Score one transform against what is known of a case, see :func:`learnreg.metrics.score`.
+
+    Args:
+        case: One pair with labels, landmarks or a true transform.
+        transform: Fixed to moving.
+        distances: See :func:`learnreg.metrics.score`.
+
+    Returns:
+        The scores by the keys of ``METRICS``, and ``dice_by_label``.
 
     Raises:
-        ValueError: The case has neither labels in common, nor landmarks, nor a true transform.
+        InputError: The case has no labels in common, no landmarks and no true transform.
     """
-    grid = case.fixed.grid
-    row: Row = {}
-    with torch.no_grad():
-        points = transform.map_grid(grid)
-        displacement = channels_first(points - grid.points)
-        if case.truth is not None:
-            row["error_mm"] = _error(case, points)
-        if case.fixed.labels is not None and case.moving.labels is not None:
-            warped = sample_image(case.moving, points, grid).labels
-            labels = label_values(case.fixed.labels, case.moving.labels)
-            if warped is not None and labels:
-                dice = dice_scores(warped, case.fixed.labels, labels)[0]
-                row["dice"] = float(dice.nanmean())
-                row["dice_by_label"] = dict(zip(map(str, labels), dice.tolist(), strict=True))
-                if distances:
-                    row["hd95_mm"] = float(hausdorff95(warped, case.fixed.labels, grid, labels).nanmean())
-        if case.fixed.landmarks is not None and case.moving.landmarks is not None:
-            row["tre_mm"] = float(landmark_error(transform, case.fixed, case.moving).nanmean())
-        if not row:
-            raise InputError(
-                f"{case.name} has no labels in common, no landmarks and no true transform; "
-                "there is nothing to evaluate against."
-            )
-        row["sd_log_jacobian"] = float(sd_log_jacobian(displacement, grid))
-        if min(grid.shape) >= 5:
-            row["sd_log_jacobian_learn2reg"] = float(sd_log_jacobian_learn2reg(displacement, grid))
-        row["folding_percent"] = 100 * float(folding_fraction(displacement, grid))
+    row = score(case.fixed, case.moving, transform, truth=case.truth, distances=distances).row()
+    if not {"dice", "tre_mm", "error_mm"} & set(row):
+        raise InputError(
+            f"{case.name} has no labels in common, no landmarks and no true transform; "
+            "there is nothing to evaluate against."
+        )
     return row
-
-
-def landmark_error(transform: Transform, fixed: Image, moving: Image) -> torch.Tensor:
-    """``(1, K)`` distance in mm of the landmarks of two images, NaN where one is not marked.
-
-    Raises:
-        ValueError: There is not one landmark of the moving image for each of the fixed.
-    """
-    if fixed.landmarks is None or moving.landmarks is None:
-        raise InputError("Both images need landmarks.")
-    return target_registration_error(transform, fixed.landmarks, moving.landmarks)
-
-
-def _error(case: Case, points: torch.Tensor) -> float:
-    """Mean distance to the truth, mm, over the labels or the mask of the fixed image."""
-    assert case.truth is not None  # noqa: S101 - the caller has looked
-    distance = (points - case.truth.map_grid(case.fixed.grid)).norm(dim=-1)
-    inside = case.fixed.labels if case.fixed.labels is not None else case.fixed.mask
-    if inside is not None:
-        distance = distance[inside[:, 0] > 0]
-    return float(distance.mean())
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

@@ -6,4 +6,5 @@ from .deformation import (
 )
 from .landmarks import target_registration_error as target_registration_error
 from .overlap import dice_scores as dice_scores
+from .scores import Scores as Scores, score as score
 from .surface import hausdorff95 as hausdorff95

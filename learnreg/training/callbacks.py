@@ -14,10 +14,11 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.io import write_image
+from learnreg.metrics import score
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
 from learnreg.optimization import IterativeStage
 from learnreg.reporting.figures import registration_figure
-from learnreg.training.module import Batch, RegistrationModule, scores
+from learnreg.training.module import Batch, RegistrationModule
 from learnreg.transforms import chain
 
 
@@ -71,7 +72,7 @@ def amortization(
     """``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
     task = module.task(batch)
     fixed, moving = task.fixed, task.moving
-    score = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))
+    objective = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))
     with torch.no_grad():
         answer = module.predict(fixed, moving, weight=task.weight).transform.detach()
     found = {}
@@ -81,10 +82,10 @@ def amortization(
             with torch.enable_grad():
                 transform = chain(refinement.limited(k)(fixed, moving, answer).transform, answer)
         with torch.no_grad():
-            found[f"objective_after_{k}"] = float(score(transform).total)
-            overlap = scores(fixed, moving, transform).get("dice")
+            found[f"objective_after_{k}"] = float(objective(transform).total)
+            overlap = score(fixed, moving, transform).dice
         if overlap is not None:
-            found[f"dice_after_{k}"] = float(overlap)
+            found[f"dice_after_{k}"] = float(overlap.nanmean())
     return found
 
 

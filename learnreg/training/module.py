@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from learnreg.consistency import Consistency
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.image import Image, label_values
-from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
+from learnreg.image import Image
+from learnreg.metrics import score
 from learnreg.networks import as_network
 from learnreg.networks.base import Prediction, Task
 from learnreg.networks.checkpoint import KEY
 from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
-from learnreg.sampling import sample_image
 from learnreg.terms import Weighted
 from learnreg.transforms import Transform, chain
 
@@ -135,7 +134,10 @@ class RegistrationModule(pl.LightningModule):
                 "optimizer.lr or trainer.precision=32-true."
             )
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
-        values |= {f"val/{name}": value for name, value in scores(fixed, moving, transform).items()}
+        scores = score(fixed, moving, transform)
+        values |= {"val/sd_log_jacobian": scores.sd_log_jacobian.mean(), "val/folding": scores.folding.mean()}
+        if scores.dice is not None:
+            values["val/dice"] = scores.dice.nanmean()
         bars = {"val/loss", "val/dice"}
         for name, value in values.items():
             self.log(name, value, prog_bar=name in bars, batch_size=fixed.batch_size, sync_dist=True)
@@ -171,19 +173,3 @@ def rolled(images: Image, by: int) -> Image:
     """The intensities of the image that comes ``by`` later in the batch, in the place of each."""
     affine = images.grid.affine.roll(-by, 0)
     return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))
-
-
-def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tensor]:
-    """Dice (where both have labels), SDlogJ and folding, means over the batch."""
-    points = transform.map_grid(fixed.grid)
-    displacement = (points - fixed.grid.points).movedim(-1, 1)
-    values = {
-        "sd_log_jacobian": sd_log_jacobian(displacement, fixed.grid).mean(),
-        "folding": folding_fraction(displacement, fixed.grid).mean(),
-    }
-    if fixed.labels is not None and moving.labels is not None:
-        warped = sample_image(moving, points, fixed.grid).labels
-        present = label_values(fixed.labels)
-        if warped is not None and present:
-            values["dice"] = dice_scores(warped, fixed.labels, present).nanmean()
-    return values

@@ -21,5 +21,6 @@ from .kernel import Kernel as Kernel, kernel_lattice as kernel_lattice
 from .landmark_spline import LandmarkSpline as LandmarkSpline, spline_through_landmarks as spline_through_landmarks
 from .lattice import FreeForm as FreeForm
 from .radial_functions import wendland as wendland
+from .sampled import Sampled as Sampled
 from .symmetric import Symmetric as Symmetric
 from .velocity import Velocity as Velocity

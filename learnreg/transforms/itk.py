@@ -16,8 +16,9 @@ from learnreg.io import grid_from_sitk, to_sitk, write_atomically
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, itk_domain
-from learnreg.transforms.composite import Composite, chain
+from learnreg.transforms.composite import chain
 from learnreg.transforms.displacement import Displacement
+from learnreg.transforms.sampled import Sampled
 from learnreg.transforms.velocity import Velocity
 from learnreg.typing import PathLike
 
@@ -38,13 +39,17 @@ def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
     Raises:
         ValueError: The transform is a batch.
     """
-    parts = transform.transforms if isinstance(transform, Composite) else (transform,)
+    whole = transform if isinstance(transform, Sampled) else Sampled(transform, grid)
+    parts = whole.parts()
     sampled = max((i + 1 for i, part in enumerate(parts) if not isinstance(part, KNOWN)), default=0)
     if sampled == 0 and isinstance(parts[0], (Displacement, Velocity)):
         sampled = 1
     written = [_part_to_itk(part) for part in parts[sampled:]]
     if sampled:
-        field = chain(*parts[:sampled]).displacement(grid)
+        if sampled == whole.deforming and whole.grid.matches(grid):
+            field = whole.deformation
+        else:
+            field = chain(*parts[:sampled]).displacement(grid)
         written.insert(0, _part_to_itk(Displacement(field, grid)))
     return sitk.CompositeTransform(written[::-1])
 
@@ -130,7 +135,7 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
     if suffix in (".h5", ".tfm", ".txt"):
         itk: sitk.Transform = to_itk(transform, grid)
     elif suffix == ".mat":
-        parts = transform.transforms if isinstance(transform, Composite) else (transform,)
+        parts = (transform if isinstance(transform, Sampled) else Sampled(transform, grid)).parts()
         linear = [part for part in parts if isinstance(part, Affine)]
         if len(linear) < len(parts):
             raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")

@@ -20,7 +20,7 @@ from learnreg.similarity import MSE
 from learnreg.supervision import LabelOverlap
 from learnreg.terms import Weighted
 from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate, amortization
-from learnreg.training.module import RegistrationModule, scores
+from learnreg.training.module import RegistrationModule
 from learnreg.transforms import Affine
 from tests.conftest import blob_image, make_grid
 
@@ -202,14 +202,6 @@ def test_what_classical_steps_gain_after_an_untrained_network():
     found = amortization(make(), next(iter(loader())), refinement(), (5, 20))
     assert found["objective_after_20"] < found["objective_after_5"] < found["objective_after_0"]
     assert found["dice_after_20"] > found["dice_after_0"] + 0.02
-
-
-def test_scores_are_means_over_the_batch():
-    image = blob_image(GRID)
-    values = scores(image, image, Affine.identity(3))
-    assert float(values["dice"]) == 1
-    assert float(values["folding"]) == 0
-    assert "dice" not in scores(type(image)(image.data, image.grid), image, Affine.identity(3))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -1,0 +1,127 @@
+"""The scores of a transform: agreement with what is known of a pair, and regularity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learnreg.fields import channels_first
+from learnreg.image import Image, label_values
+from learnreg.metrics.deformation import folding_fraction, sd_log_jacobian, sd_log_jacobian_learn2reg
+from learnreg.metrics.landmarks import target_registration_error
+from learnreg.metrics.overlap import dice_scores
+from learnreg.metrics.surface import hausdorff95
+from learnreg.sampling import sample_labels
+from learnreg.transforms import Transform
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of a batch of pairs, one value per pair; ``None`` where the pairs lack what a score needs.
+
+    Args:
+        sd_log_jacobian: ``(B,)``, see :func:`sd_log_jacobian`.
+        sd_log_jacobian_learn2reg: ``(B,)``, see :func:`sd_log_jacobian_learn2reg`; ``None`` for tiny grids.
+        folding: ``(B,)`` in [0, 1], see :func:`folding_fraction`.
+        labels: The values that are scored in at least one pair.
+        dice_by_label: ``(B, len(labels))``; NaN for a label that one of the two images of a pair lacks.
+        hd95_by_label: ``(B, len(labels))``, mm; NaN as above, and where the warped label is empty.
+        landmark_errors: ``(B, K)``, mm; NaN for a landmark that is not marked in both images.
+        error: ``(B,)``, mm, mean distance to the true transform over the labels or the mask of the fixed image.
+    """
+
+    sd_log_jacobian: Tensor
+    folding: Tensor
+    sd_log_jacobian_learn2reg: Tensor | None = None
+    labels: tuple[int, ...] = ()
+    dice_by_label: Tensor | None = None
+    hd95_by_label: Tensor | None = None
+    landmark_errors: Tensor | None = None
+    error: Tensor | None = None
+
+    @property
+    def dice(self) -> Tensor | None:
+        """``(B,)`` in [0, 1], mean Dice over the labels of each pair; higher is better."""
+        return None if self.dice_by_label is None else self.dice_by_label.nanmean(1)
+
+    def row(self, index: int = 0) -> dict[str, Any]:
+        """Return the scores of one pair by the names that tables and ``metrics.json`` use."""
+        row: dict[str, Any] = {}
+        if self.error is not None:
+            row["error_mm"] = float(self.error[index])
+        if self.dice_by_label is not None:
+            by_label = self.dice_by_label[index].tolist()
+            known = {str(v): d for v, d in zip(self.labels, by_label, strict=True) if d == d}
+            row["dice"], row["dice_by_label"] = float(self.dice_by_label[index].nanmean()), known
+        if self.hd95_by_label is not None:
+            row["hd95_mm"] = float(self.hd95_by_label[index].nanmean())
+        if self.landmark_errors is not None:
+            row["tre_mm"] = float(self.landmark_errors[index].nanmean())
+        row["sd_log_jacobian"] = float(self.sd_log_jacobian[index])
+        if self.sd_log_jacobian_learn2reg is not None:
+            row["sd_log_jacobian_learn2reg"] = float(self.sd_log_jacobian_learn2reg[index])
+        row["folding_percent"] = 100 * float(self.folding[index])
+        return row
+
+
+@torch.no_grad()
+def score(
+    fixed: Image, moving: Image, transform: Transform, *, truth: Transform | None = None, distances: bool = False
+) -> Scores:
+    """Score a transform of a batch of pairs.
+
+    Dice and surface distance count the labels that both images of a pair have before warping: a label that one of them
+    lacks says nothing about the transform.
+
+    Args:
+        fixed: The reference, with labels or landmarks if they are known.
+        moving: The image that was aligned, with labels or landmarks if they are known.
+        transform: Points of the fixed space to points of the moving space.
+        truth: The true transform, if it is known.
+        distances: Compute distances between the surfaces of labels, which takes long for many labels.
+
+    Returns:
+        One value per pair.
+
+    Example:
+        >>> from learnreg.transforms import Affine
+        >>> labels = torch.ones(1, 1, 8, 8, 8, dtype=torch.long)
+        >>> image = learnreg.Image(torch.rand(1, 1, 8, 8, 8), learnreg.Grid.regular((8, 8, 8)), labels=labels)
+        >>> score(image, image, Affine.identity(3)).row()["dice"]
+        1.0
+    """
+    grid = fixed.grid
+    points = transform.map_grid(grid)
+    displacement = channels_first(points - grid.points).expand(fixed.batch_size, -1, *[-1] * grid.ndim)
+    found: dict[str, Any] = {}
+    if fixed.labels is not None and moving.labels is not None:
+        pairs = zip(fixed.labels.split(1), moving.labels.split(1), strict=True)
+        present = [set(label_values(*pair)) for pair in pairs]
+        labels = sorted(set().union(*present))
+        if labels:
+            warped = sample_labels(moving.labels, moving.grid, points)
+            known = torch.tensor([[v in own for v in labels] for own in present], device=warped.device)
+            found["labels"] = tuple(labels)
+            found["dice_by_label"] = dice_scores(warped, fixed.labels, labels).where(known, torch.nan)
+            if distances:
+                found["hd95_by_label"] = hausdorff95(warped, fixed.labels, grid, labels).where(known.cpu(), torch.nan)
+    if fixed.landmarks is not None and moving.landmarks is not None:
+        found["landmark_errors"] = target_registration_error(transform, fixed.landmarks, moving.landmarks)
+    if truth is not None:
+        found["error"] = _error(fixed, points, truth)
+    if min(grid.shape) >= 5:
+        found["sd_log_jacobian_learn2reg"] = sd_log_jacobian_learn2reg(displacement, grid)
+    return Scores(sd_log_jacobian(displacement, grid), folding_fraction(displacement, grid), **found)
+
+
+def _error(fixed: Image, points: Tensor, truth: Transform) -> Tensor:
+    """``(B,)`` mean distance to the truth, mm, over the labels or the mask of the fixed image, else everywhere."""
+    distance = (points - truth.map_grid(fixed.grid)).norm(dim=-1).flatten(1)
+    inside = fixed.labels if fixed.labels is not None else fixed.mask
+    if inside is None:
+        return distance.mean(1)
+    counted = (inside[:, 0] > 0).flatten(1).to(distance.dtype)
+    return (distance * counted).sum(1) / counted.sum(1)
