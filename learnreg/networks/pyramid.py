@@ -257,11 +257,14 @@ class _Correlation(torch.autograd.Function):
     """The products are not kept for the gradient, and no padded gradient is made for each shift."""
 
     @staticmethod
-    def forward(ctx: Any, fixed: Tensor, moving: Tensor, reach: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(fixed, moving)
-        ctx.reach = reach
+    def forward(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
         padded = F.pad(moving, [reach] * 2 * (fixed.ndim - 2))
         return torch.stack([(fixed * padded[window]).mean(1) for window in _windows(fixed.shape, reach)], dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        fixed, moving, ctx.reach = inputs
+        ctx.save_for_backward(fixed, moving)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
