@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import logging_errors, reporting_errors
 from learnreg.configs.checks import check_targets, unknown_key
 from learnreg.configs.compose import compose_config
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of ``train.py`` and ``learnreg train``."""
+    let_threads_sleep()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra hides most of a traceback
     with reporting_errors():
         register_schema()

@@ -84,7 +84,7 @@ class LaplacianPyramid(Network):
 
     def _corrected(
         self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
-    ) -> FieldTensor:
+    ) -> Tensor:
         """The velocity in mm, at half the resolution of a level."""
         own = fixed.grid
         half = tuple(n // 2 for n in own.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from learnreg.transforms import Affine, Transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
 
-Slice = NDArray[np.float32]
+Slice = NDArray[np.floating[Any]]
 
 
 def registration_figure(

@@ -35,7 +35,7 @@ class LocalAverage:
         self,
         like: Tensor,
         window: int,
-        mask: MaskTensor | None = None,
+        mask: Tensor | None = None,
         kernel: Kernel = "box",
         stride: int = 1,
     ) -> None:
