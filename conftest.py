@@ -1,5 +1,7 @@
 """Shapes are checked while tests run, and examples in docstrings find ``torch``, ``np`` and ``learnreg``."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,25 @@ class _Raises:
 
 
 pytest.raises = _Raises
+
+
+def _unchecked(function):
+    """Check shapes at the first call only: a gradient check makes thousands of calls with the same shapes."""
+
+    @functools.wraps(function)
+    def run(called, inputs, **settings):
+        called(*inputs) if isinstance(inputs, tuple | list) else called(inputs)
+        before = config.jaxtyping_disable
+        config.update("jaxtyping_disable", True)
+        try:
+            return function(called, inputs, **settings)
+        finally:
+            config.update("jaxtyping_disable", before)
+
+    return run
+
+
+torch.autograd.gradcheck = _unchecked(torch.autograd.gradcheck)
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def changed_intensities(
 
 
 def random_shapes(grid: Grid, count: int, *, smoothness: float, generator: torch.Generator) -> Tensor:
-    """Draw labels 1 to ``count``, ``(1, 1, *grid.shape)``: at each voxel the index of the largest of ``count`` smooth noises.
+    """Draw labels 1 to ``count``: each voxel gets the index of the largest of ``count`` smooth noises.
 
     Args:
         grid: Where they lie.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +51,8 @@ class Unrolled(Network):
         ndim: int = 3,
         *,
         width: int = 24,
-        factors: tuple[int, ...] = (8, 4, 2),
-        iterations: tuple[int, ...] = (2, 2, 2),
+        factors: Sequence[int] = (8, 4, 2),
+        iterations: Sequence[int] = (2, 2, 2),
         in_channels: int = 1,
         steps: int = 4,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Tables in Markdown, aligned to be read as they are."""
+"""Markdown tables with aligned columns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     Example:
         >>> print(markdown([["name", "mm"], ["a", "1"]]))
         | name | mm |
-        |---|---|
-        | a | 1 |
+        |------|----|
+        | a    | 1  |
     """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [

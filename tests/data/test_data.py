@@ -288,7 +288,7 @@ def test_covariates_come_with_the_images(folder):
     table.write_text(f"image,age\n{files[0]},old\n")
     with pytest.raises(ValueError, match="needs a number in age"):
         read_subjects(table, ["age"])
-    with pytest.raises(ValueError, match="columns of a CSV"):
+    with pytest.raises(ValueError, match="need a CSV"):
         read_subjects(folder, ["age"])
 
 

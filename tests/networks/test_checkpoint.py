@@ -75,7 +75,7 @@ def test_failures(tmp_path):
     with pytest.raises(ValueError, match="read safely"):
         load_checkpoint(tmp_path / "text.ckpt")
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="no checkpoint of learnreg"):
+    with pytest.raises(ValueError, match="not a checkpoint of learnreg"):
         load_checkpoint(tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=f"checkpoint format 99, .* reads {FORMAT}"):
         load_checkpoint(save(tmp_path / "new.ckpt", format=99))

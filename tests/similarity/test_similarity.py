@@ -109,12 +109,7 @@ class TestLNCC(SimilarityLaws):
         assert float(lncc_loss(a, b, squared=False)) == pytest.approx(1, abs=0.02)
 
     def test_agrees_with_monai_where_monai_is_defined(self):
-        """
-
-        import gc
-        import weakref
-        from concurrent.futures import ThreadPoolExecutor
-        MONAI pads with zeros and adds an absolute epsilon: compared on images with a frame of zeros."""
+        """MONAI pads with zeros and adds an absolute epsilon: compared on images with a frame of zeros."""
         from monai.losses import LocalNormalizedCrossCorrelationLoss
 
         a = torch.nn.functional.pad(torch.rand(1, 1, 16, 16, 16), [12] * 6)
