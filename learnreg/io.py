@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
@@ -80,7 +81,7 @@ def _check_nifti(file: Path) -> None:
         _check_finite(np.asarray(stored.dataobj), str(file))
 
 
-def _check_finite(array: np.ndarray[Any, Any], name: str) -> None:
+def _check_finite(array: NDArray[Any], name: str) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise InputError(

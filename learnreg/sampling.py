@@ -13,7 +13,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MatrixTensor, PointTensor
+from learnreg.typing import BroadcastImage, BroadcastLabels, FieldTensor, MatrixTensor, PointTensor, SampledLabels, SampledTensor
 
 if TYPE_CHECKING:
     pass
@@ -29,13 +29,13 @@ def check_padding(padding: str) -> None:
 
 
 def sample(
-    values: ImageTensor,
+    values: BroadcastImage,
     grid: Grid,
     points: PointTensor,
     *,
     mode: Mode = "linear",
     padding: Padding = "zeros",
-) -> Tensor:
+) -> SampledTensor:
     """Values at points in physical space.
 
     As in ITK, a point belongs to the image while it lies within one of its cells, half a voxel
@@ -124,7 +124,9 @@ def sample_image(
     return Image(data, onto, mask, segmentation)
 
 
-def sample_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest") -> LabelTensor:
+def sample_labels(
+    labels: BroadcastLabels, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest"
+) -> SampledLabels:
     """Integer labels at points, 0 outside and where a point is not a number; exact for any label number.
 
     Args:
@@ -158,7 +160,7 @@ def sample_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode:
     return torch.where(inside, winner, torch.zeros_like(winner))
 
 
-def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> LabelTensor:
+def _nearest_labels(labels: BroadcastLabels, grid: Grid, points: PointTensor) -> SampledLabels:
     batch = max(labels.shape[0], points.shape[0])
     index = grid.to_index(points.expand(batch, *points.shape[1:])).reshape(batch, -1, grid.ndim)
     flat, inside = None, None

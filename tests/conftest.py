@@ -3,8 +3,14 @@
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
+
+from tests import checking  # isort: split
+
+# Before the first import of learnreg.
+jaxtyping.install_import_hook("learnreg", f"{checking.__name__}.checked")
 
 from learnreg.grid import Grid
 from learnreg.image import Image

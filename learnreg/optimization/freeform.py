@@ -78,7 +78,7 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
         """Keyword arguments that make another level of the same kind."""
         return {"kind": self.kind, "spacing": self.spacing, "sampling": self.sampling, "steps": self.steps}
 
-    def forward(self, fixed: Image, moving: Image) -> Transform:
+    def forward(self, fixed: Image | None, moving: Image | None) -> Transform:
         return self._transform(self.coefficients)
 
     def _transform(self, coefficients: Tensor) -> Transform:

@@ -20,12 +20,14 @@ from learnreg.transforms import Transform
 class Parametrization(nn.Module):
     """Free parameters of one pair; ``forward(fixed, moving)`` returns the transform they stand for.
 
+    The images are those of the network's interface; a parametrization does not read them, so each may be ``None``.
+
     One whose first argument is the fixed grid of a level, and whose second is a transform to start
     from or ``None``, is what :class:`FieldStage` takes, with its other arguments bound.
     """
 
     @abstractmethod
-    def forward(self, fixed: Image, moving: Image) -> Transform: ...
+    def forward(self, fixed: Image | None, moving: Image | None) -> Transform: ...
 
     def refined(self, grid: Grid) -> Parametrization:
         """The same transform with the parameters of a finer level; ``grid`` is the level's fixed grid."""

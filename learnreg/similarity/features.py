@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from learnreg.errors import InputTypeError
@@ -63,7 +64,7 @@ def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]
     return tuple(maps)
 
 
-def _at(mask: MaskTensor | None, features: Tensor) -> MaskTensor | None:
+def _at(mask: MaskTensor | None, features: Float[Tensor, "B F *there"]) -> Shaped[Tensor, "B 1 *there"] | None:
     """The mask at the resolution of a feature map."""
     if mask is None or mask.shape[2:] == features.shape[2:]:
         return mask
