@@ -93,7 +93,7 @@ def mind_loss(
     *,
     radius: int = 1,
     dilation: int = 2,
-    known: ImageTensor | None = None,
+    known: FeatureTensor | None = None,
 ) -> Scalar:
     """Mean squared difference of the MIND-SSC descriptors.
 
