@@ -13,7 +13,15 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import BroadcastImage, BroadcastLabels, FieldTensor, MatrixTensor, PointTensor, SampledLabels, SampledTensor
+from learnreg.typing import (
+    BroadcastImage,
+    BroadcastLabels,
+    FieldTensor,
+    MatrixTensor,
+    PointTensor,
+    SampledLabels,
+    SampledTensor,
+)
 
 if TYPE_CHECKING:
     pass

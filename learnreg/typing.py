@@ -1,7 +1,8 @@
 """Shape vocabulary of the package, as jaxtyping aliases.
 
 ``B`` batch, ``C`` channels, ``D`` spatial dimensions (2 or 3), ``*grid`` the grid's shape in
-array order ``(z, y, x)``, ``*P`` any shape of a set of points, ``F`` channels made of others. Vectors are
+array order ``(z, y, x)``, ``*P`` any shape of a set of points, ``F`` channels made of others,
+``*lattice`` the shape of a grid of coefficients. Vectors are
 ``(x, y, z)``. ``#B`` is the batch of the other arguments, or 1 to share a value among it.
 
 The tests check these annotations at every call.
@@ -21,6 +22,7 @@ FieldTensor: TypeAlias = Float[Tensor, "B D *grid"]
 BroadcastImage: TypeAlias = Float[Tensor, "#B C *grid"]
 BroadcastField: TypeAlias = Float[Tensor, "#B D *grid"]
 BroadcastLabels: TypeAlias = Int[Tensor, "#B 1 *grid"]
+CoefficientTensor: TypeAlias = Float[Tensor, "B D *lattice"]
 FeatureTensor: TypeAlias = Float[Tensor, "B F *grid"]
 ScalarTensor: TypeAlias = Float[Tensor, "B *grid"]
 MaskTensor: TypeAlias = Shaped[Tensor, "B 1 *grid"]
@@ -45,9 +47,13 @@ else:
             return isinstance(value, cls.square) and isinstance(value[..., 0, 1:], Shaped[Tensor, "... D"])
 
     class MatrixTensor(metaclass=_Homogeneous):
+        """A batch of homogeneous matrices."""
+
         square = Float[Tensor, "#B 3 3"] | Float[Tensor, "#B 4 4"]
 
     class _OneMatrix(metaclass=_Homogeneous):
+        """A homogeneous matrix."""
+
         square = Float[Tensor, "3 3"] | Float[Tensor, "4 4"]
 
     AffineTensor = MatrixTensor | _OneMatrix
@@ -57,6 +63,7 @@ __all__ = [
     "BroadcastField",
     "BroadcastImage",
     "BroadcastLabels",
+    "CoefficientTensor",
     "FeatureTensor",
     "FieldTensor",
     "ImageTensor",

@@ -7,13 +7,13 @@ import jaxtyping
 import pytest
 import torch
 
-from tests import checking  # isort: split
+from tests.checking import checked
 
-# Before the first import of learnreg.
-jaxtyping.install_import_hook("learnreg", f"{checking.__name__}.checked")
+# Before learnreg is imported: from here on every annotation of it is checked at each call.
+jaxtyping.install_import_hook("learnreg", f"{checked.__module__}.{checked.__name__}")
 
-from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.grid import Grid  # noqa: E402
+from learnreg.image import Image  # noqa: E402
 
 torch.set_num_threads(1)  # tiny volumes are far slower with threads
 

@@ -14,7 +14,7 @@ from learnreg.sampling import SeparableMap
 from learnreg.separable import apply_separable, spline_weights
 from learnreg.transforms.displacement import check_field
 from learnreg.transforms.lattice import Basis, FreeForm, gathered, positions
-from learnreg.typing import FieldTensor, PointTensor
+from learnreg.typing import CoefficientTensor, FieldTensor, PointTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class BSpline(FreeForm[BSplineBasis]):
         ITK's ``BSplineTransform``, which is what it is saved as.
     """
 
-    coefficients: FieldTensor
+    coefficients: CoefficientTensor
     lattice: Grid
     order: int = 3
     basis: BSplineBasis | None = None
