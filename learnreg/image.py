@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor
 
 from learnreg.errors import InputError
@@ -91,12 +92,12 @@ class Image:
         return replace(self, data=data)
 
 
-def label_values(*maps: LabelTensor) -> list[int]:
+def label_values(*maps: Int[Tensor, "_ 1 ..."]) -> list[int]:
     """Labels that all maps have, background 0 left out, ascending."""
     return sorted(set.intersection(*(set(_values(labels)) for labels in maps)) - {0})
 
 
-def _values(labels: LabelTensor) -> list[int]:
+def _values(labels: Int[Tensor, "_ 1 ..."]) -> list[int]:
     """Counted where the labels are small, as they are in atlases; sorting takes twenty times as long."""
     flat = labels.flatten()
     if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < 2**16:

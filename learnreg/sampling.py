@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from learnreg.typing import (
     SampledLabels,
     SampledTensor,
 )
-
-if TYPE_CHECKING:
-    pass
 
 Padding = Literal["zeros", "border"]
 LabelMode = Literal["nearest", "linear"]

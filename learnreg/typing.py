@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, no_type_check
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -43,6 +43,7 @@ else:
     class _Homogeneous(type):
         """Binds ``D``, because jaxtyping evaluates ``D+1`` only after another argument has bound it."""
 
+        @no_type_check  # a checked function binds names of its own
         def __instancecheck__(cls, value: object) -> bool:
             return isinstance(value, cls.square) and isinstance(value[..., 0, 1:], Shaped[Tensor, "... D"])
 

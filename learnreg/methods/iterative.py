@@ -26,7 +26,7 @@ class IterativeMethod(Method):
         InputError: There is no stage.
     """
 
-    def __init__(self, stages: Mapping[str, Stage | None]) -> None:
+    def __init__(self, stages: Mapping[str, Stage | None] | StageDict) -> None:
         super().__init__()
         given = {name: stage for name, stage in stages.items() if stage is not None}
         if not given:
