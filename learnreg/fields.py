@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.errors import InputError
@@ -18,20 +19,20 @@ from learnreg.interpolation import squared
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
-from learnreg.typing import FieldTensor, ScalarTensor
+from learnreg.typing import BroadcastField, FieldTensor, ImageTensor, ScalarTensor
 
 
-def channels_last(field: FieldTensor) -> Tensor:
+def channels_last(field: FieldTensor) -> Float[Tensor, "B *grid D"]:
     """``(B, D, *grid)`` to ``(B, *grid, D)``."""
     return field.movedim(1, -1)
 
 
-def channels_first(points: Tensor) -> FieldTensor:
+def channels_first(points: Float[Tensor, "B *grid D"]) -> FieldTensor:
     """``(B, *grid, D)`` to ``(B, D, *grid)``."""
     return points.movedim(-1, 1)
 
 
-def compose(first: FieldTensor, second: FieldTensor, grid: Grid) -> FieldTensor:
+def compose(first: BroadcastField, second: BroadcastField, grid: Grid) -> BroadcastField:
     """Displacement of ``x -> second(first(x))``: ``first(x) + second(x + first(x))``."""
     return first + sample(second, grid, grid.points + channels_last(first), padding="border")
 
@@ -101,7 +102,7 @@ def _derivatives(w: Tensor) -> Iterator[list[Tensor | None]]:
 
 def logarithm(
     displacement: FieldTensor, grid: Grid, *, steps: int = 4, iterations: int = 20, tolerance: float = 1e-3
-) -> tuple[FieldTensor, Tensor]:
+) -> tuple[FieldTensor, Float[Tensor, "B"]]:
     """Stationary velocity whose exponential is near a displacement: ``v <- v + (exp(-v) then u)``.
 
     Args:
@@ -136,7 +137,7 @@ def logarithm(
 
 def invert(
     displacement: FieldTensor, grid: Grid, *, iterations: int = 50, tolerance: float = 1e-3
-) -> tuple[FieldTensor, Tensor]:
+) -> tuple[FieldTensor, Float[Tensor, "B"]]:
     """Inverse displacement by the fixed point ``v(x) = -u(x + v(x))``.
 
     Args:
@@ -163,7 +164,7 @@ def invert(
     return inverse, residual.norm(dim=1).flatten(1).amax(1)
 
 
-def image_gradient(data: Tensor, grid: Grid) -> Tensor:
+def image_gradient(data: ImageTensor, grid: Grid) -> Float[Tensor, "B C D *grid"]:
     """``(B, C, D, *grid)`` gradient along ``(x, y, z)`` per mm, by central differences."""
     ndim = grid.ndim
     batch, channels = data.shape[:2]
@@ -175,7 +176,7 @@ def image_gradient(data: Tensor, grid: Grid) -> Tensor:
     return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)
 
 
-def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
+def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Float[Tensor, "B *grid D D"]:
     """``d(x + u)/dx`` by central differences, one-sided at the border.
 
     Returns:

@@ -26,6 +26,7 @@ CoefficientTensor: TypeAlias = Float[Tensor, "B D *lattice"]
 FeatureTensor: TypeAlias = Float[Tensor, "B F *grid"]
 ScalarTensor: TypeAlias = Float[Tensor, "B *grid"]
 MaskTensor: TypeAlias = Shaped[Tensor, "B 1 *grid"]
+WeightTensor: TypeAlias = Float[Tensor, "#B 1 *grid"]
 LabelTensor: TypeAlias = Int[Tensor, "B 1 *grid"]
 PointTensor: TypeAlias = Float[Tensor, "#B *P D"]
 SampledTensor: TypeAlias = Float[Tensor, "#B C *P"]
@@ -79,4 +80,5 @@ __all__ = [
     "ScalarTensor",
     "StepCallback",
     "Tensor",
+    "WeightTensor",
 ]

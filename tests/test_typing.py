@@ -5,16 +5,17 @@ import torch
 from jaxtyping import TypeCheckError
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from learnreg.fields import channels_first, channels_last, compose, exponential, jacobian_determinant
+from learnreg.fields import channels_last, compose, exponential, jacobian_determinant
 from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image, label_values
 from learnreg.metrics import dice_scores
 from learnreg.optimization import DenseParametrization
 from learnreg.regularization.diffusion import diffusion_loss
 from learnreg.sampling import SeparableMap, sample, sample_labels
-from learnreg.similarity import LNCC, MSE
+from learnreg.similarity import LNCC, MSE, Mixture
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.similarity.mse import mse_loss
+from learnreg.terms import Weighted
 from learnreg.transforms import Affine, Displacement, linear_through_landmarks
 from learnreg.transforms.affine import homogeneous
 from tests.checking import unchecked
@@ -77,17 +78,21 @@ def test_what_the_annotations_allow():
     assert mse_loss(IMAGE, IMAGE, LABELS > 0) == 0  # a mask of any type
 
 
-def test_a_wrong_result_is_found():
-    with pytest.raises(TypeCheckError, match="the return value of learnreg.fields.channels_first"):
-        channels_first(POINTS.long())
+class Unreduced(MSE):
+    """A user's similarity, without annotations and with a mistake."""
+
+    def forward(self, warped, fixed, mask=None):
+        return (warped - fixed).square()
 
 
 def test_a_class_of_a_user_without_annotations_is_left_alone():
-    class Unreduced(MSE):
-        def forward(self, warped, fixed, mask=None):
-            return (warped - fixed).square()
-
     assert Unreduced()(IMAGE, IMAGE[..., :1]).shape == IMAGE.shape
+
+
+def test_a_wrong_result_is_found():
+    mixture = Mixture({"mse": Weighted(Unreduced(), 1.0)})
+    with pytest.raises(TypeCheckError, match="the return value of learnreg.similarity.mixture.Mixture"):
+        mixture(IMAGE, IMAGE)
 
 
 def test_unchecked_calls_reach_the_errors_of_the_package():

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from learnreg.grid import Grid
-from learnreg.typing import FieldTensor, ScalarTensor
+from learnreg.typing import FieldTensor, ScalarTensor, WeightTensor
 
 
-def cell_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+def cell_mean(values: Tensor, weight: WeightTensor | None = None) -> Tensor:
     """Mean over the cells, sum over the components.
 
     Args:
