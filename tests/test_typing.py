@@ -12,11 +12,10 @@ from learnreg.metrics import dice_scores
 from learnreg.optimization import DenseParametrization
 from learnreg.regularization.diffusion import diffusion_loss
 from learnreg.sampling import SeparableMap, sample, sample_labels
-from learnreg.similarity import LNCC, MSE, Mixture
+from learnreg.similarity import LNCC, MSE
 from learnreg.similarity.dice import dice_loss, one_hot
 from learnreg.similarity.mse import mse_loss
-from learnreg.terms import Weighted
-from learnreg.transforms import Affine, Displacement, linear_through_landmarks
+from learnreg.transforms import Affine, Composite, Displacement, linear_through_landmarks
 from learnreg.transforms.affine import homogeneous
 from tests.checking import unchecked
 
@@ -78,21 +77,20 @@ def test_what_the_annotations_allow():
     assert mse_loss(IMAGE, IMAGE, LABELS > 0) == 0  # a mask of any type
 
 
-class Unreduced(MSE):
-    """A user's similarity, without annotations and with a mistake."""
+class Flat(Affine):
+    """A user's transform, without annotations and with a mistake."""
 
-    def forward(self, warped, fixed, mask=None):
-        return (warped - fixed).square()
+    def __call__(self, points):
+        return points[..., :2]
 
 
 def test_a_class_of_a_user_without_annotations_is_left_alone():
-    assert Unreduced()(IMAGE, IMAGE[..., :1]).shape == IMAGE.shape
+    assert Flat(torch.eye(4))(POINTS).shape == (2, 7, 2)
 
 
 def test_a_wrong_result_is_found():
-    mixture = Mixture({"mse": Weighted(Unreduced(), 1.0)})
-    with pytest.raises(TypeCheckError, match="the return value of learnreg.similarity.mixture.Mixture"):
-        mixture(IMAGE, IMAGE)
+    with pytest.raises(TypeCheckError, match="the return value of learnreg.transforms.composite.Composite.__call__"):
+        Composite((Flat(torch.eye(4)),))(POINTS)
 
 
 def test_unchecked_calls_reach_the_errors_of_the_package():
