@@ -3,14 +3,12 @@
 import os
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 
-from tests.checking import checked
+from tests import checking
 
-# Before learnreg is imported: from here on every annotation of it is checked at each call.
-jaxtyping.install_import_hook("learnreg", f"{checked.__module__}.{checked.__name__}")
+checking.install()  # before learnreg is imported
 
 from learnreg.grid import Grid  # noqa: E402
 from learnreg.image import Image  # noqa: E402
