@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import ItemsView, Mapping
 from dataclasses import dataclass
-from typing import Generic, Self, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from torch import nn
 
@@ -41,7 +41,7 @@ class Weighted(nn.Module, Generic[TermT]):
         self.term = term
         self.weight = _checked(weight)
 
-    def with_weight(self, weight: float) -> Self:
+    def with_weight(self: WeightedT, weight: float) -> WeightedT:
         """Return the same term with another weight; the term itself is shared."""
         other = copy.copy(self)
         other.weight = _checked(weight)

@@ -1,11 +1,8 @@
-"""Shape vocabulary of the package, as jaxtyping aliases.
+"""Shape vocabulary of the package, as jaxtyping aliases; the tests check them at every call.
 
-``B`` batch, ``C`` channels, ``D`` spatial dimensions (2 or 3), ``*grid`` the grid's shape in
-array order ``(z, y, x)``, ``*P`` any shape of a set of points, ``F`` channels made of others,
-``*lattice`` the shape of a grid of coefficients. Vectors are
-``(x, y, z)``. ``#B`` is the batch of the other arguments, or 1 to share a value among it.
-
-The tests check these annotations at every call.
+``B`` is the batch size, ``C`` and ``K`` are numbers of channels, ``D`` is the number of spatial dimensions (2 or 3),
+``H`` is ``D + 1``, ``*grid`` is the shape of a grid in array order ``(z, y, x)``, and ``*P`` is the shape of a set of
+points. ``#`` allows a size of 1 as well. Vectors are ``(x, y, z)``.
 """
 
 from __future__ import annotations
@@ -17,20 +14,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias, no_type_check
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-ImageTensor: TypeAlias = Float[Tensor, "B C *grid"]
-FieldTensor: TypeAlias = Float[Tensor, "B D *grid"]
-BroadcastImage: TypeAlias = Float[Tensor, "#B C *grid"]
-BroadcastField: TypeAlias = Float[Tensor, "#B D *grid"]
-BroadcastLabels: TypeAlias = Int[Tensor, "#B 1 *grid"]
-CoefficientTensor: TypeAlias = Float[Tensor, "B D *lattice"]
-FeatureTensor: TypeAlias = Float[Tensor, "B F *grid"]
-ScalarTensor: TypeAlias = Float[Tensor, "B *grid"]
-MaskTensor: TypeAlias = Shaped[Tensor, "B 1 *grid"]
-WeightTensor: TypeAlias = Float[Tensor, "#B 1 *grid"]
-LabelTensor: TypeAlias = Int[Tensor, "B 1 *grid"]
+ImageTensor: TypeAlias = Float[Tensor, "#B C *grid"]
+FeatureTensor: TypeAlias = Float[Tensor, "#B K *grid"]
+FieldTensor: TypeAlias = Float[Tensor, "#B D *grid"]
+ScalarTensor: TypeAlias = Float[Tensor, "#B *grid"]
+MaskTensor: TypeAlias = Shaped[Tensor, "#B 1 *grid"]
+LabelTensor: TypeAlias = Int[Tensor, "#B 1 *grid"]
+PointLabelTensor: TypeAlias = Int[Tensor, "#B 1 *P"]
 PointTensor: TypeAlias = Float[Tensor, "#B *P D"]
-SampledTensor: TypeAlias = Float[Tensor, "#B C *P"]
-SampledLabels: TypeAlias = Int[Tensor, "#B 1 *P"]
+MatrixTensor: TypeAlias = Float[Tensor, "#B H H"]
+OneMatrix: TypeAlias = Float[Tensor, "H H"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -61,18 +54,15 @@ else:
     AffineTensor = MatrixTensor | _OneMatrix
 
 __all__ = [
-    "AffineTensor",
-    "BroadcastField",
-    "BroadcastImage",
-    "BroadcastLabels",
-    "CoefficientTensor",
     "FeatureTensor",
     "FieldTensor",
     "ImageTensor",
     "LabelTensor",
     "MaskTensor",
     "MatrixTensor",
+    "OneMatrix",
     "PathLike",
+    "PointLabelTensor",
     "PointTensor",
     "SampledLabels",
     "SampledTensor",

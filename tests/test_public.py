@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,15 @@ def test_one_import_reaches_everything_and_loads_nothing():
     assert {"similarity", "register", "Objective"} <= set(dir(learnreg))
     with pytest.raises(AttributeError, match="nothing"):
         learnreg.nothing  # noqa: B018
+
+
+def test_the_library_leaves_the_process_alone_and_the_commands_do_not():
+    code = "import os, learnreg; learnreg.Grid; print('OMP_WAIT_POLICY' in os.environ)"
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    run = partial(subprocess.run, env=environment, capture_output=True, text=True, check=True)
+    assert run([sys.executable, "-c", code]).stdout.strip() == "False"
+    code = "import os; from learnreg.apps.main import main; main(['methods']); print(os.environ['OMP_WAIT_POLICY'])"
+    assert run([sys.executable, "-c", code]).stdout.splitlines()[-1] == "PASSIVE"
 
 
 def test_every_public_name_exists():

@@ -1,4 +1,4 @@
-"""What free-form deformations share: coefficients on a lattice, and their evaluation."""
+"""Free-form deformations: coefficients on a lattice of control points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,15 +21,15 @@ from learnreg.typing import CoefficientTensor, FieldTensor, PointTensor
 Weight = Callable[[tuple[int, ...]], Tensor]
 
 
-def gathered(coefficients: CoefficientTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
-    """``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
+def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
+    """Compute ``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
 
     Args:
         coefficients: ``(B, D, *lattice)``.
-        base: ``(B, P, D)``, integer index of the first lattice point, ``(x, y, z)``; those outside
-            of the lattice count as 0.
-        taps: Lattice points along each axis.
-        weight: ``(i, j, k) -> (B, P)``, the weight of the lattice point at ``base + (i, j, k)``.
+        base: ``(B, P, D)``, integer index ``(x, y, z)`` of the first lattice point; points outside of the lattice count
+            as 0.
+        taps: Lattice points per axis.
+        weight: ``(i, j, k) -> (B, P)``, weight of the lattice point at ``base + (i, j, k)``.
 
     Returns:
         ``(B, P, D)``.
@@ -52,7 +52,10 @@ def gathered(coefficients: CoefficientTensor, base: Tensor, taps: int, weight: W
 
 
 def positions(lattice: Grid, grid: Grid) -> tuple[Tensor, ...] | None:
-    """Lattice coordinates of the samples of ``grid``, ``(n,)`` per array axis; ``None`` unless the axes agree."""
+    """Return the lattice coordinates of the samples of ``grid``, ``(n,)`` per array axis.
+
+    ``None`` unless the axes agree.
+    """
     ndim, shape = grid.ndim, grid.shape
     relation = torch.linalg.inv(lattice.affine.double()) @ grid.affine.double()
     linear = relation[:, :ndim, :ndim]
@@ -77,6 +80,7 @@ class Basis:
 
 
 BasisT = TypeVar("BasisT", bound=Basis)
+FreeFormT = TypeVar("FreeFormT", bound="FreeForm[Any]")
 
 
 class FreeForm(Transform, Generic[BasisT]):
@@ -95,7 +99,7 @@ class FreeForm(Transform, Generic[BasisT]):
 
     @abstractmethod
     def offsets(self, points: PointTensor) -> Tensor:
-        """``T(x) - x`` at any points ``(B, P, D)``, in mm."""
+        """Compute ``T(x) - x`` at points ``(B, P, D)``, mm."""
 
     @abstractmethod
     def basis_on(self, grid: Grid) -> BasisT | None:
@@ -105,7 +109,7 @@ class FreeForm(Transform, Generic[BasisT]):
     def expand(self, basis: BasisT) -> FieldTensor:
         """Compute ``T(x) - x`` on the grid of a basis, ``(B, D, *grid.shape)``, mm."""
 
-    def with_basis(self, grid: Grid) -> Self:
+    def with_basis(self: FreeFormT, grid: Grid) -> FreeFormT:
         """Return the same transform with its basis for ``grid``."""
         return replace(self, basis=self.basis_on(grid))  # type: ignore[type-var]
 
@@ -131,12 +135,12 @@ class FreeForm(Transform, Generic[BasisT]):
         return channels_first(self(grid.points) - grid.points) if basis is None else self.expand(basis)
 
     def inverse(self) -> Inverse:
-        """Point by point; see :class:`Inverse`, which also gives the residual."""
+        """Invert point by point; see :class:`Inverse`, which also returns the residual."""
         return Inverse(self)
 
-    def to(self, *args: object, **kwargs: object) -> Self:
+    def to(self: FreeFormT, *args: object, **kwargs: object) -> FreeFormT:
         moved = self.coefficients.to(*args, **kwargs)  # type: ignore[call-overload]
         return replace(self, coefficients=moved, lattice=self.lattice.to(*args, **kwargs), basis=None)  # type: ignore[type-var]
 
-    def detach(self) -> Self:
+    def detach(self: FreeFormT) -> FreeFormT:
         return replace(self, coefficients=self.coefficients.detach())  # type: ignore[type-var]

@@ -157,7 +157,7 @@ def test_a_method_does_not_see_the_labels():
             assert moving.labels is None
             return super().forward(fixed, moving, **kwargs)
 
-    evaluate([Case("a", *pair())], {"looks": Looks(load_method("affine").stages)})
+    evaluate([Case("a", *pair())], {"looks": Looks(dict(load_method("affine").stages.items()))})
 
 
 def test_failures(tmp_path):
