@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import checking
-
-checking.install()  # before learnreg is imported
-
-from learnreg.grid import Grid  # noqa: E402
-from learnreg.image import Image  # noqa: E402
+from learnreg.grid import Grid
+from learnreg.image import Image
 
 torch.set_num_threads(1)  # tiny volumes are far slower with threads
 

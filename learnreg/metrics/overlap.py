@@ -12,7 +12,7 @@ from learnreg.errors import InputError
 from learnreg.typing import LabelTensor
 
 
-def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) -> Tensor:
+def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) -> Float[Tensor, "B labels"]:
     """Compute the Dice overlap per label, ``2 |W and F| / (|W| + |F|)``.
 
     Args:

@@ -85,7 +85,7 @@ class LaplacianPyramid(Network):
 
     def _corrected(
         self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
-    ) -> Tensor:
+    ) -> Float[Tensor, "B D *half"]:
         """Return the velocity in mm, at half the resolution of a level."""
         own = fixed.grid
         half = tuple(n // 2 for n in own.shape)

@@ -66,19 +66,19 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
         """
 
     @abstractmethod
-    def spline(self, coefficients: FieldTensor) -> SplineT:
+    def spline(self, coefficients: CoefficientTensor) -> SplineT:
         """Return the displacement of the coefficients.
 
         Args:
             coefficients: ``(1, D, *lattice.shape)``, mm.
         """
 
-    def on_level(self, coefficients: FieldTensor) -> SplineT:
+    def on_level(self, coefficients: CoefficientTensor) -> SplineT:
         """Return the displacement of the coefficients, with its basis on the level's grid already computed."""
         return replace(self.prototype, coefficients=coefficients)
 
     @abstractmethod
-    def fitted(self, field: FieldTensor) -> Tensor:
+    def fitted(self, field: FieldTensor) -> CoefficientTensor:
         """Fit coefficients to a field on ``self.grid``.
 
         Args:
@@ -144,7 +144,7 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
     def spline(self, coefficients: CoefficientTensor) -> BSpline:
         return BSpline(coefficients, self.lattice, self.order)
 
-    def fitted(self, field: FieldTensor) -> Tensor:
+    def fitted(self, field: FieldTensor) -> CoefficientTensor:
         return fit_bspline(field, self.grid, self.lattice, self.order).coefficients
 
     def settings(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class KernelParametrization(FreeFormParametrization[Kernel]):
     def spline(self, coefficients: CoefficientTensor) -> Kernel:
         return Kernel(coefficients, self.lattice, self.smoothness)
 
-    def fitted(self, field: FieldTensor) -> Tensor:
+    def fitted(self, field: FieldTensor) -> CoefficientTensor:
         shape = (field.shape[0], self.grid.ndim, *self.lattice.shape)
         return least_squares(lambda c: self.on_level(c).displacement(self.grid), field, shape)
 

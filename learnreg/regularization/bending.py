@@ -10,7 +10,7 @@ from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def bending_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean over the interior of ``sum_ij |d^2 u / dx_i dx_j|^2``, in 1/mm^2 for a field in mm.
 
     An axis with fewer than 3 samples is ignored.

@@ -10,7 +10,7 @@ from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def curvature_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean over the interior of ``sum_c (laplace u_c)^2``, in 1/mm^2 for a field in mm.
 
     An axis with fewer than 3 samples is ignored.

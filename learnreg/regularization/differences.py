@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learnreg.grid import Grid
-from learnreg.typing import FieldTensor, ScalarTensor, WeightTensor
+from learnreg.typing import FieldTensor, ScalarTensor
 
 
 def cell_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:

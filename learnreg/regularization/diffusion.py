@@ -16,7 +16,7 @@ from learnreg.typing import FieldTensor, Scalar, Tensor, WeightTensor
 
 
 @full_precision
-def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def diffusion_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean over the grid of ``|grad u|^2``, dimensionless for a displacement in mm.
 
     The differences are divided by the spacing, so the value hardly changes when the field is resampled, and it does not

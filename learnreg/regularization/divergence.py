@@ -10,7 +10,7 @@ from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def divergence_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def divergence_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean of ``(div u)^2``, dimensionless for a displacement in mm.
 
     Args:

@@ -10,7 +10,9 @@ from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def folding_loss(displacement: FieldTensor, grid: Grid, weight: Tensor | None = None, *, margin: float = 0.0) -> Scalar:
+def folding_loss(
+    displacement: FieldTensor, grid: Grid, weight: WeightTensor | None = None, *, margin: float = 0.0
+) -> Scalar:
     """Compute the mean over the corners of all cells of ``max(margin - det d(x + u)/dx, 0)``, dimensionless.
 
     Args:

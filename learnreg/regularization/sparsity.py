@@ -10,7 +10,7 @@ from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def sparsity_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None, *, floor: float = 1e-3) -> Scalar:
+def sparsity_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None, *, floor: float = 1e-3) -> Scalar:
     """Compute the mean of ``sqrt(|u|^2 + e^2) - e``, the L1 norm of the vector lengths, in mm for a displacement.
 
     Args:

@@ -35,7 +35,7 @@ class LocalAverage:
         self,
         like: FeatureTensor,
         window: int,
-        mask: Tensor | None = None,
+        mask: MaskTensor | FeatureTensor | None = None,
         kernel: Kernel = "box",
         stride: int = 1,
     ) -> None:

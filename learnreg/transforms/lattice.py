@@ -21,7 +21,7 @@ from learnreg.typing import CoefficientTensor, FieldTensor, PointTensor
 Weight = Callable[[tuple[int, ...]], Tensor]
 
 
-def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
+def gathered(coefficients: CoefficientTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
     """Compute ``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
 
     Args:

@@ -36,7 +36,6 @@ from learnreg.supervision import LabelOverlap
 from learnreg.terms import Weighted, WeightedValue
 from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity, chain
 from learnreg.warping import warp
-from tests.checking import unchecked
 from tests.conftest import blob_image, make_grid
 
 
@@ -154,7 +153,7 @@ class TestUNet(NetworkLaws):
         for resolution, shape in ((1, (16, 16, 16)), (4, (4, 4, 4))):
             answer = UNet(3, (8, 8), output="displacement", resolution=resolution)(image, image)
             assert answer.grid.shape == shape
-        with unchecked(), pytest.raises(ValueError, match="output is velocity, displacement"):
+        with pytest.raises(ValueError, match="output is velocity, displacement"):
             UNet(3, (8,), output="spline")
         with pytest.raises(ValueError, match=r"at every \[1, 2\] voxels"):
             UNet(3, (8,), resolution=4)
@@ -432,7 +431,7 @@ class TestKeypointNetwork(NetworkLaws):
         assert float(found[1:].abs().max()) < 0.3 * float(found[0])
 
     def test_errors(self):
-        with unchecked(), pytest.raises(ValueError, match="aligns by translation, rigid"):
+        with pytest.raises(ValueError, match="aligns by translation, rigid"):
             KeypointNetwork(alignment="bspline")
         with pytest.raises(ValueError, match="at least 5 points"):
             KeypointNetwork(keypoints=4)
