@@ -5,13 +5,11 @@ import functools
 import numpy as np
 import pytest
 import torch
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
 
-install_import_hook("learnreg", "conftest.checked")  # before anything of learnreg is imported
+from tests import checking
 
-from beartype import BeartypeConf, beartype
-
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
+checking.install()  # before anything of learnreg is imported
 
 import learnreg
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.errors import InputError
@@ -18,20 +19,20 @@ from learnreg.interpolation import squared
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
-from learnreg.typing import FieldTensor, ScalarTensor
+from learnreg.typing import BroadcastField, FieldTensor, ImageTensor, ScalarTensor
 
 
-def channels_last(field: FieldTensor) -> Tensor:
+def channels_last(field: FieldTensor) -> Float[Tensor, "B *grid D"]:
     """Move the components last: ``(B, D, *grid)`` to ``(B, *grid, D)``."""
     return field.movedim(1, -1)
 
 
-def channels_first(points: Tensor) -> FieldTensor:
+def channels_first(points: Float[Tensor, "B *grid D"]) -> FieldTensor:
     """Move the components first: ``(B, *grid, D)`` to ``(B, D, *grid)``."""
     return points.movedim(-1, 1)
 
 
-def compose(first: FieldTensor, second: FieldTensor, grid: Grid) -> FieldTensor:
+def compose(first: BroadcastField, second: BroadcastField, grid: Grid) -> BroadcastField:
     """Compose two displacements: ``first(x) + second(x + first(x))``, the map ``x -> second(first(x))``.
 
     Args:
@@ -116,7 +117,7 @@ def _derivatives(w: Tensor) -> Iterator[list[Tensor | None]]:
 
 def logarithm(
     displacement: FieldTensor, grid: Grid, *, steps: int = 4, iterations: int = 20, tolerance: float = 1e-3
-) -> tuple[FieldTensor, Tensor]:
+) -> tuple[FieldTensor, Float[Tensor, "B"]]:
     """Find a stationary velocity whose exponential is near a displacement: ``v <- v + (exp(-v) then u)``.
 
     Args:
@@ -151,7 +152,7 @@ def logarithm(
 
 def invert(
     displacement: FieldTensor, grid: Grid, *, iterations: int = 50, tolerance: float = 1e-3
-) -> tuple[FieldTensor, Tensor]:
+) -> tuple[FieldTensor, Float[Tensor, "B"]]:
     """Invert a displacement by the fixed point ``v(x) = -u(x + v(x))``.
 
     Args:
@@ -183,7 +184,7 @@ def invert(
     return inverse, residual.norm(dim=1).flatten(1).amax(1)
 
 
-def image_gradient(data: Tensor, grid: Grid) -> Tensor:
+def image_gradient(data: ImageTensor, grid: Grid) -> Float[Tensor, "B C D *grid"]:
     """Compute the gradient of an image by central differences.
 
     Args:
@@ -203,7 +204,7 @@ def image_gradient(data: Tensor, grid: Grid) -> Tensor:
     return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)
 
 
-def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
+def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Float[Tensor, "B *grid D D"]:
     """Compute ``d(x + u)/dx`` by central differences, one-sided at the border.
 
     Args:

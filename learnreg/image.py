@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, PointTensor
+from learnreg.typing import ImageTensor, LabelTensor, MaskTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class Image:
     grid: Grid
     mask: MaskTensor | None = None
     labels: LabelTensor | None = None
-    landmarks: PointTensor | None = None
+    landmarks: Float[Tensor, "#B K D"] | None = None
     covariates: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Image:
         return replace(self, data=data)
 
 
-def label_values(*maps: Tensor) -> list[int]:
+def label_values(*maps: Int[Tensor, "..."]) -> list[int]:
     """Return the labels that all maps contain, without the background 0, in ascending order.
 
     Example:
@@ -106,7 +107,7 @@ def label_values(*maps: Tensor) -> list[int]:
     return sorted(set.intersection(*(set(_values(labels)) for labels in maps)) - {0})
 
 
-def _values(labels: Tensor) -> list[int]:
+def _values(labels: Int[Tensor, "..."]) -> list[int]:
     """Return all labels of a map; counting small labels is twenty times as fast as sorting."""
     flat = labels.flatten()
     if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < 2**16:
@@ -217,6 +218,6 @@ def stack(images: Sequence[Image]) -> Image:
     )
 
 
-def _cat_points(points: Sequence[Tensor]) -> PointTensor:
+def _cat_points(points: Sequence[Float[Tensor, "_ _ D"]]) -> Float[Tensor, "_ _ D"]:
     most = max(p.shape[1] for p in points)
     return torch.cat([F.pad(p, (0, 0, 0, most - p.shape[1]), value=torch.nan) for p in points])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,15 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MatrixTensor, PointLabelTensor, PointTensor
-
-if TYPE_CHECKING:
-    pass
+from learnreg.typing import (
+    BroadcastImage,
+    BroadcastLabels,
+    FieldTensor,
+    MatrixTensor,
+    PointLabelTensor,
+    PointTensor,
+    SampledTensor,
+)
 
 Padding = Literal["zeros", "border"]
 LabelMode = Literal["nearest", "linear"]
@@ -29,13 +34,13 @@ def check_padding(padding: str) -> None:
 
 
 def sample(
-    values: ImageTensor,
+    values: BroadcastImage,
     grid: Grid,
     points: PointTensor,
     *,
     mode: Mode = "linear",
     padding: Padding = "zeros",
-) -> Tensor:
+) -> SampledTensor:
     """Interpolate values at points in physical space.
 
     As in ITK, a point belongs to an image if it lies within one of its cells, up to half a voxel outside of the
@@ -150,7 +155,7 @@ def sample_image(
 
 
 def sample_labels(
-    labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest"
+    labels: BroadcastLabels, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest"
 ) -> PointLabelTensor:
     """Sample integer labels at points, exactly for any label value.
 
@@ -185,7 +190,7 @@ def sample_labels(
     return torch.where(inside, winner, torch.zeros_like(winner))
 
 
-def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> PointLabelTensor:
+def _nearest_labels(labels: BroadcastLabels, grid: Grid, points: PointTensor) -> PointLabelTensor:
     batch = max(labels.shape[0], points.shape[0])
     index = grid.to_index(points.expand(batch, *points.shape[1:])).reshape(batch, -1, grid.ndim)
     flat, inside = None, None

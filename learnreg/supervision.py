@@ -6,7 +6,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from learnreg.errors import InputError
 from learnreg.image import Image, label_values
@@ -71,7 +72,7 @@ class LabelOverlap(Supervision):
         warped = warp(Image(memberships, moving.grid), transform, fixed.grid).data
         return dice_loss(warped, one_hot(fixed.labels, labels, warped.dtype), mask)
 
-    def chosen(self, fixed: LabelTensor, moving: LabelTensor) -> tuple[int, ...]:
+    def chosen(self, fixed: LabelTensor, moving: Int[Tensor, "B 1 *moving"]) -> tuple[int, ...]:
         """Return the label values that this call uses."""
         labels = self.labels
         if labels is None:

@@ -32,7 +32,7 @@ class IterativeMethod(Method):
         ['center']
     """
 
-    def __init__(self, stages: Mapping[str, Stage | None]) -> None:
+    def __init__(self, stages: Mapping[str, Stage | None] | StageDict) -> None:
         super().__init__()
         given = {name: stage for name, stage in stages.items() if stage is not None}
         if not given:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.errors import InputError
 from learnreg.typing import LabelTensor
 
 
-def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) -> Tensor:
+def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) -> Float[Tensor, "B labels"]:
     """Compute the Dice overlap per label, ``2 |W and F| / (|W| + |F|)``.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from learnreg.fields import exponential
@@ -84,7 +85,7 @@ class LaplacianPyramid(Network):
 
     def _corrected(
         self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
-    ) -> Tensor:
+    ) -> Float[Tensor, "B D *half"]:
         """Return the velocity in mm, at half the resolution of a level."""
         own = fixed.grid
         half = tuple(n // 2 for n in own.shape)

@@ -16,7 +16,7 @@ from learnreg.optimization.dense import FieldKind, check_kind, starting_field
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.transforms import BSpline, Kernel, Transform, Velocity, fit_bspline, kernel_lattice, spline_lattice
 from learnreg.transforms.radial_functions import Wendland
-from learnreg.typing import FieldTensor
+from learnreg.typing import CoefficientTensor, FieldTensor
 
 SplineT = TypeVar("SplineT", BSpline, Kernel)
 
@@ -66,19 +66,19 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
         """
 
     @abstractmethod
-    def spline(self, coefficients: FieldTensor) -> SplineT:
+    def spline(self, coefficients: CoefficientTensor) -> SplineT:
         """Return the displacement of the coefficients.
 
         Args:
             coefficients: ``(1, D, *lattice.shape)``, mm.
         """
 
-    def on_level(self, coefficients: FieldTensor) -> SplineT:
+    def on_level(self, coefficients: CoefficientTensor) -> SplineT:
         """Return the displacement of the coefficients, with its basis on the level's grid already computed."""
         return replace(self.prototype, coefficients=coefficients)
 
     @abstractmethod
-    def fitted(self, field: FieldTensor) -> Tensor:
+    def fitted(self, field: FieldTensor) -> CoefficientTensor:
         """Fit coefficients to a field on ``self.grid``.
 
         Args:
@@ -141,10 +141,10 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
     def lattice_over(self, grid: Grid) -> Grid:
         return spline_lattice(grid, self.spacing * float(grid.spacing.min()), self.order)
 
-    def spline(self, coefficients: FieldTensor) -> BSpline:
+    def spline(self, coefficients: CoefficientTensor) -> BSpline:
         return BSpline(coefficients, self.lattice, self.order)
 
-    def fitted(self, field: FieldTensor) -> Tensor:
+    def fitted(self, field: FieldTensor) -> CoefficientTensor:
         return fit_bspline(field, self.grid, self.lattice, self.order).coefficients
 
     def settings(self) -> dict[str, Any]:
@@ -183,10 +183,10 @@ class KernelParametrization(FreeFormParametrization[Kernel]):
             return kernel_lattice(grid, max(1, round(self.spacing)))
         return kernel_lattice(self.grid, max(1, round(self.spacing / self.sampling)))
 
-    def spline(self, coefficients: FieldTensor) -> Kernel:
+    def spline(self, coefficients: CoefficientTensor) -> Kernel:
         return Kernel(coefficients, self.lattice, self.smoothness)
 
-    def fitted(self, field: FieldTensor) -> Tensor:
+    def fitted(self, field: FieldTensor) -> CoefficientTensor:
         shape = (field.shape[0], self.grid.ndim, *self.lattice.shape)
         return least_squares(lambda c: self.on_level(c).displacement(self.grid), field, shape)
 

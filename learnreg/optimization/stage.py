@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,6 +72,9 @@ class StageDict(nn.ModuleDict):
 
     def values(self) -> ValuesView[Stage]:  # type: ignore[override]
         return cast("ValuesView[Stage]", super().values())
+
+    def items(self) -> ItemsView[str, Stage]:  # type: ignore[override]
+        return cast("ItemsView[str, Stage]", super().items())
 
     def __getitem__(self, key: str) -> Stage:
         return cast("Stage", super().__getitem__(key))

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from torch import Tensor, nn
+from torch import nn
 
 from learnreg.grid import Grid
-from learnreg.typing import FieldTensor, Scalar
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 class Regularizer(nn.Module):
     """How irregular a field is; lower is smoother. Override :meth:`forward`."""
 
     @abstractmethod
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         """Compute the energy of a field, in physical units: it hardly changes when the field is resampled.
 
         Args:

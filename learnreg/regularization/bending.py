@@ -6,11 +6,11 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, spacing_along
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def bending_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean over the interior of ``sum_ij |d^2 u / dx_i dx_j|^2``, in 1/mm^2 for a field in mm.
 
     An axis with fewer than 3 samples is ignored.
@@ -46,5 +46,5 @@ class Bending(Regularizer):
         True
     """
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return bending_loss(field, grid, weight)

@@ -6,11 +6,11 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, spacing_along
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def curvature_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean over the interior of ``sum_c (laplace u_c)^2``, in 1/mm^2 for a field in mm.
 
     An axis with fewer than 3 samples is ignored.
@@ -41,5 +41,5 @@ def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
 class Curvature(Regularizer):
     """Second-order smoothness of the Laplacian, see :func:`curvature_loss`."""
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return curvature_loss(field, grid, weight)

@@ -12,11 +12,11 @@ from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import at_cells, spacing_along
 from learnreg.separable import slabs
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, Tensor, WeightTensor
 
 
 @full_precision
-def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def diffusion_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean over the grid of ``|grad u|^2``, dimensionless for a displacement in mm.
 
     The differences are divided by the spacing, so the value hardly changes when the field is resampled, and it does not
@@ -49,7 +49,9 @@ class _SquaredGradient(torch.autograd.Function):
     """``(B,)`` weighted squares of the differences, with their gradient, which alone is kept."""
 
     @staticmethod
-    def forward(field: Tensor, shares: Tensor, weight: Tensor | None, needed: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        field: Tensor, shares: Tensor, weight: WeightTensor | None, needed: bool
+    ) -> tuple[Tensor, Tensor | None]:
         total = field.new_zeros(len(field))
         gradient = torch.zeros_like(field) if needed else None
         for axis, share in enumerate(shares, start=2):
@@ -87,5 +89,5 @@ class _SquaredGradient(torch.autograd.Function):
 class Diffusion(Regularizer):
     """First-order smoothness, see :func:`diffusion_loss`. The usual choice for velocities."""
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return diffusion_loss(field, grid, weight)

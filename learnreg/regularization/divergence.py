@@ -6,11 +6,11 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, gradient
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def divergence_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+def divergence_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
     """Compute the mean of ``(div u)^2``, dimensionless for a displacement in mm.
 
     Args:
@@ -28,5 +28,5 @@ def divergence_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None
 class Divergence(Regularizer):
     """Incompressibility of a velocity, see :func:`divergence_loss`."""
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return divergence_loss(field, grid, weight)

@@ -6,12 +6,12 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, gradient
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
 def elasticity_loss(
-    field: FieldTensor, grid: Grid, weight: Tensor | None = None, *, mu: float = 1.0, lam: float = 0.0
+    field: FieldTensor, grid: Grid, weight: WeightTensor | None = None, *, mu: float = 1.0, lam: float = 0.0
 ) -> Scalar:
     """Compute the mean of ``mu / 4 sum_ij (d_i u_j + d_j u_i)^2 + lam / 2 (div u)^2``, dimensionless for mm.
 
@@ -42,5 +42,5 @@ class Elasticity(Regularizer):
         super().__init__()
         self.mu, self.lam = mu, lam
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return elasticity_loss(field, grid, weight, mu=self.mu, lam=self.lam)

@@ -6,11 +6,13 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, corner_determinants
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def folding_loss(displacement: FieldTensor, grid: Grid, weight: Tensor | None = None, *, margin: float = 0.0) -> Scalar:
+def folding_loss(
+    displacement: FieldTensor, grid: Grid, weight: WeightTensor | None = None, *, margin: float = 0.0
+) -> Scalar:
     """Compute the mean over the corners of all cells of ``max(margin - det d(x + u)/dx, 0)``, dimensionless.
 
     Args:
@@ -43,5 +45,5 @@ class Folding(Regularizer):
         super().__init__()
         self.margin = margin
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return folding_loss(field, grid, weight, margin=self.margin)

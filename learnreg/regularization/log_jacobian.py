@@ -10,12 +10,12 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, corner_determinants
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
 def log_jacobian_loss(
-    displacement: FieldTensor, grid: Grid, weight: Tensor | None = None, *, floor: float = 0.05
+    displacement: FieldTensor, grid: Grid, weight: WeightTensor | None = None, *, floor: float = 0.05
 ) -> Scalar:
     """Compute the mean over the corners of all cells of ``log(det d(x + u)/dx)^2``, dimensionless.
 
@@ -44,5 +44,5 @@ class LogJacobian(Regularizer):
         super().__init__()
         self.floor = floor
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return log_jacobian_loss(field, grid, weight, floor=self.floor)

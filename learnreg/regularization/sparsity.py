@@ -6,11 +6,11 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
-def sparsity_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None, *, floor: float = 1e-3) -> Scalar:
+def sparsity_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = None, *, floor: float = 1e-3) -> Scalar:
     """Compute the mean of ``sqrt(|u|^2 + e^2) - e``, the L1 norm of the vector lengths, in mm for a displacement.
 
     Args:
@@ -32,5 +32,5 @@ class Sparsity(Regularizer):
         super().__init__()
         self.floor = floor
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return sparsity_loss(field, grid, weight, floor=self.floor)

@@ -6,14 +6,14 @@ from learnreg.grid import Grid
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, gradient, spacing_along
-from learnreg.typing import FieldTensor, Scalar, Tensor
+from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
 @full_precision
 def total_variation_loss(
     field: FieldTensor,
     grid: Grid,
-    weight: Tensor | None = None,
+    weight: WeightTensor | None = None,
     *,
     isotropic: bool = True,
     floor: float = 1e-3,
@@ -54,5 +54,5 @@ class TotalVariation(Regularizer):
         super().__init__()
         self.isotropic, self.floor = isotropic, floor
 
-    def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
+    def forward(self, field: FieldTensor, grid: Grid, weight: WeightTensor | None = None) -> Scalar:
         return total_variation_loss(field, grid, weight, isotropic=self.isotropic, floor=self.floor)

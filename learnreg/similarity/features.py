@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from learnreg.errors import InputTypeError
@@ -69,7 +70,7 @@ def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]
     return tuple(maps)
 
 
-def _at(mask: MaskTensor | None, features: Tensor) -> Tensor | None:
+def _at(mask: MaskTensor | None, features: Float[Tensor, "B K *there"]) -> Shaped[Tensor, "B 1 *there"] | None:
     """Resample the mask to the resolution of a feature map."""
     if mask is None or mask.shape[2:] == features.shape[2:]:
         return mask

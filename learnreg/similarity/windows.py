@@ -12,7 +12,7 @@ from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.separable import apply_separable, box_matrix, gaussian_matrix, rows_of, slabs
 from learnreg.similarity.masking import count_of, standardization, standardized, through_standardization
-from learnreg.typing import MaskTensor
+from learnreg.typing import FeatureTensor, MaskTensor
 
 Kernel = Literal["box", "gaussian"]
 
@@ -23,7 +23,7 @@ class LocalAverage:
     Args:
         like: ``(B, C, *grid)``, of the shape and type of the values to average.
         window: Width of the box in voxels, odd. ``"gaussian"`` has the variance of that box.
-        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
+        mask: ``(B, 1, *grid)`` or ``(B, C, *grid)``, weights; ``None`` counts every voxel.
         kernel: ``"box"`` or ``"gaussian"``.
         stride: Compute every ``stride``-th window along each axis.
 
@@ -33,9 +33,9 @@ class LocalAverage:
 
     def __init__(
         self,
-        like: Tensor,
+        like: FeatureTensor,
         window: int,
-        mask: Tensor | None = None,
+        mask: MaskTensor | FeatureTensor | None = None,
         kernel: Kernel = "box",
         stride: int = 1,
     ) -> None:

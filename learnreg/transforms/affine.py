@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.errors import InputError
@@ -59,7 +60,9 @@ class Affine(Transform):
         return Affine(homogeneous(torch.eye(shift.shape[-1]).to(shift).expand(len(shift), -1, -1), shift))
 
     @staticmethod
-    def about(linear: Tensor, translation: Tensor, center: Tensor) -> Affine:
+    def about(
+        linear: Float[Tensor, "#B D D"], translation: Float[Tensor, "#B D"], center: Float[Tensor, "#B D"]
+    ) -> Affine:
         """Return ``x -> L (x - c) + c + t`` for ``L`` ``(B, D, D)``, ``t`` ``(B, D)`` mm and ``c`` ``(B, D)`` mm."""
         offset = center + translation - (linear @ center.unsqueeze(-1)).squeeze(-1)
         return Affine(homogeneous(linear, offset))
@@ -93,7 +96,7 @@ class Affine(Transform):
         return Affine(self.matrix.detach())
 
 
-def homogeneous(linear: Tensor, offset: Tensor) -> MatrixTensor:
+def homogeneous(linear: Float[Tensor, "#B D D"], offset: Float[Tensor, "B D"]) -> MatrixTensor:
     """Combine ``(B, D, D)`` matrices and ``(B, D)`` offsets into ``(B, D+1, D+1)``."""
     batch, ndim = offset.shape
     top = torch.cat([linear.expand(batch, -1, -1), offset.unsqueeze(-1)], dim=-1)

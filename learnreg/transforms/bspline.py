@@ -14,7 +14,7 @@ from learnreg.sampling import SeparableMap
 from learnreg.separable import apply_separable, spline_weights
 from learnreg.transforms.displacement import check_field
 from learnreg.transforms.lattice import Basis, FreeForm, gathered, positions
-from learnreg.typing import FieldTensor, PointTensor
+from learnreg.typing import CoefficientTensor, FieldTensor, PointTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ class BSpline(FreeForm[BSplineBasis]):
         tensor([[[1.0000, 1.0000, 1.0000]]])
     """
 
-    coefficients: FieldTensor
+    coefficients: CoefficientTensor
     lattice: Grid
     order: int = 3
     basis: BSplineBasis | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.numerics import full_precision
@@ -43,7 +44,7 @@ class Inverse(Transform):
             found = found - (missed if back is None else (back @ missed.flatten(1, -2).mT).mT.reshape(missed.shape))
         return found
 
-    def residual(self, points: PointTensor) -> Tensor:
+    def residual(self, points: PointTensor) -> Float[Tensor, "#B *P"]:
         """Return ``|transform(inverse(y)) - y|`` at points ``(B, *P, D)``, ``(B, *P)``, mm."""
         return (self.transform(self(points)) - points).norm(dim=-1)
 

@@ -12,7 +12,7 @@ from learnreg.grid import Grid
 from learnreg.transforms.displacement import check_field
 from learnreg.transforms.lattice import Basis, FreeForm, gathered, positions
 from learnreg.transforms.radial_functions import Wendland, check_smoothness, root, wendland
-from learnreg.typing import FieldTensor, PointTensor
+from learnreg.typing import CoefficientTensor, FieldTensor, PointTensor
 
 REACH = 2  # support of a kernel, in spacings of the lattice
 
@@ -52,7 +52,7 @@ class Kernel(FreeForm[KernelBasis]):
         Jud et al., Sparse kernel machines for discontinuous registration, IPMI 2017.
     """
 
-    coefficients: FieldTensor
+    coefficients: CoefficientTensor
     lattice: Grid
     smoothness: Wendland = "C4"
     basis: KernelBasis | None = None

@@ -16,12 +16,12 @@ from learnreg.fields import channels_first, channels_last
 from learnreg.grid import Grid
 from learnreg.transforms.base import Transform
 from learnreg.transforms.inverse import Inverse
-from learnreg.typing import FieldTensor, PointTensor
+from learnreg.typing import CoefficientTensor, FieldTensor, PointTensor
 
 Weight = Callable[[tuple[int, ...]], Tensor]
 
 
-def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
+def gathered(coefficients: CoefficientTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
     """Compute ``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
 
     Args:
@@ -93,7 +93,7 @@ class FreeForm(Transform, Generic[BasisT]):
             computes it at each evaluation. A solver that evaluates many transforms of one lattice gives it.
     """
 
-    coefficients: FieldTensor
+    coefficients: CoefficientTensor
     lattice: Grid
     basis: BasisT | None
 
