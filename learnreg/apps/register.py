@@ -12,19 +12,15 @@ from typing import Any
 import torch
 
 from learnreg import __version__
-from learnreg.data.datasets import Case
 from learnreg.errors import InputError
-from learnreg.image import Image, label_values
+from learnreg.image import Image
 from learnreg.io import read_image, write_atomically, write_image
 from learnreg.landmarks import read_landmark_pairs, read_landmarks
 from learnreg.methods import Registration, register
-from learnreg.methods.evaluation import landmark_error, score
-from learnreg.metrics import folding_fraction, sd_log_jacobian
+from learnreg.metrics import agreement, score
 from learnreg.reporting.figures import registration_figure, save_figure
-from learnreg.similarity import ncc_loss
-from learnreg.transforms import Affine, Transform
+from learnreg.transforms import Affine
 from learnreg.transforms.itk import read_transform
-from learnreg.warping import warp
 
 FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
 
@@ -112,38 +108,33 @@ def set_device(options: argparse.Namespace) -> None:
 
 def measure(result: Registration) -> dict[str, Any]:
     """Agreement before and after, regularity, and time."""
-    identity = Affine.identity(result.fixed.ndim)
-    displacement = result.transform.displacement(result.fixed.grid)
-    metrics: dict[str, Any] = {
+    fixed, moving = result.fixed, result.moving
+    began = agreement(fixed, moving, Affine.identity(fixed.ndim), distances=True, correlation=True).row()
+    found = score(fixed, moving, result.sampled, distances=True, correlation=True).row()
+    length = result.sampled.displacement(fixed.grid).norm(dim=1)
+    return {
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": None if result.peak_bytes is None else round(result.peak_bytes / 1e6),
-        "before": _agreement(result, identity),
-        "after": _agreement(result, result.transform),
-        "folding_percent": 100 * float(folding_fraction(displacement, result.fixed.grid)),
-        "sd_log_jacobian": float(sd_log_jacobian(displacement, result.fixed.grid)),
-        "mean_displacement_mm": float(displacement.norm(dim=1).mean()),
-        "largest_displacement_mm": float(displacement.norm(dim=1).max()),
+        "before": _agreement(began),
+        "after": _agreement(found),
+        "folding_percent": found["folding_percent"],
+        "sd_log_jacobian": found["sd_log_jacobian"],
+        "mean_displacement_mm": float(length.mean()),
+        "largest_displacement_mm": float(length.max()),
         "iterations": sum(len(level.losses) for level in result.history),
     }
-    return metrics
 
 
-def _agreement(result: Registration, transform: Transform) -> dict[str, Any]:
-    """Correlation of intensities, and of labels where both images have them."""
-    fixed, moving = result.fixed, result.moving
-    warped = warp(Image(moving.data, moving.grid), transform, fixed.grid)
-    values: dict[str, Any] = {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, fixed.mask))}
-    if fixed.landmarks is not None and moving.landmarks is not None:
-        values["landmarks_mm"] = float(landmark_error(transform, fixed, moving).nanmean())
-    if fixed.labels is not None and moving.labels is not None and label_values(fixed.labels, moving.labels):
-        row = score(Case("pair", fixed, moving), transform)
-        values |= {key: row[key] for key in ("dice", "dice_by_label", "hd95_mm")}
-    return values
+def _agreement(row: dict[str, Any]) -> dict[str, Any]:
+    """What compares the images, by the names of the file."""
+    renamed = {"tre_mm": "landmarks_mm"}
+    names = ("ncc", "tre_mm", "dice", "dice_by_label", "hd95_mm")
+    return {renamed.get(name, name): row[name] for name in names if name in row}
 
 
 def save(result: Registration, metrics: dict[str, Any], output: Path) -> None:
     """Write all files; everything is computed before the first is written."""
-    figure = registration_figure(result.fixed, result.moving, result.transform, title=summary(metrics))
+    figure = registration_figure(result.fixed, result.moving, result.sampled, title=summary(metrics))
     warped = result.warped.data
     output.mkdir(parents=True, exist_ok=True)
     write_image(warped[0], result.fixed.grid, output / FILES[0])

@@ -29,7 +29,7 @@ def report(config: dict[str, Any], data: Any, folder: str) -> None:
 
     def picture(case: Case, done: Mapping[str, Registration]) -> None:
         for name, result in done.items():
-            figure = registration_figure(case.fixed, case.moving, result.transform, title=f"{case.name}, {name}")
+            figure = registration_figure(case.fixed, case.moving, result.sampled, title=f"{case.name}, {name}")
             save_figure(figure, run / "figures" / f"{case.name} {name}.png".replace(" < ", "_").replace(" ", "_"))
 
     print(f"Registering {config['report_pairs']} held-out pairs ...", flush=True)

@@ -11,7 +11,7 @@ from torch import nn
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.optimization import LevelHistory
-from learnreg.transforms import Transform
+from learnreg.transforms import Transform, sampled_on
 from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
 
@@ -39,15 +39,20 @@ class Registration:
     peak_bytes: int | None = None
 
     @cached_property
+    def sampled(self) -> Transform:
+        """The transform with its displacement on the fixed grid, evaluated once; see :class:`Sampled`."""
+        return sampled_on(self.transform, self.fixed.grid)
+
+    @cached_property
     def warped(self) -> Image:
         """The moving image on the fixed grid, its intensities as given; labels by nearest neighbor."""
-        return warp(self.moving, self.transform, self.fixed.grid)
+        return warp(self.moving, self.sampled, self.fixed.grid)
 
     def save_transform(self, path: PathLike) -> None:
         """Write for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.itk.write_transform`."""
         from learnreg.transforms.itk import write_transform
 
-        write_transform(self.transform, self.fixed.grid, path)
+        write_transform(self.sampled, self.fixed.grid, path)
 
 
 class Method(nn.Module):
@@ -71,7 +76,7 @@ class Method(nn.Module):
             on_step: Called with the number of iterations done, for progress bars.
 
         Raises:
-            ValueError: The images differ in dimension or one is constant.
+            InputError: The images differ in dimension or one is constant.
         """
 
     @property
@@ -81,7 +86,7 @@ class Method(nn.Module):
 
 
 def check_pair(fixed: Image, moving: Image) -> None:
-    """Raise ``ValueError`` for a pair that no method can register."""
+    """Raise ``InputError`` for a pair that no method can register."""
     if fixed.ndim != moving.ndim:
         raise InputError(
             f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "

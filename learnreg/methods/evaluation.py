@@ -8,24 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
+from learnreg import metrics
 from learnreg.data.datasets import Case
 from learnreg.errors import InputError
-from learnreg.fields import channels_first
-from learnreg.image import Image, label_values
+from learnreg.image import Image
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
-from learnreg.metrics import (
-    dice_scores,
-    folding_fraction,
-    hausdorff95,
-    sd_log_jacobian,
-    target_registration_error,
-)
-from learnreg.metrics.deformation import sd_log_jacobian_learn2reg
 from learnreg.reporting.tables import markdown
-from learnreg.sampling import sample_image
 from learnreg.transforms import Affine, Transform
 
 START = "start"
@@ -67,7 +56,7 @@ def evaluate(
         One row a case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
 
     Raises:
-        ValueError: A case has no truth, or a method fails; the message names the case.
+        InputError: A case has no truth, or a method fails; the message names the case.
     """
     rows: list[Row] = []
     for case in cases:
@@ -85,11 +74,13 @@ def evaluate(
                 raise InputError(f"{name} on {case.name}: {error}") from error
             cpu = time.process_time() - cpu
             transform = result.transform.to("cpu")
-            done[name] = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
+            found = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
             measured = {"seconds": result.seconds, "cpu_seconds": cpu}
             if peak.bytes is not None:
                 measured["peak_mb"] = peak.bytes / 1e6
-            rows.append({"case": case.name, "method": name, **score(case, transform, distances=distances), **measured})
+            scores = score(case, found.sampled, distances=distances)
+            rows.append({"case": case.name, "method": name, **scores, **measured})
+            done[name] = found
         if on_case is not None:
             on_case(case, done)
     return rows
@@ -101,60 +92,18 @@ def _images(image: Image) -> Image:
 
 
 def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
-    """Agreement with the truth, and regularity, of one transform.
+    """Agreement with the truth, and regularity, of one transform; see :func:`learnreg.metrics.score`.
 
     Raises:
-        ValueError: The case has neither labels in common, nor landmarks, nor a true transform.
+        InputError: The case has neither labels in common, nor landmarks, nor a true transform.
     """
-    grid = case.fixed.grid
-    row: Row = {}
-    with torch.no_grad():
-        points = transform.map_grid(grid)
-        displacement = channels_first(points - grid.points)
-        if case.truth is not None:
-            row["error_mm"] = _error(case, points)
-        if case.fixed.labels is not None and case.moving.labels is not None:
-            warped = sample_image(case.moving, points, grid).labels
-            labels = label_values(case.fixed.labels, case.moving.labels)
-            if warped is not None and labels:
-                dice = dice_scores(warped, case.fixed.labels, labels)[0]
-                row["dice"] = float(dice.nanmean())
-                row["dice_by_label"] = dict(zip(map(str, labels), dice.tolist(), strict=True))
-                if distances:
-                    row["hd95_mm"] = float(hausdorff95(warped, case.fixed.labels, grid, labels).nanmean())
-        if case.fixed.landmarks is not None and case.moving.landmarks is not None:
-            row["tre_mm"] = float(landmark_error(transform, case.fixed, case.moving).nanmean())
-        if not row:
-            raise InputError(
-                f"{case.name} has no labels in common, no landmarks and no true transform; "
-                "there is nothing to evaluate against."
-            )
-        row["sd_log_jacobian"] = float(sd_log_jacobian(displacement, grid))
-        if min(grid.shape) >= 5:
-            row["sd_log_jacobian_learn2reg"] = float(sd_log_jacobian_learn2reg(displacement, grid))
-        row["folding_percent"] = 100 * float(folding_fraction(displacement, grid))
+    row = metrics.score(case.fixed, case.moving, transform, truth=case.truth, distances=distances).row()
+    if not row.keys() & {"error_mm", "dice", "tre_mm"}:
+        raise InputError(
+            f"{case.name} has no labels in common, no landmarks and no true transform; "
+            "there is nothing to evaluate against."
+        )
     return row
-
-
-def landmark_error(transform: Transform, fixed: Image, moving: Image) -> torch.Tensor:
-    """``(1, K)`` distance in mm of the landmarks of two images, NaN where one is not marked.
-
-    Raises:
-        ValueError: There is not one landmark of the moving image for each of the fixed.
-    """
-    if fixed.landmarks is None or moving.landmarks is None:
-        raise InputError("Both images need landmarks.")
-    return target_registration_error(transform, fixed.landmarks, moving.landmarks)
-
-
-def _error(case: Case, points: torch.Tensor) -> float:
-    """Mean distance to the truth, mm, over the labels or the mask of the fixed image."""
-    assert case.truth is not None  # noqa: S101 - the caller has looked
-    distance = (points - case.truth.map_grid(case.fixed.grid)).norm(dim=-1)
-    inside = case.fixed.labels if case.fixed.labels is not None else case.fixed.mask
-    if inside is not None:
-        distance = distance[inside[:, 0] > 0]
-    return float(distance.mean())
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from learnreg.consistency import Consistency
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.image import Image, label_values
-from learnreg.metrics import dice_scores, folding_fraction, sd_log_jacobian
+from learnreg.image import Image
+from learnreg.metrics import score
 from learnreg.networks import as_network
 from learnreg.networks.checkpoint import KEY
 from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
-from learnreg.sampling import sample_image
 from learnreg.terms import Weighted
 from learnreg.transforms import Transform, chain
 
@@ -161,16 +160,7 @@ def rolled(images: Image, by: int) -> Image:
 
 
 def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tensor]:
-    """Dice (where both have labels), SDlogJ and folding, means over the batch."""
-    points = transform.map_grid(fixed.grid)
-    displacement = (points - fixed.grid.points).movedim(-1, 1)
-    values = {
-        "sd_log_jacobian": sd_log_jacobian(displacement, fixed.grid).mean(),
-        "folding": folding_fraction(displacement, fixed.grid).mean(),
-    }
-    if fixed.labels is not None and moving.labels is not None:
-        warped = sample_image(moving, points, fixed.grid).labels
-        present = label_values(fixed.labels)
-        if warped is not None and present:
-            values["dice"] = dice_scores(warped, fixed.labels, present).nanmean()
-    return values
+    """Dice and TRE (where both images have labels or landmarks), SDlogJ and the folding share; means over the batch."""
+    found = score(fixed, moving, transform).mean()
+    values = {name: found[name] for name in ("dice", "tre_mm", "sd_log_jacobian") if name in found}
+    return {**values, "folding": found["folding_percent"] / 100}

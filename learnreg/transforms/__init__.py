@@ -8,6 +8,7 @@ from learnreg.transforms.displacement import Displacement
 from learnreg.transforms.inverse import Inverse
 from learnreg.transforms.kernel import Kernel, kernel_lattice
 from learnreg.transforms.landmark_spline import LandmarkSpline, spline_through_landmarks
+from learnreg.transforms.sampled import Sampled, sampled_on
 from learnreg.transforms.symmetric import Symmetric
 from learnreg.transforms.velocity import Velocity
 
@@ -19,6 +20,7 @@ __all__ = [
     "Inverse",
     "Kernel",
     "LandmarkSpline",
+    "Sampled",
     "Symmetric",
     "Transform",
     "Velocity",
@@ -27,6 +29,7 @@ __all__ = [
     "fit_bspline",
     "kernel_lattice",
     "linear_through_landmarks",
+    "sampled_on",
     "spline_lattice",
     "spline_through_landmarks",
 ]
