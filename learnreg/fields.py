@@ -67,12 +67,15 @@ class _Advected(torch.autograd.Function):
     """``(Dw) w`` of a field in normalized coordinates, by central differences; only the field is kept."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(w)
+    def forward(w: Tensor) -> Tensor:
         total = torch.zeros_like(w)
         for component, matrices in enumerate(_derivatives(w)):
             total.addcmul_(apply_separable(w, matrices), w[:, component : component + 1])
         return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -17,7 +17,7 @@ from torch import Tensor
 from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.separable import map_vectors
-from learnreg.typing import FieldTensor, MatrixTensor, PointTensor
+from learnreg.typing import FieldTensor, MatrixTensor, OneMatrix, PointTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Grid:
     """
 
     shape: tuple[int, ...]
-    affine: MatrixTensor
+    affine: MatrixTensor | OneMatrix
 
     def __post_init__(self) -> None:
         shape = tuple(int(n) for n in self.shape)

@@ -91,7 +91,7 @@ class Image:
         return replace(self, data=data)
 
 
-def label_values(*maps: LabelTensor) -> list[int]:
+def label_values(*maps: Tensor) -> list[int]:
     """Labels that all maps have, background 0 left out, ascending."""
     return sorted(set.intersection(*(set(_values(labels)) for labels in maps)) - {0})
 
@@ -204,6 +204,6 @@ def stack(images: Sequence[Image]) -> Image:
     )
 
 
-def _cat_points(points: Sequence[PointTensor]) -> PointTensor:
+def _cat_points(points: Sequence[Tensor]) -> PointTensor:
     most = max(p.shape[1] for p in points)
     return torch.cat([F.pad(p, (0, 0, 0, most - p.shape[1]), value=torch.nan) for p in points])

@@ -18,6 +18,7 @@ from learnreg.separable import Matrices, apply_separable, map_vectors, rows_of, 
 from learnreg.typing import MatrixTensor
 
 LINEAR, BORDER = 0, 1  # torch's numbers
+FEW_POINTS = 16384  # below, starting threads costs more than it saves
 Mode = Literal["linear", "nearest"]
 
 
@@ -37,50 +38,82 @@ def interpolate(values: Tensor, coordinates: Tensor, mode: Mode = "linear") -> T
     coordinates = coordinates.expand(batch, *coordinates.shape[1:])
     if len(shape) != ndim:
         coordinates = coordinates.reshape(batch, *([1] * (ndim - 1)), -1, ndim)
-    values, coordinates = _over_threads(values, coordinates)
+    cut = _Cut.of(coordinates)
     name = "bilinear" if mode == "linear" else "nearest"  # torch's name in any dimension
-    sampled = F.grid_sample(values, coordinates, mode=name, padding_mode="border", align_corners=False)
-    return _whole(sampled, batch).reshape(batch, values.shape[1], *shape)
+    sampled = F.grid_sample(
+        cut.values(values), cut.points(coordinates), mode=name, padding_mode="border", align_corners=False
+    )
+    return cut.joined(sampled).reshape(batch, values.shape[1], *shape)
 
 
-def _over_threads(values: Tensor, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-    """One volume as a batch of its slabs, because torch's sampler threads over the batch alone."""
-    parts = _thread_parts(coordinates)
-    if parts == 1:
-        return values, coordinates
-    return values.expand(parts, *values.shape[1:]), coordinates.reshape(parts, -1, *coordinates.shape[2:])
+@dataclass(frozen=True)
+class _Cut:
+    """The points of one volume as a batch of equal parts, because torch's CPU sampler threads over the batch alone.
 
+    Args:
+        parts: Number of parts; 1 leaves everything as it is.
+        length: Points per part. The last part repeats the last point where the number of points does not divide.
+        total: Number of points.
+    """
 
-def _whole(sampled: Tensor, batch: int) -> Tensor:
-    """``(parts, C, depth / parts, ...)`` back to ``(1, C, depth, ...)``."""
-    return sampled if len(sampled) == batch else sampled.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+    parts: int
+    length: int
+    total: int
 
+    @staticmethod
+    def of(coordinates: Tensor) -> _Cut:
+        """Cut ``(B, *grid, D)`` coordinates over the threads; not on a GPU, in a batch, in 2-D, or for few points."""
+        total = coordinates[0, ..., 0].numel()
+        threads = torch.get_num_threads()
+        if coordinates.is_cuda or coordinates.shape[0] > 1 or coordinates.ndim != 5 or total < FEW_POINTS:
+            threads = 1
+        return _Cut(threads, -(-total // threads), total)
 
-def _thread_parts(coordinates: Tensor) -> int:
-    """How many pieces to cut one volume into; 1 on a GPU, in a batch, in 2-D and for few points."""
-    if coordinates.is_cuda or coordinates.shape[0] > 1 or coordinates.ndim != 5:
-        return 1
-    depth = coordinates.shape[1]
-    if coordinates[0, ..., 0].numel() < 16384:
-        return 1
-    return max(n for n in range(1, torch.get_num_threads() + 1) if depth % n == 0)
+    @property
+    def _missing(self) -> int:
+        return self.parts * self.length - self.total
+
+    def values(self, values: Tensor) -> Tensor:
+        """The same values for each part, without a copy."""
+        return values if self.parts == 1 else values.expand(self.parts, *values.shape[1:])
+
+    def points(self, coordinates: Tensor) -> Tensor:
+        """``(1, *grid, D)`` to ``(parts, 1, 1, length, D)``; a copy only where the number does not divide."""
+        if self.parts == 1:
+            return coordinates
+        flat = coordinates.reshape(self.total, -1)
+        if self._missing:
+            flat = torch.cat([flat, flat[-1:].expand(self._missing, -1)])
+        return flat.reshape(self.parts, 1, 1, self.length, -1)
+
+    def split(self, outer: Tensor) -> Tensor:
+        """``(1, C, *grid)`` gradients of the sampled values to ``(parts, C, 1, 1, length)``, 0 for repeated points."""
+        if self.parts == 1:
+            return outer
+        flat = F.pad(outer.reshape(outer.shape[1], self.total), (0, self._missing))
+        return flat.reshape(len(flat), self.parts, 1, 1, self.length).transpose(0, 1)
+
+    def joined(self, sampled: Tensor) -> Tensor:
+        """``(parts, C, 1, 1, length)`` back to ``(1, C, total)``."""
+        if self.parts == 1:
+            return sampled
+        return sampled.transpose(0, 1).flatten(1)[None, :, : self.total]
 
 
 def _interpolation_gradient(
     values: Tensor, coordinates: Tensor, outer: Tensor, needed: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of linear :func:`interpolate` for ``values`` and ``coordinates``, ``(B, *grid, D)``."""
-    batch, channels = coordinates.shape[0], values.shape[1]
-    own = values.shape[0]
-    values = values.expand(batch, *values.shape[1:])
-    values, pieces = _over_threads(values, coordinates)
-    parts = len(pieces)
-    if parts > batch:
-        outer = outer.reshape(channels, parts, -1, *outer.shape[3:]).transpose(0, 1)
+    batch, own = coordinates.shape[0], values.shape[0]
+    cut = _Cut.of(coordinates)
+    values = cut.values(values.expand(batch, *values.shape[1:]))
+    pieces = cut.points(coordinates)
     backward = torch.ops.aten.grid_sampler_3d_backward if pieces.ndim == 5 else torch.ops.aten.grid_sampler_2d_backward
-    for_values, for_points = backward(outer, values, pieces, LINEAR, BORDER, False, list(needed))
+    for_values, for_points = backward(cut.split(outer), values, pieces, LINEAR, BORDER, False, list(needed))
     if needed[0] and len(for_values) > own:
         for_values = for_values.sum(0, keepdim=True)
+    if needed[1] and cut.parts > 1:
+        for_points = for_points.reshape(cut.parts * cut.length, -1)[: cut.total]
     return (for_values if needed[0] else None), (for_points.reshape(coordinates.shape) if needed[1] else None)
 
 
@@ -160,9 +193,7 @@ class _Placing:
 
 class _SampleDisplaced(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, field: Tensor, placing: _Placing, mode: Mode, zeros: bool) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(values, field)
-        ctx.placing, ctx.zeros = placing, zeros
+    def forward(values: Tensor, field: Tensor, placing: _Placing, mode: Mode, zeros: bool) -> Tensor:
         batch = max(len(values), len(field), len(placing.base))
         sampled = values.new_empty(batch, values.shape[1], *placing.shape)
         for rows in slabs(placing.shape, batch, values.device):
@@ -170,6 +201,11 @@ class _SampleDisplaced(torch.autograd.Function):
             part = interpolate(values, points, mode)
             sampled[:, :, rows] = part * _inside(points) if zeros else part
         return sampled
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, field, ctx.placing, _, ctx.zeros = inputs
+        ctx.save_for_backward(values, field)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -205,14 +241,17 @@ def squared(field: Tensor, base: MatrixTensor) -> Tensor:
 
 class _Squared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, field: Tensor, placing: _Placing) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(field)
-        ctx.placing = placing
+    def forward(field: Tensor, placing: _Placing) -> Tensor:
         twice = torch.empty_like(field)
         for rows in slabs(placing.shape, len(field), field.device):
             points = placing.points(field, rows, len(field))
             torch.add(field[:, :, rows], interpolate(field, points), out=twice[:, :, rows])
         return twice
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        field, ctx.placing = inputs
+        ctx.save_for_backward(field)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

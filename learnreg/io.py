@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
@@ -80,7 +81,7 @@ def _check_nifti(file: Path) -> None:
         _check_finite(np.asarray(stored.dataobj), str(file))
 
 
-def _check_finite(array: np.ndarray[Any, Any], name: str) -> None:
+def _check_finite(array: NDArray[Any], name: str) -> None:
     bad = array.size - int(np.isfinite(array).sum())
     if bad:
         raise InputError(
@@ -157,15 +158,24 @@ def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
 
 
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
-    """Call ``write`` with a temporary name of the same suffix, then rename: no half-written file."""
+    """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
+
+    Raises:
+        InputError: The file cannot be written: the folder is missing or protected, or the disk is full.
+    """
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
-    handle, part = tempfile.mkstemp(suffix=suffix, prefix=".part-", dir=file.parent)
-    os.close(handle)
+    part: Path | None = None
     try:
-        write(part)
-        Path(part).chmod(0o644)
-        Path(part).replace(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=suffix, prefix=".part-", dir=file.parent)
+        os.close(handle)
+        part = Path(name)
+        write(name)
+        part.chmod(0o644)
+        part.replace(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}. Choose another output.") from error
     finally:
-        Path(part).unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)

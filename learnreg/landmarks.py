@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,7 +106,7 @@ def _to_lps(system: str) -> torch.Tensor:
     return torch.tensor([1.0, 1.0, 1.0] if system in ("LPS", "1") else [-1.0, -1.0, 1.0], dtype=torch.float64)
 
 
-def _numbers(rows: list[list[str]], file: Path) -> torch.Tensor:
+def _numbers(rows: Sequence[Sequence[str | float]], file: Path) -> torch.Tensor:
     try:
         values = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
     except ValueError as error:

@@ -13,7 +13,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
 from learnreg.separable import apply_separable, average_matrix, resize_matrix
-from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MatrixTensor, PointTensor
+from learnreg.typing import FieldTensor, ImageTensor, LabelTensor, MatrixTensor, PointLabelTensor, PointTensor
 
 if TYPE_CHECKING:
     pass
@@ -124,7 +124,9 @@ def sample_image(
     return Image(data, onto, mask, segmentation)
 
 
-def sample_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest") -> LabelTensor:
+def sample_labels(
+    labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest"
+) -> PointLabelTensor:
     """Integer labels at points, 0 outside and where a point is not a number; exact for any label number.
 
     Args:
@@ -158,7 +160,7 @@ def sample_labels(labels: LabelTensor, grid: Grid, points: PointTensor, *, mode:
     return torch.where(inside, winner, torch.zeros_like(winner))
 
 
-def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> LabelTensor:
+def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> PointLabelTensor:
     batch = max(labels.shape[0], points.shape[0])
     index = grid.to_index(points.expand(batch, *points.shape[1:])).reshape(batch, -1, grid.ndim)
     flat, inside = None, None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, wraps
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -75,6 +75,7 @@ def rows_of(matrix: Tensor | None, rows: slice) -> tuple[Tensor | None, slice]:
     return matrix[rows, reach], reach
 
 
+@runtime_checkable
 class _Placed(Protocol):
     def __call__(self, size: int, parameter: float, /, like: Tensor | None = None) -> Tensor: ...
 

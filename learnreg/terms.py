@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import ItemsView, Mapping
-from typing import Generic, Self, TypeVar, cast
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 from torch import nn
 
 from learnreg.errors import InputError
+from learnreg.typing import Scalar
 
 TermT = TypeVar("TermT", bound=nn.Module, covariant=True)
 WeightedT = TypeVar("WeightedT", bound="Weighted[nn.Module]")
@@ -39,7 +41,7 @@ class Weighted(nn.Module, Generic[TermT]):
         self.term = term
         self.weight = _checked(weight)
 
-    def with_weight(self, weight: float) -> Self:
+    def with_weight(self: WeightedT, weight: float) -> WeightedT:
         """Return the same term with another weight; the term itself is shared."""
         other = copy.copy(self)
         other.weight = _checked(weight)
@@ -53,6 +55,24 @@ def _checked(weight: float) -> float:
     if not (weight >= 0 and math.isfinite(weight)):
         raise InputError(f"The weight of a term must be at least 0 and finite, got {weight}.")
     return float(weight)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedValue:
+    """Value of a term and its weight.
+
+    Args:
+        value: Scalar, without the weight.
+        weight: Factor in the sum.
+    """
+
+    value: Scalar
+    weight: float = 1.0
+
+    @property
+    def weighted(self) -> Scalar:
+        """The value times its weight."""
+        return self.weight * self.value
 
 
 class WeightedTerms(nn.ModuleDict, Generic[WeightedT]):

@@ -29,6 +29,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.methods import Method, OneShotMethod, load_method
 from learnreg.methods.evaluation import Row, evaluate, table
+from learnreg.metrics import score
 from learnreg.networks import Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.objective import Objective, Penalty
@@ -36,7 +37,6 @@ from learnreg.optimization import BSplineParametrization, DenseParametrization
 from learnreg.regularization import Bending, Curvature, Diffusion, Elasticity, Folding, LogJacobian, TotalVariation
 from learnreg.sampling import sample
 from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
-from learnreg.training.module import scores
 from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
 from learnreg.warping import warp
 
@@ -225,7 +225,7 @@ def training(options: argparse.Namespace) -> None:
                     if time.monotonic() >= until:
                         break
             with torch.no_grad():
-                found = [scores(c.fixed, c.moving, trainee.answer(c.fixed, c.moving))["dice"] for c in data.cases()]
+                found = [score(c.fixed, c.moving, trainee.answer(c.fixed, c.moving)).dice for c in data.cases()]
             row += f" {steps} | {torch.stack(found).mean():.3f} |"
         print(row, flush=True)
 

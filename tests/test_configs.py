@@ -1,7 +1,9 @@
 """Every experiment is composed, built and run for a step; typing errors are told."""
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import SimpleITK as sitk
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,10 +20,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
 from learnreg.configs.schema import fastest_precision, register_schema
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.methods import load_method
 from learnreg.networks import UNet
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.optimization import FieldStage
@@ -82,11 +87,11 @@ def composed(key, *overrides):
 
 
 TERMS = [
-    *(f"similarity@objective.similarity={name}" for name in names("similarity")),
-    *(f"regularization@objective.penalties={name}" for name in names("regularization")),
-    "regularization@objective.penalties=[diffusion,folding]",
+    *(f"objective/similarity={name}" for name in names("objective/similarity")),
+    *(f"objective/penalties={name}" for name in names("objective/penalties")),
+    "objective/penalties=[diffusion,folding]",
 ]
-SUPERVISION = [*names("supervision"), "[dice,landmarks]"]
+SUPERVISION = [*names("objective/supervision"), "[dice,landmarks]"]
 
 
 @pytest.mark.parametrize("name", SUPERVISION)
@@ -96,7 +101,7 @@ def test_every_supervision_teaches_a_network(name):
     fixed, moving = (
         replace(blob_image(grid, c), landmarks=marks + torch.tensor(c)) for c in ((0.0,) * 3, (2.0, -1.0, 1.0))
     )
-    settings = composed("objective", f"supervision@objective.supervision={name}", "method=affine")
+    settings = composed("objective", f"objective/supervision={name}", "method=affine")
     objective, network = instantiate(settings, _convert_="all"), UNet(channels=(4, 4))
     loss = objective(fixed, moving, network(fixed, moving))
     taught = torch.stack([loss.terms[term] for term in objective.supervision]).sum()
@@ -231,13 +236,34 @@ def test_bad_command_lines_are_one_line(arguments, message, tmp_path):
     assert message in errors[0]
 
 
+def test_a_bug_in_a_training_keeps_its_traceback(tmp_path):
+    """On the screen and in the run folder."""
+    (tmp_path / "faulty.py").write_text(
+        "from learnreg.networks import UNet\n\n\nclass Faulty(UNet):\n"
+        "    def forward(self, fixed, moving):\n        return 1 / 0\n"
+    )
+    done = run(
+        "train.py",
+        "experiment=quickstart",
+        "debug=step",
+        "network=unet",
+        "network._target_=faulty.Faulty",
+        f"hydra.run.dir={tmp_path}/run",
+        PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    )
+    assert done.returncode == 1
+    for text in (done.stderr, (tmp_path / "run" / "error.log").read_text(encoding="utf-8")):
+        assert "ZeroDivisionError" in text
+        assert "return 1 / 0" in text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("seeed: 3", "did you mean 'seed'"),
         ("network: {chanels: [4]}", "did you mean 'channels'"),
         ("trainer: {max_epoch: 3}", "did you mean 'max_epochs'"),
-        ("objective: {similarity: {weight: {mse: 5}}}", "did you mean 'weights'"),
+        ("objective: {similarity: {term: {mse: 5}}}", "did you mean 'terms'"),
     ],
 )
 def test_misspelt_keys_of_an_experiment_file_are_told(text, message, tmp_path):
@@ -247,6 +273,61 @@ def test_misspelt_keys_of_an_experiment_file_are_told(text, message, tmp_path):
     assert done.returncode != 0
     assert message in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.strip()]) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("network.channels=abc", "network.channels must be Sequence[int], got 'abc'"),
+        ("network.steps=2.5", "network.steps must be int, got 2.5"),
+        ("data.smoothness=much", "data.smoothness must be float, got 'much'"),
+        ("+objective.penalties.diffusion.acts_on=all", "acts_on must be Literal['field', 'displacement'], got 'all'"),
+    ],
+)
+def test_values_of_the_wrong_type_are_told(override, message):
+    register_schema()
+    config = compose_config(config_dir(), "train", ["experiment=quickstart", override])
+    plain = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("network", "data", "objective")}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_targets(plain)
+
+
+def test_every_argument_of_the_trainer_can_be_set():
+    register_schema()
+    config = compose_config(config_dir(), "train", ["experiment=quickstart", "trainer.detect_anomaly=true"])
+    assert config.trainer.detect_anomaly is True
+    settings = {**OmegaConf.to_container(config.trainer, resolve=False), "default_root_dir": ".", "precision": None}
+    check_targets(settings)
+    assert set(inspect.signature(pl.Trainer).parameters) > set(settings) - {"_target_"}
+
+
+def test_a_method_file_starts_from_a_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "defaults:\n  - /method/brain@_here_\n  - _self_\nstages:\n  deformation: {iterations: [1, 2, 3, 4]}\n  center: null\n"
+    )
+    mine, brain = load_method(str(file)), load_method("brain")
+    assert list(mine.stages) == ["affine", "deformation"]
+    assert mine.stages["deformation"].limits == (1, 2, 3, 4)
+    assert mine.stages["deformation"].factors == brain.stages["deformation"].factors
+    file.write_text("defaults: [nothing]\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml is not a valid method file"):
+        load_method(str(file))
+
+
+def test_a_preset_works_inside_of_another_hydra_application(tmp_path):
+    (tmp_path / "app.py").write_text(
+        "import hydra\nimport learnreg\nfrom hydra.core.global_hydra import GlobalHydra\n"
+        "from hydra.core.hydra_config import HydraConfig\n\n\n"
+        "@hydra.main(version_base=None, config_path=None)\ndef main(config):\n"
+        "    before = GlobalHydra.instance().hydra\n"
+        "    print(list(learnreg.load_method('affine').stages))\n"
+        "    assert GlobalHydra.instance().hydra is before is not None\n"
+        "    assert HydraConfig.get().job.name == 'app'\n\n\nmain()\n"
+    )
+    done = run(str(tmp_path / "app.py"), f"hydra.run.dir={tmp_path}/run", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "['center', 'rotation', 'affine']" in done.stdout
 
 
 def test_check_targets():

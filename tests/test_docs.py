@@ -59,7 +59,7 @@ def test_the_laboratory_s_files_are_a_method_and_a_choice_of_a_training(ideas):
             overrides=[
                 "experiment=quickstart",
                 f"hydra.searchpath=[file://{ideas}/my_conf]",
-                "similarity@objective.similarity=cauchy",
+                "objective/similarity=cauchy",
             ],
         )
     plain = OmegaConf.to_container(config["objective"], resolve=True)

@@ -1,13 +1,16 @@
 """Slab by slab is the same as all at once, with its gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import learnreg.interpolation
 import learnreg.separable
 from learnreg.fields import compose
 from learnreg.grid import Grid
-from learnreg.interpolation import sample_displaced, squared
+from learnreg.interpolation import _interpolation_gradient, interpolate, sample_displaced, squared
 from learnreg.regularization import diffusion_loss
 from learnreg.separable import apply_separable, resize_matrix
 from learnreg.similarity import lncc_loss
@@ -72,3 +75,29 @@ def test_gradients_are_those_of_finite_differences(slab):
     images = [numbers(1, 2, 5, 6, 7, seed=s).requires_grad_() for s in (4, 5)]
     for mask in (None, (numbers(1, 1, 5, 6, 7, seed=6) > 0.2).double()):
         torch.autograd.gradcheck(lambda a, b, m=mask: lncc_loss(a, b, m, window=3, stride=2), images)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 16])
+@pytest.mark.parametrize("shape", [(109, 13, 17), (127, 12, 12), (108, 16, 10), (31, 29, 23)])
+def test_any_depth_is_cut_over_the_threads(shape, threads, monkeypatch):
+    """Prime sizes too, with the values and gradients of the whole."""
+    values, points = (
+        numbers(1, 2, 9, 8, 7).requires_grad_(),
+        (2.4 * numbers(1, *shape, 3, seed=1) - 1.2).requires_grad_(),
+    )
+    whole = F.grid_sample(values, points, padding_mode="border", align_corners=False)
+    outer = numbers(*whole.shape, seed=2)
+    wanted = torch.autograd.grad((whole * outer).sum(), (values, points))
+    batches = []
+
+    def seen(values, points, **kwargs):
+        batches.append(len(points))
+        return F.grid_sample(values, points, **kwargs)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(learnreg.interpolation, "F", SimpleNamespace(grid_sample=seen, pad=F.pad))
+    assert torch.equal(interpolate(values, points), whole)
+    found = _interpolation_gradient(values.detach(), points.detach(), outer, (True, True))
+    assert batches == [threads]
+    assert torch.allclose(found[0], wanted[0], atol=1e-12)
+    assert torch.equal(found[1], wanted[1])

@@ -1,6 +1,7 @@
 """Imports go from top to bottom of the table in docs/architecture.md only."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ LAYERS = [
     ["fields", "smoothing"],
     ["transforms"],
     ["warping"],
+    ["terms"],
     ["similarity", "regularization"],
+    ["supervision"],
     ["consistency"],
     ["objective"],
     ["metrics"],
@@ -64,3 +67,36 @@ def test_imports_point_upward(file):
         assert RANK[other] <= RANK[own], f"{own} imports {other}, which is further down"
     assert not ({own} & {"optimization"} and "networks" in imported(file))
     assert not ({own} & {"networks"} and "optimization" in imported(file))
+
+
+def modules_imported(file: Path) -> set[str]:
+    """Modules of the package that importing ``file`` imports at once, in functions or for a type checker not."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("learnreg"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_no_circle():
+    """Each module can be read after those that it imports."""
+    names = {".".join(f.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): f for f in FILES}
+    exported = {}  # a lazy package imports a name's module when the name is used
+    for stub in PACKAGE.rglob("__init__.pyi"):
+        package = ".".join(stub.parent.relative_to(PACKAGE.parent).parts)
+        for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                exported |= {f"{package}.{alias.name}": f"{package}.{node.module}" for alias in node.names}
+    graph = {
+        name: {exported.get(other, other) for other in modules_imported(file)} & names.keys() - {name}
+        for name, file in names.items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError for a circle
+    met = [
+        order.index(f"learnreg.{name}")
+        for name in ("grid", "image", "sampling", "fields", "transforms.base", "warping")
+    ]
+    assert met == sorted(met)

@@ -108,7 +108,7 @@ def test_a_penalty_acts_on_the_field_or_on_the_displacement(grid):
     terms = objective(image, image, velocity).terms
     assert float(terms["own"]) == pytest.approx(float(Diffusion()(field, grid)))
     assert float(terms["map"]) == pytest.approx(float(LogJacobian()(velocity.displacement(grid), grid)))
-    with pytest.raises(ValueError, match="acts on a field or on the displacement"):
+    with pytest.raises(ValueError, match="must be 'field' or 'displacement'"):
         Penalty(Diffusion(), 1.0, acts_on="velocity")
 
 

@@ -1,41 +1,60 @@
-"""An error is one plain line and a non-zero exit; the traceback comes with ``--debug``."""
+"""Errors on the command line: one line for bad input, the traceback for everything else."""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from learnreg.errors import InputError
 
-class UserError(ValueError):
-    """Something that the person at the keyboard can mend."""
+LOG = "error.log"
 
 
 @contextmanager
 def reporting_errors(*, debug: bool = False) -> Iterator[None]:
-    """Turn the errors of bad input into one line on stderr and exit status 2."""
+    """Turn an :class:`InputError` into one line on stderr and exit status 2.
+
+    An ``InputError`` that Hydra wrapped counts as well. Every other exception is a bug and keeps its traceback.
+
+    Args:
+        debug: Keep the traceback of an ``InputError`` too; so does the environment variable ``LEARNREG_DEBUG``.
+    """
     try:
         yield
-    except (
-        ValueError,
-        FileNotFoundError,
-        NotADirectoryError,
-        PermissionError,
-        ModuleNotFoundError,
-        TypeError,
-    ) as error:
-        if debug or os.environ.get("LEARNREG_DEBUG"):
+    except Exception as error:
+        known = input_error(error)
+        if known is None or debug or os.environ.get("LEARNREG_DEBUG"):
             raise
-        print(f"error: {describe(error)}", file=sys.stderr)
+        print(f"error: {one_line(known)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def describe(error: BaseException) -> str:
-    """The message of an error on one line; of its cause where a library wrapped it."""
-    while type(error).__module__.startswith("hydra") and error.__cause__ is not None:
-        error = error.__cause__
+@contextmanager
+def logging_errors(folder: str | Path) -> Iterator[None]:
+    """Write the traceback of any exception to ``error.log`` in ``folder``, and raise it again."""
+    try:
+        yield
+    except Exception:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def input_error(error: BaseException) -> InputError | None:
+    """Return the ``InputError`` among an exception and those that it was raised from."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, InputError):
+        found = found.__cause__
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception on one line."""
     return " ".join(str(error).split()) or type(error).__name__

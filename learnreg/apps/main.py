@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from learnreg import __version__
+from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import reporting_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
+    let_threads_sleep()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:  # the rest is Hydra's
         from learnreg.apps.train import main as train

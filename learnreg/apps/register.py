@@ -17,10 +17,12 @@ from learnreg.image import Image
 from learnreg.io import read_image, write_atomically, write_image
 from learnreg.landmarks import read_landmark_pairs, read_landmarks
 from learnreg.methods import Registration, register
-from learnreg.metrics import agreement, score
+from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
-from learnreg.transforms import Affine
+from learnreg.similarity import ncc_loss
+from learnreg.transforms import Affine, Transform
 from learnreg.transforms.itk import read_transform
+from learnreg.warping import warp
 
 FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
 
@@ -107,36 +109,40 @@ def set_device(options: argparse.Namespace) -> None:
 
 
 def measure(result: Registration) -> dict[str, Any]:
-    """Agreement before and after, regularity, and time."""
-    fixed, moving = result.fixed, result.moving
-    began = agreement(fixed, moving, Affine.identity(fixed.ndim), distances=True, correlation=True).row()
-    found = score(fixed, moving, result.sampled, distances=True, correlation=True).row()
-    length = result.sampled.displacement(fixed.grid).norm(dim=1)
-    return {
+    """Measure agreement before and after, regularity, size of the deformation, and time."""
+    field = result.sampled.field
+    after = _scored(result, result.sampled)
+    metrics: dict[str, Any] = {
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": None if result.peak_bytes is None else round(result.peak_bytes / 1e6),
-        "before": _agreement(began),
-        "after": _agreement(found),
-        "folding_percent": found["folding_percent"],
-        "sd_log_jacobian": found["sd_log_jacobian"],
-        "mean_displacement_mm": float(length.mean()),
-        "largest_displacement_mm": float(length.max()),
+        "before": _agreement(_scored(result, Affine.identity(result.fixed.ndim))),
+        "after": _agreement(after),
+        "folding_percent": after["folding_percent"],
+        "sd_log_jacobian": after["sd_log_jacobian"],
+        "mean_displacement_mm": float(field.norm(dim=1).mean()),
+        "largest_displacement_mm": float(field.norm(dim=1).max()),
         "iterations": sum(len(level.losses) for level in result.history),
     }
+    return metrics
+
+
+def _scored(result: Registration, transform: Transform) -> dict[str, Any]:
+    fixed, moving = result.fixed, result.moving
+    warped = warp(Image(moving.data, moving.grid), transform, fixed.grid)
+    row = score(fixed, moving, transform, distances=True).row()
+    return {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, fixed.mask)), **row}
 
 
 def _agreement(row: dict[str, Any]) -> dict[str, Any]:
-    """What compares the images, by the names of the file."""
-    renamed = {"tre_mm": "landmarks_mm"}
-    names = ("ncc", "tre_mm", "dice", "dice_by_label", "hd95_mm")
-    return {renamed.get(name, name): row[name] for name in names if name in row}
+    """Of the scores those that say how well a pair agrees."""
+    kept = {key: row[key] for key in ("ncc", "dice", "dice_by_label", "hd95_mm") if key in row}
+    return kept | ({"landmarks_mm": row["tre_mm"]} if "tre_mm" in row else {})
 
 
 def save(result: Registration, metrics: dict[str, Any], output: Path) -> None:
     """Write all files; everything is computed before the first is written."""
     figure = registration_figure(result.fixed, result.moving, result.sampled, title=summary(metrics))
     warped = result.warped.data
-    output.mkdir(parents=True, exist_ok=True)
     write_image(warped[0], result.fixed.grid, output / FILES[0])
     result.save_transform(output / FILES[1])
     save_figure(figure, output / FILES[2])

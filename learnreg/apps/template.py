@@ -49,7 +49,6 @@ def run(options: argparse.Namespace) -> None:
 def save(template: Template, subjects: list[Subject], output: Path, options: argparse.Namespace) -> None:
     """Write all files."""
     image = template.image.to("cpu")
-    output.mkdir(parents=True, exist_ok=True)
     write_image(image.data[0], image.grid, output / FILES[0])
     if image.labels is not None:
         write_image(image.labels[0].to(torch.int16), image.grid, output / "labels.nii.gz")

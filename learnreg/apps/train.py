@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learnreg.apps.errors import reporting_errors
+from learnreg.apps.environment import let_threads_sleep
+from learnreg.apps.errors import logging_errors, reporting_errors
 from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir
 from learnreg.configs.schema import register_schema
 from learnreg.errors import InputError
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of ``train.py`` and ``learnreg train``."""
+    let_threads_sleep()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra hides most of a traceback
     with reporting_errors():
         register_schema()
         _check_command_line(sys.argv[1:])
@@ -39,7 +44,10 @@ def _task(config: DictConfig) -> float | None:
         except OmegaConfBaseException as error:
             raise InputError(_explain(error)) from error
         check_targets(plain)
-        return run(plain)
+        from hydra.core.hydra_config import HydraConfig
+
+        with logging_errors(HydraConfig.get().runtime.output_dir):
+            return run(plain)
 
 
 def _explain(error: Exception) -> str:
@@ -60,7 +68,6 @@ def _check_command_line(arguments: list[str]) -> None:
         for argument in arguments
     ):
         return
-    from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -69,8 +76,7 @@ def _check_command_line(arguments: list[str]) -> None:
         if flag in ("--config-dir", "-cd"):
             overrides.append(f"hydra.searchpath=[file://{Path(value).resolve()}]")
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            compose("train", overrides=overrides, return_hydra_config=False)
+        compose_config(config_dir(), "train", overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error)) from error
 
@@ -92,14 +98,12 @@ def _one_line(error: Exception) -> str:
 
 def _known_keys() -> list[str]:
     """Every key of the default configuration."""
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     def walk(node: Any) -> list[str]:
         return [k for key, value in node.items() for k in (str(key), *walk(value))] if isinstance(node, dict) else []
 
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return sorted(set(walk(OmegaConf.to_container(compose("train"), resolve=False))))
+    return sorted(set(walk(OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False))))
 
 
 def _quieten() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,32 +13,80 @@ from learnreg.errors import InputError
 
 
 def check_targets(config: Any) -> None:
-    """Compare the keys of every ``_target_`` with what it takes.
+    """Check the keys of every ``_target_``, and for our own classes the types of their values.
+
+    The signature of a class is its schema: a key must name an argument, and a plain value must fit its annotation.
 
     Args:
         config: Plain containers, resolved.
 
     Raises:
-        ValueError: A target does not exist, or does not know a key.
+        InputError: A target does not exist, does not know a key, or a value has the wrong type.
+
+    Example:
+        >>> check_targets({"_target_": "learnreg.similarity.LNCC", "window": 5})
+        >>> check_targets({"_target_": "learnreg.similarity.LNCC", "windw": 5})
+        Traceback (most recent call last):
+        learnreg.errors.InputError: Unknown config key 'windw'; did you mean 'window'?
     """
     for where, node in _nodes(config, ""):
         target = _locate(str(node["_target_"]), where)
         try:
             parameters = inspect.signature(target).parameters
-        except (TypeError, ValueError):
+        except (TypeError, ValueError):  # some built-ins have no signature
             continue
-        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            continue
-        for key in node:
-            if not str(key).startswith("_") and key not in parameters:
-                raise InputError(unknown_key(f"{where}.{key}" if where else str(key), str(key), list(parameters)))
+        given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            for key in given:
+                if key not in parameters:
+                    raise InputError(unknown_key(_join(where, key), key, list(parameters)))
+        if str(node["_target_"]).startswith("learnreg."):
+            _check_types(where, target, given)
 
 
 def unknown_key(where: str, key: str, known: list[str]) -> str:
-    """One line that names the likely key."""
+    """Return an error message that names the likely key."""
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}."
     return f"Unknown config key {where!r}; {hint}"
+
+
+def _check_types(where: str, target: Any, given: dict[str, Any]) -> None:
+    from beartype import BeartypeConf
+    from beartype.door import is_bearable
+
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # an annotation that only a type checker can resolve
+        return
+    settings = BeartypeConf(is_pep484_tower=True)  # an int is a float
+    for key, value in given.items():
+        if key in hints and not _is_nested(value) and not is_bearable(_as_tuples(value), hints[key], conf=settings):
+            raise InputError(f"{_join(where, key)} must be {_described(hints[key])}, got {value!r}.")
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value holds another target, which is checked by itself, or an object that is already built."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(_is_nested(v) for v in value.values())
+    if isinstance(value, list):
+        return any(_is_nested(v) for v in value)
+    return not isinstance(value, str | int | float | bool | None)
+
+
+def _as_tuples(value: Any) -> Any:
+    """YAML has no tuples: a list stands for either, and a tuple fits the annotations of both."""
+    return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _described(hint: Any) -> str:
+    if inspect.isclass(hint) and not typing.get_args(hint):
+        return str(hint.__name__)
+    return str(hint).replace("collections.abc.", "").replace("typing.", "").replace("NoneType", "None")
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
 
 
 def _nodes(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -45,7 +94,7 @@ def _nodes(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if "_target_" in node:
             yield where, node
         for key, value in node.items():
-            yield from _nodes(value, f"{where}.{key}" if where else str(key))
+            yield from _nodes(value, _join(where, str(key)))
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _nodes(value, f"{where}[{index}]")
@@ -56,4 +105,4 @@ def _locate(target: str, where: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{where}._target_ is {target!r}, which cannot be imported: {error}.") from error
+        raise InputError(f"{_join(where, '_target_')} is {target!r}, which cannot be imported: {error}.") from error

@@ -60,7 +60,9 @@ def register_schema() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    schema = OmegaConf.structured(TrainConfig)
+    schema._get_node("trainer")._set_flag("struct", False)  # any argument of Lightning's Trainer can be set
+    ConfigStore.instance().store(name="schema", node=schema)
     OmegaConf.register_new_resolver("run_name", lambda experiment: experiment or "unnamed", replace=True)
     OmegaConf.register_new_resolver("precision", fastest_precision, replace=True)
 

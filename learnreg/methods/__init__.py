@@ -1,19 +1,5 @@
 """Methods: ``(fixed, moving) -> Registration``, iterative, one-shot and refined."""
 
-from learnreg.methods.api import register
-from learnreg.methods.base import Method, Registration
-from learnreg.methods.groupwise import Template, build_template
-from learnreg.methods.iterative import IterativeMethod
-from learnreg.methods.one_shot import OneShotMethod
-from learnreg.methods.presets import load_method
+import lazy_loader
 
-__all__ = [
-    "IterativeMethod",
-    "Method",
-    "OneShotMethod",
-    "Registration",
-    "Template",
-    "build_template",
-    "load_method",
-    "register",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

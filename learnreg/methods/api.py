@@ -7,7 +7,6 @@ import sys
 from typing import TypeAlias
 
 import SimpleITK as sitk
-import torch
 from tqdm.auto import tqdm
 
 from learnreg.errors import InputError, InputTypeError
@@ -87,10 +86,8 @@ def choose_method(
             raise InputError("refine goes on from a network's answer; give a checkpoint too.")
         if weight is not None:
             raise InputError("weight is what a network is asked for; give a checkpoint, or set it in a method's file.")
-        return method if isinstance(method, Method) else load_method(method)
-    loaded = load_checkpoint(checkpoint)
-    loaded.network.to(torch.device(device))
-    return OneShotMethod(loaded, refine=refine, weight=weight)
+        return (method if isinstance(method, Method) else load_method(method)).to(device)
+    return OneShotMethod(load_checkpoint(checkpoint), refine=refine, weight=weight).to(device)
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:

@@ -11,7 +11,7 @@ from torch import nn
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.optimization import LevelHistory
-from learnreg.transforms import Transform, sampled_on
+from learnreg.transforms import Sampled, Transform
 from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
 
@@ -39,9 +39,9 @@ class Registration:
     peak_bytes: int | None = None
 
     @cached_property
-    def sampled(self) -> Transform:
-        """The transform with its displacement on the fixed grid, evaluated once; see :class:`Sampled`."""
-        return sampled_on(self.transform, self.fixed.grid)
+    def sampled(self) -> Sampled:
+        """The transform with its displacement on the fixed grid, which is computed once."""
+        return Sampled(self.transform, self.fixed.grid)
 
     @cached_property
     def warped(self) -> Image:
@@ -76,7 +76,7 @@ class Method(nn.Module):
             on_step: Called with the number of iterations done, for progress bars.
 
         Raises:
-            InputError: The images differ in dimension or one is constant.
+            ValueError: The images differ in dimension or one is constant.
         """
 
     @property
@@ -86,7 +86,7 @@ class Method(nn.Module):
 
 
 def check_pair(fixed: Image, moving: Image) -> None:
-    """Raise ``InputError`` for a pair that no method can register."""
+    """Raise ``ValueError`` for a pair that no method can register."""
     if fixed.ndim != moving.ndim:
         raise InputError(
             f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "

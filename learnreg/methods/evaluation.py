@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from learnreg import metrics
 from learnreg.data.datasets import Case
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
+from learnreg.metrics import score
 from learnreg.reporting.tables import markdown
 from learnreg.transforms import Affine, Transform
 
@@ -56,13 +56,13 @@ def evaluate(
         One row a case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
 
     Raises:
-        InputError: A case has no truth, or a method fails; the message names the case.
+        ValueError: A case has no truth, or a method fails; the message names the case.
     """
     rows: list[Row] = []
     for case in cases:
         identity = Affine.identity(case.fixed.ndim)
         began = {"case": case.name, "method": START, "seconds": 0.0, "cpu_seconds": 0.0}
-        rows.append(began | score(case, identity, distances=distances))
+        rows.append(began | score_case(case, identity, distances=distances))
         done: dict[str, Registration] = {}
         for name, method in methods.items():
             cpu = time.process_time()
@@ -70,17 +70,16 @@ def evaluate(
                 pair = _images(case.fixed).to(device), _images(case.moving).to(device)
                 with peak_memory(device) as peak:
                     result = method(*pair)
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(f"{name} on {case.name}: {error}") from error
             cpu = time.process_time() - cpu
             transform = result.transform.to("cpu")
-            found = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
+            done[name] = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
             measured = {"seconds": result.seconds, "cpu_seconds": cpu}
             if peak.bytes is not None:
                 measured["peak_mb"] = peak.bytes / 1e6
-            scores = score(case, found.sampled, distances=distances)
+            scores = score_case(case, done[name].sampled, distances=distances)
             rows.append({"case": case.name, "method": name, **scores, **measured})
-            done[name] = found
         if on_case is not None:
             on_case(case, done)
     return rows
@@ -91,14 +90,22 @@ def _images(image: Image) -> Image:
     return Image(image.data, image.grid, image.mask)
 
 
-def score(case: Case, transform: Transform, *, distances: bool = True) -> Row:
-    """Agreement with the truth, and regularity, of one transform; see :func:`learnreg.metrics.score`.
+def score_case(case: Case, transform: Transform, *, distances: bool = True) -> Row:
+    """Score one transform against what is known of a case, see :func:`learnreg.metrics.score`.
+
+    Args:
+        case: One pair with labels, landmarks or a true transform.
+        transform: Fixed to moving.
+        distances: See :func:`learnreg.metrics.score`.
+
+    Returns:
+        The scores by the keys of ``METRICS``, and ``dice_by_label``.
 
     Raises:
-        InputError: The case has neither labels in common, nor landmarks, nor a true transform.
+        InputError: The case has no labels in common, no landmarks and no true transform.
     """
-    row = metrics.score(case.fixed, case.moving, transform, truth=case.truth, distances=distances).row()
-    if not row.keys() & {"error_mm", "dice", "tre_mm"}:
+    row = score(case.fixed, case.moving, transform, truth=case.truth, distances=distances).row()
+    if not {"dice", "tre_mm", "error_mm"} & set(row):
         raise InputError(
             f"{case.name} has no labels in common, no landmarks and no true transform; "
             "there is nothing to evaluate against."

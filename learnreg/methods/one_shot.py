@@ -6,13 +6,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, check_pair
-from learnreg.networks import Conditioned
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.optimization import IterativeStage, LevelHistory
 from learnreg.transforms import Transform, align_centers, chain
@@ -48,9 +46,9 @@ class OneShotMethod(Method):
             raise InputError(f"refine is a number of steps, at least 0, got {refine}.")
         if refine and not isinstance(checkpoint.refinement, IterativeStage):
             raise InputError("This checkpoint has no refinement stage; train it with one (refinement=default).")
-        if weight is not None:
-            ask(checkpoint.network, weight)
-        self.checkpoint, self.refine = checkpoint, int(refine)
+        super().__init__()
+        checkpoint.network.check_weight(weight)
+        self.network, self.weight, self.refine = checkpoint.network, weight, int(refine)
         self.space = ModelSpace(**checkpoint.space)
         if isinstance(checkpoint.refinement, IterativeStage):
             self.correction = checkpoint.refinement.limited(self.refine)
@@ -71,7 +69,7 @@ class OneShotMethod(Method):
         began = time.perf_counter()
         pair = self.prepare(fixed, moving, initial)
         with torch.no_grad():
-            answer: Transform = self.checkpoint.network(pair.fixed, pair.moving)
+            answer = self.network.predict(pair.fixed, pair.moving, weight=self.weight).transform
         history: tuple[LevelHistory, ...] = ()
         if self.refine:
             answer, history = self.refined(pair, answer.detach(), on_step)
@@ -96,19 +94,3 @@ class OneShotMethod(Method):
         """The network's answer after a correction: composed with it, and alone in being penalized."""
         result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
         return chain(result.transform, answer), result.history
-
-
-def ask(network: nn.Module, weight: float) -> None:
-    """Set the weight of a conditioned network.
-
-    Raises:
-        ValueError: The network is none, or was not trained for this weight.
-    """
-    if not isinstance(network, Conditioned):
-        raise InputError(
-            f"This checkpoint's network, {type(network).__name__}, takes no weight; train one with network=conditioned."
-        )
-    least, greatest = network.between
-    if not least <= weight <= greatest:
-        raise InputError(f"This network was trained for weights from {least:g} to {greatest:g}, got {weight:g}.")
-    network.weight = float(weight)

@@ -1,57 +1,75 @@
-"""Methods by name: the YAML files of ``conf/method``, or one of the user's own."""
+"""Methods by name: the presets of ``conf/method``, or a YAML file of the user."""
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from learnreg.configs.checks import check_targets
+from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
 from learnreg.errors import InputError, MissingFileError
 from learnreg.methods.base import Method
 
 
 def load_method(name: str) -> Method:
-    """A classical method.
+    """Load a classical method.
+
+    A YAML file of your own can be written out in full, or start from a preset and list its differences::
+
+        # mine.yaml: `brain` with more iterations
+        defaults:
+          - /method/brain@_here_
+          - _self_
+        stages:
+          deformation: {iterations: [60, 80, 80, 40]}
 
     Args:
-        name: A preset, see ``learnreg methods``, or the path of a YAML file of the same form.
+        name: A preset (``learnreg methods`` lists them), or the path of a YAML file.
 
     Raises:
-        ValueError: There is no such preset, or the file does not describe a method.
-        FileNotFoundError: There is no such file.
+        InputError: There is no such preset, or the file does not describe a method.
+        MissingFileError: There is no such file.
+
+    Example:
+        >>> list(load_method("affine").stages)
+        ['center', 'rotation', 'affine']
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    folder = config_dir()
-    if name.endswith((".yaml", ".yml")):
-        file = Path(name).expanduser().resolve()
-        if not file.is_file():
-            raise MissingFileError(f"No such method file: {file}. Copy one from {folder / 'method'}.")
-        config = OmegaConf.load(file)
-        if "defaults" in config:
-            raise InputError(
-                f"{file} has a defaults list; write its objectives out, or put it in conf/method of a checkout."
-            )
-    else:
-        if name not in method_names():
-            close = difflib.get_close_matches(name, method_names(), n=1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"choose from {', '.join(method_names())}, or give a YAML file."
-            )
-            raise InputError(f"Unknown method {name!r}; {hint}")
-        if GlobalHydra.instance().is_initialized():
-            raise RuntimeError("load_method composes its own configuration; call it outside of hydra.main.")
-        with initialize_config_dir(str(folder), version_base="1.3"):
-            config = compose(f"method/{name}").method
+    config = _from_file(name) if name.endswith((".yaml", ".yml")) else _from_preset(name)
     plain = OmegaConf.to_container(config, resolve=True)
     check_targets(plain)
     method = instantiate(plain, _convert_="all")
     if not isinstance(method, Method):
         raise InputError(f"{name} describes a {type(method).__name__}, not a Method.")
     return method
+
+
+def _from_preset(name: str) -> Any:
+    names = method_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}, or give a YAML file."
+        raise InputError(f"Unknown method {name!r}; {hint}")
+    return compose_config(config_dir(), f"method/{name}").method
+
+
+def _from_file(name: str) -> Any:
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    file = Path(name).expanduser().resolve()
+    if not file.is_file():
+        raise MissingFileError(f"No such method file: {file}. Check the path, or give the name of a preset.")
+    try:
+        config: Any = OmegaConf.load(file)
+        if "defaults" in config:
+            config = compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"])
+    except (YAMLError, HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"{file} is not a valid method file: {' '.join(str(error).split())}") from error
+    return config

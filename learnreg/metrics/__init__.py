@@ -1,26 +1,5 @@
 """Metrics: how well and how regularly two images are aligned."""
 
-from learnreg.metrics.deformation import (
-    folding_fraction,
-    inverse_consistency,
-    sd_log_jacobian,
-    sd_log_jacobian_learn2reg,
-)
-from learnreg.metrics.landmarks import target_registration_error
-from learnreg.metrics.overlap import dice_scores
-from learnreg.metrics.scores import Scores, agreement, regularity, score
-from learnreg.metrics.surface import hausdorff95
+import lazy_loader
 
-__all__ = [
-    "Scores",
-    "agreement",
-    "dice_scores",
-    "folding_fraction",
-    "hausdorff95",
-    "inverse_consistency",
-    "regularity",
-    "score",
-    "sd_log_jacobian",
-    "sd_log_jacobian_learn2reg",
-    "target_registration_error",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

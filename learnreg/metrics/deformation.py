@@ -8,7 +8,7 @@ from learnreg.errors import InputError
 from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.transforms import Transform
-from learnreg.typing import FieldTensor, ScalarTensor
+from learnreg.typing import FieldTensor
 
 
 def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
@@ -21,12 +21,7 @@ def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
     Returns:
         ``(B,)`` in [0, 1], 0 for a diffeomorphism. Lower is better.
     """
-    return folded_share(jacobian_determinant(displacement, grid))
-
-
-def folded_share(determinant: ScalarTensor) -> Tensor:
-    """:func:`folding_fraction` of a Jacobian determinant ``(B, *grid)``."""
-    return (determinant <= 0).flatten(1).to(determinant.dtype).mean(1)
+    return (jacobian_determinant(displacement, grid) <= 0).flatten(1).to(displacement.dtype).mean(1)
 
 
 def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-9) -> Tensor:
@@ -45,12 +40,7 @@ def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-
     Source:
         Leow et al., Statistical properties of Jacobian maps, IEEE TMI 2007.
     """
-    return log_spread(jacobian_determinant(displacement, grid), floor=floor)
-
-
-def log_spread(determinant: ScalarTensor, *, floor: float = 1e-9) -> Tensor:
-    """:func:`sd_log_jacobian` of a Jacobian determinant ``(B, *grid)``."""
-    return determinant.clamp(min=floor).log().flatten(1).std(1, correction=0)
+    return jacobian_determinant(displacement, grid).clamp(min=floor).log().flatten(1).std(1, correction=0)
 
 
 def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
@@ -65,21 +55,13 @@ def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
     Returns:
         ``(B,)``, dimensionless. Lower is smoother.
 
-    Raises:
-        InputError: The grid has fewer samples.
-
     Source:
         Hering et al., Learn2Reg, IEEE TMI 2023, and its published evaluation.
     """
-    return log_spread_learn2reg(jacobian_determinant(displacement, grid))
-
-
-def log_spread_learn2reg(determinant: ScalarTensor) -> Tensor:
-    """:func:`sd_log_jacobian_learn2reg` of a Jacobian determinant ``(B, *grid)``."""
-    shape = tuple(determinant.shape[1:])
-    if min(shape) < 5:
-        raise InputError(f"Learn2Reg's SDlogJ cuts off 2 voxels on each side; {shape} has too few.")
-    for axis in range(1, determinant.ndim):
+    if min(grid.shape) < 5:
+        raise InputError(f"Learn2Reg's SDlogJ cuts off 2 voxels on each side; {grid.shape} has too few.")
+    determinant = jacobian_determinant(displacement, grid)
+    for axis in range(1, grid.ndim + 1):
         determinant = determinant.narrow(axis, 2, determinant.shape[axis] - 4)
     return (determinant + 3).clamp(1e-9, 1e9).log().flatten(1).std(1, correction=0)
 

@@ -9,24 +9,24 @@ from torch import nn
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.networks.adapters import as_network
-from learnreg.networks.base import Network
+from learnreg.networks.base import Network, Prediction
 from learnreg.objective import Objective
+from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform, chain
-from learnreg.typing import Scalar
 from learnreg.warping import warp
 
 
 class Cascade(Network):
-    """Each network sees the moving image as those before it have placed it; the answers are composed.
+    """Each network sees the moving image warped by the networks before it; their answers are composed.
 
-    An affine network and a deformable one are the usual pair; the gradient passes through all of them, and
-    the composition moves the original image once.
+    An affine network followed by a deformable one is the usual pair. The gradient passes through all networks, and the
+    composition moves the original image once.
 
     Args:
         networks: At least one, for images of one kind.
 
     Raises:
-        ValueError: There is none, or they take different images.
+        InputError: There is none, or they take different images.
 
     Source:
         De Vos et al., Med. Image Anal. 2019; Zhao et al., Recursive cascaded networks, ICCV 2019.
@@ -39,34 +39,45 @@ class Cascade(Network):
             raise InputError("A cascade needs networks that take the same images, at least one.")
         self.networks = nn.ModuleList(parts)
         self.ndim, self.in_channels = parts[0].ndim, parts[0].in_channels
-        self._answers: list[Transform] = []  # of the last pass of a training, until they are scored
-
-    def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
-        answers: list[Transform] = []
-        for network in self.networks:
-            seen = _placed(Image(moving.data, moving.grid), answers, fixed)
-            answers.append(network(fixed, Image(seen.data, seen.grid)))
-        self._answers = answers if self.training else []
-        return chain(*reversed(answers))
 
     @property
-    def has_terms(self) -> bool:
-        """If one of the networks has."""
-        return any(network.has_terms for network in self.networks)
+    def parts(self) -> list[Network]:
+        """The networks in the order in which they run."""
+        return [network for network in self.networks if isinstance(network, Network)]
 
-    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
-        """Those of each network, for the pair that it saw; of the same name, their sum."""
-        answers, self._answers = self._answers, []
-        total: dict[str, Scalar] = {}
-        for number, (network, answer) in enumerate(zip(self.networks, answers, strict=False)):
-            if not network.has_terms:
-                continue
-            seen = _placed(moving, answers[:number], fixed)
-            for name, value in network.terms(fixed, seen, answer, objective).items():  # type: ignore[operator]
-                total[name] = total[name] + value if name in total else value
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        return self.predict(fixed, moving).transform
+
+    def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
+        self.check_weight(weight)
+        answers: list[Prediction] = []
+        for network in self.parts:
+            seen = _warped(Image(moving.data, moving.grid), answers, fixed)
+            answers.append(network.predict(fixed, Image(seen.data, seen.grid)))
+        return Prediction(_composed(answers), tuple(answers))
+
+    @property
+    def has_auxiliary_terms(self) -> bool:
+        return any(network.has_auxiliary_terms for network in self.parts)
+
+    def auxiliary_terms(
+        self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
+    ) -> dict[str, WeightedValue]:
+        """Return the terms of each network for the pair that it saw, named ``<position>_<name>``."""
+        answers: tuple[Prediction, ...] = prediction.auxiliary
+        total: dict[str, WeightedValue] = {}
+        for number, (network, answer) in enumerate(zip(self.parts, answers, strict=True)):
+            if network.has_auxiliary_terms:
+                seen = _warped(moving, answers[:number], fixed)
+                own = network.auxiliary_terms(answer, fixed, seen, objective)
+                total |= {f"{number}_{name}": value for name, value in own.items()}
         return total
 
 
-def _placed(moving: Image, answers: Sequence[Transform], fixed: Image) -> Image:
-    return warp(moving, chain(*reversed(answers)), fixed.grid) if answers else moving
+def _composed(answers: Sequence[Prediction]) -> Transform:
+    """The last network's transform acts first: it was found on the image that the others had warped."""
+    return chain(*(answer.transform for answer in reversed(answers)))
+
+
+def _warped(moving: Image, answers: Sequence[Prediction], fixed: Image) -> Image:
+    return warp(moving, _composed(answers), fixed.grid) if answers else moving

@@ -16,6 +16,7 @@ from learnreg.configs.files import RELEASED, model_files
 from learnreg.errors import InputError, MissingFileError
 from learnreg.io import write_atomically
 from learnreg.networks.adapters import as_network
+from learnreg.networks.base import Network
 from learnreg.objective import Objective
 from learnreg.typing import PathLike
 
@@ -37,7 +38,7 @@ class Checkpoint:
         refinement: The stage that corrects the network's answer for one pair, or ``None``.
     """
 
-    network: nn.Module
+    network: Network
     objective: Objective
     space: dict[str, Any]
     recipe: dict[str, Any]
@@ -87,7 +88,8 @@ def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Chec
     if not isinstance(objective, Objective):
         raise InputError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
     refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
-    return Checkpoint(network.eval(), objective.unsupervised(), dict(stored["space"]), stored, refinement)
+    network.eval()
+    return Checkpoint(network, objective.unsupervised(), dict(stored["space"]), stored, refinement)
 
 
 def release(checkpoint: PathLike, output: PathLike) -> None:

@@ -56,6 +56,14 @@ class LaplacianPyramid(Network):
         self.networks = nn.ModuleList(_Level(ndim, 2 * in_channels + ndim, width, blocks) for width in widths)
         self.levels = len(widths)
 
+    def get_extra_state(self) -> Tensor:
+        """Return the number of levels that take part, so that a checkpoint answers as it was validated."""
+        return torch.tensor(self.levels)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Set the number of levels that take part."""
+        self.levels = int(state)
+
     @property
     def stages(self) -> int:
         """Levels there are, whether they take part or not."""
@@ -76,7 +84,7 @@ class LaplacianPyramid(Network):
 
     def _corrected(
         self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
-    ) -> FieldTensor:
+    ) -> Tensor:
         """The velocity in mm, at half the resolution of a level."""
         own = fixed.grid
         half = tuple(n // 2 for n in own.shape)

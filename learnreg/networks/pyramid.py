@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.networks.base import Network
+from learnreg.networks.base import Network, Prediction
 from learnreg.networks.blocks import (
     CONVOLUTIONS,
     FieldHead,
@@ -27,6 +28,7 @@ from learnreg.networks.units import pad_to_multiple, per_spacing, voxels_to_mm
 from learnreg.numerics import full_precision
 from learnreg.objective import Objective
 from learnreg.sampling import resize, resize_image, sample
+from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform, Velocity, chain
 from learnreg.typing import FieldTensor, Scalar
 
@@ -112,20 +114,21 @@ class Pyramid(Network):
         taught = widths[:SEGMENTED] if segments else []
         self.segment = nn.ModuleList(SegmentationHead(ndim, w, segments) for w in taught)
         self.segment.requires_grad_(segmentation > 0)
-        self._coarser: list[Transform] = []  # of the last pass of a training, until they are scored
-        self._features: list[Tensor] = []
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]; a :class:`Velocity` unless ``composed``."""
+        """Predict a :class:`Velocity`, or a composite of several with ``composed``; see :meth:`Network.forward`."""
+        return self.predict(fixed, moving).transform
+
+    def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
+        self.check_weight(weight)
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data]), fixed.grid, self.stride)
         features = run_blocks(self.encoder, images)
         if self.context is not None:
             features = self.context(features)
-        self._features = features[: len(self.segment)] if self.training and self.segmentation > 0 else []
         found: Transform | None = None
         known = features[-1].new_zeros(len(fixed.data), self.ndim, *features[-1].shape[2:], dtype=grid.dtype)
-        self._coarser = []
+        coarser: list[Transform] = []
         for level in reversed(range(len(features))):
             own = grid.resized(tuple(features[level].shape[2:]))
             for _ in range(self.passes[level]):
@@ -137,10 +140,16 @@ class Pyramid(Network):
                 else:
                     known = known + update
                     found = Velocity(known, own, self.steps)
-            if level > 0 and self.training and self.deep > 0:
-                self._coarser.append(found)  # type: ignore[arg-type]
-        assert found is not None  # noqa: S101 - there is at least one level
-        return found
+            assert found is not None  # noqa: S101 - each level has a pass
+            coarser.append(found)
+        transform = coarser.pop()
+        if not self.training:
+            return Prediction(transform)
+        kept = _Pass(
+            tuple(coarser) if self.deep > 0 else (),
+            tuple(features[: len(self.segment)]) if self.segmentation > 0 else (),
+        )
+        return Prediction(transform, kept)
 
     def _correction(
         self, both: Tensor, level: int, own: Grid, found: Transform | None, known: FieldTensor
@@ -161,23 +170,23 @@ class Pyramid(Network):
         return voxels_to_mm(field, own)[0]
 
     @property
-    def has_terms(self) -> bool:
-        """With ``deep`` or ``segments``, and a weight for them."""
+    def has_auxiliary_terms(self) -> bool:
         return self.deep > 0 or self.segmentation > 0
 
-    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
-        """With ``deep``, the objective of the coarser levels; with ``segments``, how well the features tell them apart.
+    def auxiliary_terms(
+        self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
+    ) -> dict[str, WeightedValue]:
+        """Return the objective of the coarser levels with ``deep``, and the segmentation loss with ``segments``.
 
         Raises:
-            ValueError: There are no labels for ``segments``.
+            InputError: There are no labels for ``segments``.
         """
-        coarser, self._coarser = self._coarser, []
-        features, self._features = self._features, []
-        terms = {}
-        if coarser:
-            terms["deep"] = self.deep * self._scored(fixed, moving, coarser, objective)
-        if features:
-            terms["segmentation"] = self.segmentation * self._segmented(fixed, moving, features)
+        made: _Pass | None = prediction.auxiliary
+        terms: dict[str, WeightedValue] = {}
+        if made is not None and made.coarser and self.deep > 0:
+            terms["deep"] = WeightedValue(self._scored(fixed, moving, made.coarser, objective), self.deep)
+        if made is not None and made.features and self.segmentation > 0:
+            terms["segmentation"] = WeightedValue(self._segmented(fixed, moving, made.features), self.segmentation)
         return terms
 
     def _scored(self, fixed: Image, moving: Image, coarser: Sequence[Transform], objective: Objective) -> Scalar:
@@ -202,6 +211,14 @@ class Pyramid(Network):
                 "network.segmentation=0."
             )
         return torch.stack(losses).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What the training terms need of a pass: transforms of the coarser levels, features of the finest levels."""
+
+    coarser: tuple[Transform, ...]
+    features: tuple[Tensor, ...]
 
 
 class _Context(nn.Module):
@@ -240,11 +257,14 @@ class _Correlation(torch.autograd.Function):
     """The products are not kept for the gradient, and no padded gradient is made for each shift."""
 
     @staticmethod
-    def forward(ctx: Any, fixed: Tensor, moving: Tensor, reach: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(fixed, moving)
-        ctx.reach = reach
+    def forward(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
         padded = F.pad(moving, [reach] * 2 * (fixed.ndim - 2))
         return torch.stack([(fixed * padded[window]).mean(1) for window in _windows(fixed.shape, reach)], dim=1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        fixed, moving, ctx.reach = inputs
+        ctx.save_for_backward(fixed, moving)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

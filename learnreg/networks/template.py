@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.networks.adapters import as_network
-from learnreg.networks.base import Network
+from learnreg.networks.base import Network, Prediction, Task
 from learnreg.networks.blocks import CONVOLUTIONS, convolution, start_near_zero
 from learnreg.objective import Objective
 from learnreg.sampling import resize
+from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform
-from learnreg.typing import Scalar
 
 
 class LearnedTemplate(Network):
@@ -61,12 +61,16 @@ class LearnedTemplate(Network):
         self.begun = False  # a device is not asked at each step
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
-        transform: Transform = self.network(fixed, moving)
-        return transform
+        return self.predict(fixed, moving).transform
 
-    def task(self, fixed: Image, moving: Image, objective: Objective) -> tuple[Image, Image, Objective]:
-        """Each fixed image with the template."""
+    def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
+        return self.network.predict(fixed, moving, weight=weight)
+
+    def check_weight(self, weight: float | None) -> None:
+        self.network.check_weight(weight)
+
+    def task(self, fixed: Image, moving: Image, objective: Objective) -> Task:
+        """Return each fixed image with the template as moving image."""
         return self.network.task(fixed, self.template(fixed), objective)
 
     def template(self, like: Image) -> Image:
@@ -96,13 +100,16 @@ class LearnedTemplate(Network):
                 self.values.copy_(images.data.mean(0, keepdim=True))
             self.seen += 1
 
-    def terms(self, fixed: Image, moving: Image, transform: Transform, objective: Objective) -> dict[str, Scalar]:
-        """The running mean of the displacements, squared, in mm^2 times its weight, and the network's own."""
-        own = self.network.terms(fixed, moving, transform, objective)
-        now = transform.displacement(fixed.grid).mean(0, keepdim=True)
+    def auxiliary_terms(
+        self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
+    ) -> dict[str, WeightedValue]:
+        """Return the squared running mean of the displacements, in mm^2, and the network's own terms."""
+        own = self.network.auxiliary_terms(prediction, fixed, moving, objective)
+        now = prediction.transform.displacement(fixed.grid).mean(0, keepdim=True)
         mean = self.momentum * self.mean + (1 - self.momentum) * now
         self.mean = mean.detach()
-        return {**own, "centering": self.centering * mean.square().sum(1).mean() / (1 - self.momentum)}
+        # Only the newest share of the running mean has a gradient; dividing by that share restores its size.
+        return {**own, "centering": WeightedValue(mean.square().sum(1).mean() / (1 - self.momentum), self.centering)}
 
 
 class ConditionalTemplate(LearnedTemplate):

@@ -54,7 +54,7 @@ class DenseParametrization(Parametrization):
         self.fixed_grid, self.grid = grid, grid.coarsened(coarsening, smallest=4)
         self.field = nn.Parameter(starting_field(start, self.grid, kind, steps=self.steps))
 
-    def forward(self, fixed: Image, moving: Image) -> Displacement | Velocity:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Displacement | Velocity:
         return self._transform(self.field)
 
     def _transform(self, field: Tensor) -> Displacement | Velocity:
@@ -183,7 +183,7 @@ class CompositiveParametrization(Parametrization):
         self.composed: Tensor
         self.register_buffer("composed", field.clone())
 
-    def forward(self, fixed: Image, moving: Image) -> Displacement:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Displacement:
         return Displacement(self.field, self.grid)
 
     def refined(self, grid: Grid) -> CompositiveParametrization:

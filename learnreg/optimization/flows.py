@@ -53,7 +53,7 @@ class TimeVaryingParametrization(Parametrization):
         constant = starting_field(start, self.grid, "velocity", steps=steps + 2) / intervals
         self.velocities = nn.Parameter(constant.repeat(intervals, *[1] * (constant.ndim - 1)))
 
-    def forward(self, fixed: Image, moving: Image) -> Composite:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Composite:
         return Composite(tuple(Velocity(v.unsqueeze(0), self.grid, self.steps) for v in self.velocities))
 
     def refined(self, grid: Grid) -> TimeVaryingParametrization:
@@ -101,7 +101,7 @@ class ShootingParametrization(Parametrization):
         self.grid = grid.coarsened(coarsening, smallest=4)
         self.momentum = nn.Parameter(grid.affine.new_zeros(1, grid.ndim, *self.grid.shape))
 
-    def forward(self, fixed: Image, moving: Image) -> Composite:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Composite:
         velocities, _ = shoot(self.momentum, self.grid, self.sigma, intervals=self.intervals)
         return Composite(tuple(Velocity(v / self.intervals, self.grid, self.steps) for v in velocities))
 

@@ -71,14 +71,14 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
         return replace(self.prototype, coefficients=coefficients)
 
     @abstractmethod
-    def fitted(self, field: FieldTensor) -> FieldTensor:
+    def fitted(self, field: FieldTensor) -> Tensor:
         """Coefficients of a field on ``self.grid``."""
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments that make another level of the same kind."""
         return {"kind": self.kind, "spacing": self.spacing, "sampling": self.sampling, "steps": self.steps}
 
-    def forward(self, fixed: Image, moving: Image) -> Transform:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Transform:
         return self._transform(self.coefficients)
 
     def _transform(self, coefficients: Tensor) -> Transform:
@@ -130,7 +130,7 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
     def spline(self, coefficients: FieldTensor) -> BSpline:
         return BSpline(coefficients, self.lattice, self.order)
 
-    def fitted(self, field: FieldTensor) -> FieldTensor:
+    def fitted(self, field: FieldTensor) -> Tensor:
         return fit_bspline(field, self.grid, self.lattice, self.order).coefficients
 
     def settings(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class KernelParametrization(FreeFormParametrization[Kernel]):
     def spline(self, coefficients: FieldTensor) -> Kernel:
         return Kernel(coefficients, self.lattice, self.smoothness)
 
-    def fitted(self, field: FieldTensor) -> FieldTensor:
+    def fitted(self, field: FieldTensor) -> Tensor:
         shape = (field.shape[0], self.grid.ndim, *self.lattice.shape)
         return least_squares(lambda c: self.on_level(c).displacement(self.grid), field, shape)
 

@@ -49,7 +49,7 @@ class LinearParametrization(Parametrization):
         if start is not None:
             self._start_from(start)
 
-    def forward(self, fixed: Image, moving: Image) -> Affine:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Affine:
         generator = torch.einsum("bk,kij->bij", self.linear / self.radius, self.basis)
         return Affine.about(torch.matrix_exp(generator), self.translation, self.center)
 

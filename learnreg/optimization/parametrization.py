@@ -25,7 +25,7 @@ class Parametrization(nn.Module):
     """
 
     @abstractmethod
-    def forward(self, fixed: Image, moving: Image) -> Transform: ...
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Transform: ...
 
     def refined(self, grid: Grid) -> Parametrization:
         """The same transform with the parameters of a finer level; ``grid`` is the level's fixed grid."""

@@ -35,7 +35,7 @@ class SymmetricParametrization(Parametrization):
         first, second = _shared_out(start)
         self.fixed_side, self.moving_side = make(grid, first), make(grid, second)
 
-    def forward(self, fixed: Image, moving: Image) -> Symmetric:
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Symmetric:
         return Symmetric(self.fixed_side(fixed, moving), self.moving_side(fixed, moving))
 
     def refined(self, grid: Grid) -> SymmetricParametrization:

@@ -34,17 +34,19 @@ def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
         Fischer and Modersitzki, Fast diffusion registration, 2002.
     """
     shares = torch.stack([spacing_along(grid, axis) for axis in range(grid.ndim)]).square().reciprocal().to(field)
-    squares: Tensor = _SquaredGradient.apply(field, shares, weight)
-    return squares.mean()
+    needed = field.requires_grad and torch.is_grad_enabled()
+    squares, _ = _SquaredGradient.apply(field, shares, weight, needed)
+    mean: Tensor = squares.mean()
+    return mean
 
 
 class _SquaredGradient(torch.autograd.Function):
     """``(B,)`` weighted squares of the differences; the gradient is made beside them, and alone is kept."""
 
     @staticmethod
-    def forward(ctx: Any, field: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(field: Tensor, shares: Tensor, weight: Tensor | None, needed: bool) -> tuple[Tensor, Tensor | None]:
         total = field.new_zeros(len(field))
-        gradient = torch.zeros_like(field) if ctx.needs_input_grad[0] else None
+        gradient = torch.zeros_like(field) if needed else None
         for axis, share in enumerate(shares, start=2):
             n = field.shape[axis]
             cells = [m - (a == axis) for a, m in enumerate(field.shape)]
@@ -61,14 +63,20 @@ class _SquaredGradient(torch.autograd.Function):
                     part = gradient[:, :, first]
                     part.narrow(axis, 1, part.shape[axis] - 1).add_(pull, alpha=2)
                     part.narrow(axis, 0, part.shape[axis] - 1).sub_(pull, alpha=2)
+        return total, gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        gradient = output[1]
         ctx.save_for_backward(gradient)
-        return total
+        if gradient is not None:
+            ctx.mark_non_differentiable(gradient)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return gradient * outer.reshape(-1, *[1] * (gradient.ndim - 1)), None, None
+        return gradient * outer.reshape(-1, *[1] * (gradient.ndim - 1)), None, None, None
 
 
 class Diffusion(Regularizer):

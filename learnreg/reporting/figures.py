@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +13,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learnreg.fields import jacobian_determinant
+from learnreg.fields import channels_first, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_atomically
-from learnreg.transforms import Affine, Transform, sampled_on
+from learnreg.sampling import sample_image
+from learnreg.transforms import Affine, Transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
 
-Slice = NDArray[np.float32]
+Slice = NDArray[np.floating[Any]]
 
 
 def registration_figure(
@@ -41,10 +43,11 @@ def registration_figure(
     grid = fixed.grid
     before = initial if initial is not None else Affine.identity(fixed.ndim).to(fixed.data.device)
     with torch.no_grad():
-        transform = sampled_on(transform, grid)
-        shown = Image(moving.data, moving.grid)
-        start, warped = (warp(shown, map_, grid).data for map_ in (before, transform))
-        determinant = jacobian_determinant(transform.displacement(grid), grid)[:, None]
+        points = transform.map_grid(grid)
+        displacement = channels_first(points - grid.points)
+        start = warp(moving, before, grid).data
+        warped = sample_image(moving, points, grid).data
+        determinant = jacobian_determinant(displacement, grid)[:, None]
     window = _window(fixed.data)
     volumes = {
         "fixed": _shown(fixed.data, window),
@@ -53,7 +56,7 @@ def registration_figure(
     }
     volumes["difference before"] = volumes["moving"] - volumes["fixed"]
     volumes["difference after"] = volumes["warped"] - volumes["fixed"]
-    index = grid.to_index(transform.map_grid(grid))[:1].cpu()  # the mapped lattice, in voxels of the fixed grid
+    index = grid.to_index(points)[:1].cpu()  # the mapped lattice, in voxels of the fixed grid
     planes = _planes(fixed)
     figure = Figure(figsize=(2.4 * 7, 2.6 * len(planes) + 0.4), layout="constrained")
     axes = figure.subplots(len(planes), 7, squeeze=False)

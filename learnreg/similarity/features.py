@@ -63,7 +63,7 @@ def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]
     return tuple(maps)
 
 
-def _at(mask: MaskTensor | None, features: Tensor) -> MaskTensor | None:
+def _at(mask: MaskTensor | None, features: Tensor) -> Tensor | None:
     """The mask at the resolution of a feature map."""
     if mask is None or mask.shape[2:] == features.shape[2:]:
         return mask

@@ -51,7 +51,8 @@ def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
     autocast, ``E[x^2] - E[x]^2`` of an image with a large offset is noise.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    result: Tensor = _Standardized.apply(values, mask)
+    center, scale = standardization(values.detach(), mask)
+    result: Tensor = _Standardized.apply(values, mask, center, scale)
     return result
 
 
@@ -66,19 +67,21 @@ class _Standardized(torch.autograd.Function):
     """Only the result is kept for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, mask: MaskTensor | None) -> Tensor:  # type: ignore[override]
-        center, scale = standardization(values, mask)
-        result = (values - center).mul_(scale)
-        ctx.save_for_backward(result, scale, mask)
-        return result
+    def forward(values: Tensor, mask: MaskTensor | None, center: Tensor, scale: Tensor) -> Tensor:
+        return (values - center).mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, mask, _, scale = inputs
+        ctx.save_for_backward(output, scale, mask)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         result, scale, mask = ctx.saved_tensors
         dims = list(range(2, outer.ndim))
         sums = outer.sum(dims, keepdim=True), (outer * result).sum(dims, keepdim=True)
-        return through_standardization(outer, result, scale, mask, *sums, count_of(outer, mask)), None
+        return through_standardization(outer, result, scale, mask, *sums, count_of(outer, mask)), None, None, None
 
 
 def count_of(values: Tensor, mask: MaskTensor | None) -> Tensor | float:

@@ -13,13 +13,13 @@ from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
 from learnreg.similarity.windows import LocalAverage
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import FeatureTensor, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def self_similarity(
     image: ImageTensor, mask: MaskTensor | None = None, *, radius: int = 1, dilation: int = 2
-) -> ImageTensor:
+) -> FeatureTensor:
     """MIND-SSC descriptor: distances between the patches around a voxel, not to the voxel itself.
 
     For each pair of the 2 D neighbors at ``dilation`` voxels that lie at a right angle, ``d`` is the
@@ -93,7 +93,7 @@ def mind_loss(
     *,
     radius: int = 1,
     dilation: int = 2,
-    known: ImageTensor | None = None,
+    known: FeatureTensor | None = None,
 ) -> Scalar:
     """Mean squared difference of the MIND-SSC descriptors.
 

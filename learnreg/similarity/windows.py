@@ -35,7 +35,7 @@ class LocalAverage:
         self,
         like: Tensor,
         window: int,
-        mask: MaskTensor | None = None,
+        mask: Tensor | None = None,
         kernel: Kernel = "box",
         stride: int = 1,
     ) -> None:
@@ -66,7 +66,8 @@ class LocalAverage:
             y: Of the same shape.
             standardizing: Take :func:`standardized` ``x`` in its place, which is then not made either.
         """
-        means: Tensor = _Products.apply(x, y, self.mask, self.matrices, standardizing)
+        center, scale = standardization(x.detach(), self.mask) if standardizing else (None, None)
+        means: Tensor = _Products.apply(x, y, self.mask, center, scale, self.matrices)
         first, second, third = means.split(x.shape[1], dim=1)
         if self.share is None:
             return first, second, third
@@ -77,12 +78,14 @@ class _Products(torch.autograd.Function):
     """Window means of ``x``, ``x^2`` and ``x y`` times a mask, one after the other, slab by slab."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, y: Tensor, mask: Tensor | None, matrices: list[Tensor], standardizing: bool
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None,
+        center: Tensor | None,
+        scale: Tensor | None,
+        matrices: list[Tensor],
     ) -> Tensor:
-        center, scale = standardization(x, mask) if standardizing else (None, None)
-        ctx.save_for_backward(x, y, mask, center, scale)
-        ctx.matrices = matrices
         batch, channels, *shape = x.shape
         means = x.new_zeros(batch, 3 * channels, *[len(matrix) for matrix in matrices])
         for rows in slabs(shape, batch, x.device):
@@ -94,6 +97,11 @@ class _Products(torch.autograd.Function):
             assert first is not None  # noqa: S101 - there is a matrix an axis
             means[:, :, reach] += apply_separable(parts, [first.T, *[None] * (len(shape) - 1)])
         return means
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.matrices = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -125,7 +133,7 @@ class _Products(torch.autograd.Function):
                 weights = None if mask is None else mask[:, :, rows]
                 a = _slab(x, rows, center, scale)
                 for_x[:, :, rows] = through_standardization(for_x[:, :, rows], a, scale, weights, total, slope, count)
-        return for_x, for_y, None, None, None
+        return for_x, for_y, None, None, None, None
 
 
 def _slab(x: Tensor, rows: slice, center: Tensor | None, scale: Tensor | None) -> Tensor:

@@ -14,10 +14,11 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.io import write_image
+from learnreg.metrics import score
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
 from learnreg.optimization import IterativeStage
 from learnreg.reporting.figures import registration_figure
-from learnreg.training.module import Batch, RegistrationModule, scores
+from learnreg.training.module import Batch, RegistrationModule
 from learnreg.transforms import chain
 
 
@@ -69,11 +70,11 @@ def amortization(
     module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
 ) -> dict[str, float]:
     """``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
-    fixed, moving, objective = module.task(batch)
-    objective = objective.unsupervised()
-    compared = module.compared(fixed), module.compared(moving)
+    task = module.task(batch)
+    fixed, moving = task.fixed, task.moving
+    objective = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))
     with torch.no_grad():
-        answer = module(fixed, moving).detach()
+        answer = module.predict(fixed, moving, weight=task.weight).transform.detach()
     found = {}
     for k in (0, *steps):
         transform = answer
@@ -81,10 +82,10 @@ def amortization(
             with torch.enable_grad():
                 transform = chain(refinement.limited(k)(fixed, moving, answer).transform, answer)
         with torch.no_grad():
-            found[f"objective_after_{k}"] = float(objective(*compared, transform).total)
-            overlap = scores(fixed, moving, transform).get("dice")
+            found[f"objective_after_{k}"] = float(objective(transform).total)
+            overlap = score(fixed, moving, transform).dice
         if overlap is not None:
-            found[f"dice_after_{k}"] = float(overlap)
+            found[f"dice_after_{k}"] = float(overlap.nanmean())
     return found
 
 
@@ -190,9 +191,12 @@ class Pictures(pl.Callback):
         self.seen += 1
         if (self.seen - 1) % self.every:
             return
-        fixed, moving, _ = pl_module.task(batch) if isinstance(pl_module, RegistrationModule) else (*batch, None)
+        if not isinstance(pl_module, RegistrationModule):
+            raise InputError(f"The callback Pictures needs a RegistrationModule, got {type(pl_module).__name__}.")
+        task = pl_module.task(batch)
+        fixed, moving = task.fixed, task.moving
         with torch.no_grad():
-            transform = pl_module(fixed, moving)
+            transform = pl_module.predict(fixed, moving, weight=task.weight).transform
         figure = registration_figure(fixed, moving, transform, title=f"step {trainer.global_step}")
         self.folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.folder / f"step_{trainer.global_step:07d}.png", dpi=80)

@@ -18,6 +18,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.metrics import score
 from learnreg.networks import as_network
+from learnreg.networks.base import Prediction, Task
 from learnreg.networks.checkpoint import KEY
 from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
@@ -64,32 +65,38 @@ class RegistrationModule(pl.LightningModule):
         self.recipe = dict(recipe or {})
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
+        return self.predict(fixed, moving).transform
+
+    def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
+        """Ask the network, see :meth:`learnreg.networks.Network.predict`."""
         with FullPrecisionOfSmall():
-            transform: Transform = self.network(fixed, moving)
-        return transform
+            return self.network.predict(fixed, moving, weight=weight)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        fixed, moving, objective = self.task(batch)
-        transform = self(fixed, moving)
-        compared = self.compared(fixed), self.compared(moving)
-        loss = objective(*compared, transform)
+        task = self.task(batch)
+        prediction = self.predict(task.fixed, task.moving, weight=task.weight)
+        transform = prediction.transform
+        compared = self.compared(task.fixed), self.compared(task.moving)
+        loss = task.objective(*compared, transform)
         total, terms = loss.total, loss.terms
-        own = self.network.terms(*compared, transform, objective)
         if self.symmetric:
-            backward = objective(*reversed(compared), transform.inverse())
+            backward = task.objective(*reversed(compared), transform.inverse())
             total = (total + backward.total) / 2
             terms = {name: (terms[name] + backward.terms[name]) / 2 for name in terms}
+        for name, term in self.network.auxiliary_terms(prediction, *compared, task.objective).items():
+            terms[name] = term.value
+            total = total + term.weighted
         if self.consistency is not None:
-            back = self.way_back(fixed, moving, through=self.consistency.term.through)
-            terms["consistency"] = self.consistency.term(transform, back, fixed.grid)
+            back = self.way_back(task, through=self.consistency.term.through)
+            terms["consistency"] = self.consistency.term(transform, back, task.fixed.grid)
             total = total + self.consistency.weight * terms["consistency"]
-        terms, total = {**terms, **own}, sum(own.values(), total)
-        self.log("train/loss", total, prog_bar=True, batch_size=fixed.batch_size)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=fixed.batch_size)
+        size = task.fixed.batch_size
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size)
         return total
 
-    def task(self, batch: Batch) -> tuple[Image, Image, Objective]:
-        """Fixed and moving images and the objective, as the network wants them."""
+    def task(self, batch: Batch) -> Task:
+        """Return what the network trains on and is scored by, see :meth:`learnreg.networks.Network.task`."""
         with FullPrecisionOfSmall():  # a template is made here
             return self.network.task(*batch, self.objective)
 
@@ -97,31 +104,40 @@ class RegistrationModule(pl.LightningModule):
         """What the objective sees of an image."""
         return image if self.features is None else self.features(image)  # type: ignore[no-any-return]
 
-    def way_back(self, fixed: Image, moving: Image, *, through: int = 0) -> Transform:
-        """The network's answers from ``moving`` by way of other fixed images of the batch to ``fixed``.
+    def way_back(self, task: Task, *, through: int = 0) -> Transform:
+        """Ask the network for the way from the moving to the fixed images, by way of other fixed images of the batch.
+
+        Args:
+            task: What the forward way was asked for.
+            through: Number of other images on the way.
 
         Raises:
-            ValueError: The batch has too few images.
+            InputError: The batch has too few images.
         """
+        fixed, moving = task.fixed, task.moving
         if through >= fixed.batch_size and through > 0:
             raise InputError(
                 f"A way back through {through} other image(s) needs batches of at least {through + 1} pairs, got "
                 f"{fixed.batch_size}; set data.batch_size={through + 1}."
             )
         stops = [moving, *(rolled(fixed, k + 1) for k in range(through)), fixed]
-        return chain(*(self(here, there) for here, there in pairwise(stops)))
+        return chain(*(self.predict(*leg, weight=task.weight).transform for leg in pairwise(stops)))
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        fixed, moving, objective = self.task(batch)
-        transform = self(fixed, moving)
-        loss = objective(self.compared(fixed), self.compared(moving), transform)
+        task = self.task(batch)
+        fixed, moving = task.fixed, task.moving
+        transform = self.predict(fixed, moving, weight=task.weight).transform
+        loss = task.objective(self.compared(fixed), self.compared(moving), transform)
         if not loss.total.isfinite():
             raise InputError(
                 f"The training diverged: the objective is not finite after {self.global_step} steps. Use a smaller "
                 "optimizer.lr or trainer.precision=32-true."
             )
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
-        values |= {f"val/{name}": value for name, value in scores(fixed, moving, transform).items()}
+        scores = score(fixed, moving, transform)
+        values |= {"val/sd_log_jacobian": scores.sd_log_jacobian.mean(), "val/folding": scores.folding.mean()}
+        if scores.dice is not None:
+            values["val/dice"] = scores.dice.nanmean()
         bars = {"val/loss", "val/dice"}
         for name, value in values.items():
             self.log(name, value, prog_bar=name in bars, batch_size=fixed.batch_size, sync_dist=True)
@@ -157,10 +173,3 @@ def rolled(images: Image, by: int) -> Image:
     """The intensities of the image that comes ``by`` later in the batch, in the place of each."""
     affine = images.grid.affine.roll(-by, 0)
     return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))
-
-
-def scores(fixed: Image, moving: Image, transform: Transform) -> dict[str, Tensor]:
-    """Dice and TRE (where both images have labels or landmarks), SDlogJ and the folding share; means over the batch."""
-    found = score(fixed, moving, transform).mean()
-    values = {name: found[name] for name in ("dice", "tre_mm", "sd_log_jacobian") if name in found}
-    return {**values, "folding": found["folding_percent"] / 100}

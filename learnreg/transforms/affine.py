@@ -14,7 +14,7 @@ from learnreg.fields import channels_first
 from learnreg.grid import Grid, apply_affine
 from learnreg.sampling import SeparableMap
 from learnreg.transforms.base import Transform
-from learnreg.typing import MatrixTensor, PointTensor
+from learnreg.typing import MatrixTensor, OneMatrix, PointTensor
 
 LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
@@ -30,7 +30,7 @@ class Affine(Transform):
         ValueError: The matrix is not homogeneous 2-D or 3-D.
     """
 
-    matrix: MatrixTensor
+    matrix: MatrixTensor | OneMatrix
 
     def __post_init__(self) -> None:
         matrix = self.matrix if self.matrix.ndim == 3 else self.matrix.unsqueeze(0)

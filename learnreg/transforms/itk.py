@@ -16,7 +16,7 @@ from learnreg.io import grid_from_sitk, to_sitk, write_atomically
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, itk_domain
-from learnreg.transforms.composite import Composite, chain
+from learnreg.transforms.composite import chain
 from learnreg.transforms.displacement import Displacement
 from learnreg.transforms.sampled import Sampled
 from learnreg.transforms.velocity import Velocity
@@ -37,32 +37,21 @@ def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
         grid: The fixed grid, on which the transform will be applied.
 
     Raises:
-        InputError: The transform is a batch.
+        ValueError: The transform is a batch.
     """
-    parts = _parts(transform)
+    whole = transform if isinstance(transform, Sampled) else Sampled(transform, grid)
+    parts = whole.parts()
     sampled = max((i + 1 for i, part in enumerate(parts) if not isinstance(part, KNOWN)), default=0)
     if sampled == 0 and isinstance(parts[0], (Displacement, Velocity)):
         sampled = 1
     written = [_part_to_itk(part) for part in parts[sampled:]]
     if sampled:
-        field = _leading(transform, sampled).displacement(grid)
+        if sampled == whole.deforming and whole.grid.matches(grid):
+            field = whole.deformation
+        else:
+            field = chain(*parts[:sampled]).displacement(grid)
         written.insert(0, _part_to_itk(Displacement(field, grid)))
     return sitk.CompositeTransform(written[::-1])
-
-
-def _parts(transform: Transform) -> tuple[Transform, ...]:
-    """What acts one after the other, without the fields that are held for it."""
-    if isinstance(transform, Sampled):
-        return _parts(transform.transform)
-    if isinstance(transform, Composite):
-        return tuple(inner for part in transform.transforms for inner in _parts(part))
-    return (transform,)
-
-
-def _leading(transform: Transform, count: int) -> Transform:
-    """The first parts as one map, with the field that is held for just these."""
-    first = transform.transforms[0] if isinstance(transform, Composite) else transform
-    return first if len(_parts(first)) == count else chain(*_parts(transform)[:count])
 
 
 def _part_to_itk(part: Transform) -> sitk.Transform:
@@ -99,7 +88,7 @@ def from_itk(transform: sitk.Transform) -> Transform:
     """An ITK transform as ours: linear ones, displacement fields, B-splines, and composites of them.
 
     Raises:
-        InputTypeError: ITK's class has no counterpart.
+        TypeError: ITK's class has no counterpart.
     """
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
@@ -140,13 +129,13 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
         path: The file; it appears only when it is complete.
 
     Raises:
-        InputError: The transform is a batch, or ``.mat`` is asked for a map that is not linear.
+        ValueError: The transform is a batch, or ``.mat`` is asked for a map that is not linear.
     """
     suffix = Path(path).suffix
     if suffix in (".h5", ".tfm", ".txt"):
         itk: sitk.Transform = to_itk(transform, grid)
     elif suffix == ".mat":
-        parts = _parts(transform)
+        parts = (transform if isinstance(transform, Sampled) else Sampled(transform, grid)).parts()
         linear = [part for part in parts if isinstance(part, Affine)]
         if len(linear) < len(parts):
             raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
@@ -162,8 +151,8 @@ def read_transform(path: PathLike) -> Transform:
     """Read a transform file of ITK or ANTs, or a displacement field image in mm.
 
     Raises:
-        MissingFileError: There is no such file.
-        InputError: It is no transform.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no transform.
     """
     file = Path(path)
     if not file.exists():

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -77,6 +77,7 @@ class Basis:
 
 
 BasisT = TypeVar("BasisT", bound=Basis)
+FreeFormT = TypeVar("FreeFormT", bound="FreeForm[Any]")
 
 
 class FreeForm(Transform, Generic[BasisT]):
@@ -105,7 +106,7 @@ class FreeForm(Transform, Generic[BasisT]):
     def expand(self, basis: BasisT) -> FieldTensor:
         """Compute ``T(x) - x`` on the grid of a basis, ``(B, D, *grid.shape)``, mm."""
 
-    def with_basis(self, grid: Grid) -> Self:
+    def with_basis(self: FreeFormT, grid: Grid) -> FreeFormT:
         """Return the same transform with its basis for ``grid``."""
         return replace(self, basis=self.basis_on(grid))  # type: ignore[type-var]
 
@@ -134,9 +135,9 @@ class FreeForm(Transform, Generic[BasisT]):
         """Point by point; see :class:`Inverse`, which also gives the residual."""
         return Inverse(self)
 
-    def to(self, *args: object, **kwargs: object) -> Self:
+    def to(self: FreeFormT, *args: object, **kwargs: object) -> FreeFormT:
         moved = self.coefficients.to(*args, **kwargs)  # type: ignore[call-overload]
         return replace(self, coefficients=moved, lattice=self.lattice.to(*args, **kwargs), basis=None)  # type: ignore[type-var]
 
-    def detach(self) -> Self:
+    def detach(self: FreeFormT) -> FreeFormT:
         return replace(self, coefficients=self.coefficients.detach())  # type: ignore[type-var]

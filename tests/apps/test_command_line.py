@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from learnreg.apps.main import main
 from learnreg.configs.files import model_files
 from learnreg.io import read_image, to_sitk, write_image
+from learnreg.transforms import Symmetric
 from tests.conftest import blob_image, make_grid
 from tests.networks.test_checkpoint import save
 from tests.test_configs import run
@@ -303,3 +304,40 @@ def test_a_template_is_written_with_its_transforms(files, capsys):
     with pytest.raises(SystemExit):
         call(*arguments)
     assert "already holds" in capsys.readouterr().err
+
+
+def test_a_symmetric_result_is_mapped_once(files, monkeypatch):
+    """Scores, figure, warped image and file share one evaluation over the fixed grid."""
+    evaluated = []
+
+    def counted(self, grid):
+        evaluated.append(grid.shape)
+        return original(self, grid)
+
+    original = Symmetric.map_grid
+    monkeypatch.setattr(Symmetric, "map_grid", counted)
+    labels = [f"--{which}-labels={files / f'{which}_labels.nii.gz'}" for which in ("fixed", "moving")]
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    call("register", *pair, "-o", files / "out", "--method", "syn-like", "--quiet", *labels)
+    assert evaluated == [(24, 26, 30)]
+    fixed, moving = (sitk.ReadImage(str(file)) for file in pair)
+    theirs = sitk.Resample(moving, fixed, sitk.ReadTransform(str(files / "out" / "transform.h5")), sitk.sitkLinear, 0.0)
+    ours = sitk.GetArrayFromImage(sitk.ReadImage(str(files / "out" / "warped.nii.gz")))
+    assert (np.abs(sitk.GetArrayFromImage(theirs) - ours) <= 0.01 * np.ptp(ours)).mean() > 0.99
+
+
+def test_a_bug_keeps_its_traceback(files, monkeypatch):
+    """Only bad input becomes one line."""
+
+    def broken(*args, **kwargs):
+        return 1 / 0
+
+    monkeypatch.setattr("learnreg.apps.register.register", broken)
+    with pytest.raises(ZeroDivisionError):
+        call("register", files / "fixed.nii.gz", files / "moving.nii.gz", "-o", files / "out")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(files, capsys):
+    (files / "file").write_text("in the way")
+    arguments = files / "fixed.nii.gz", files / "moving.nii.gz", "-o", files / "file" / "out", "--method", "rigid"
+    assert "cannot be written" in fails(capsys, "register", *arguments, "--quiet")

@@ -3,8 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from learnreg.apps.errors import UserError
 from learnreg.apps.wiring import begin_with
+from learnreg.errors import InputError
 from learnreg.networks import UNet
 from learnreg.networks.checkpoint import KEY, recipe
 from learnreg.objective import Objective
@@ -26,5 +26,5 @@ def test_fine_tuning_begins_with_the_weights_of_another_training(tmp_path):
     begin_with(after, str(tmp_path / "best.ckpt"))
     for a, b in zip(before.network.parameters(), after.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(UserError, match=r"UNet of .*channels.*does not fit the network"):
+    with pytest.raises(InputError, match=r"UNet of .*channels.*does not fit the network"):
         begin_with(module((4, 8)), str(tmp_path / "best.ckpt"))

@@ -3,7 +3,8 @@ import pickle
 import pytest
 import torch
 
-from learnreg import configs
+from learnreg.configs import files
+from learnreg.methods import OneShotMethod
 from learnreg.methods.api import choose_method
 from learnreg.networks import Conditioned
 from learnreg.networks.checkpoint import FORMAT, KEY, build, load_checkpoint, recipe, release
@@ -13,7 +14,12 @@ NETWORK = {"_target_": "learnreg.networks.UNet", "ndim": 2, "channels": [4, 4]}
 OBJECTIVE = {
     "_target_": "learnreg.objective.Objective",
     "similarity": {"_target_": "learnreg.similarity.MSE"},
-    "supervision": {"dice": {"_target_": "learnreg.objective.LabelOverlap", "labels": [1]}},
+    "supervision": {
+        "dice": {
+            "_target_": "learnreg.terms.Weighted",
+            "term": {"_target_": "learnreg.supervision.LabelOverlap", "labels": [1]},
+        }
+    },
 }
 
 
@@ -88,7 +94,9 @@ def test_a_weight_is_for_conditioned_networks(tmp_path):
     weights = {f"network.{k}": v for k, v in Conditioned(UNet(2, (4, 4))).state_dict().items()}
     torch.save({"state_dict": weights, KEY: stored}, tmp_path / "conditioned.ckpt")
     method = choose_method(checkpoint=tmp_path / "conditioned.ckpt", weight=0.3)
-    assert method.checkpoint.network.weight == 0.3
+    other = OneShotMethod(load_checkpoint(tmp_path / "conditioned.ckpt"))
+    assert (method.weight, other.weight) == (0.3, None)
+    assert method.network.weight == other.network.weight == pytest.approx(0.1**0.5)
     with pytest.raises(ValueError, match="weights from 0.1 to 1, got 3"):
         choose_method(checkpoint=tmp_path / "conditioned.ckpt", weight=3.0)
 
@@ -111,7 +119,7 @@ def test_release(tmp_path):
 
 
 def test_models_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(configs, "PACKAGE", tmp_path)
+    monkeypatch.setattr(files, "PACKAGE", tmp_path)
     (tmp_path / "models").mkdir()
     with pytest.raises(FileNotFoundError, match="No such checkpoint: hippo"):
         load_checkpoint("hippo")

@@ -1,3 +1,6 @@
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import combinations
 from math import log
 
@@ -21,6 +24,7 @@ from learnreg.networks import (
     Unrolled,
     as_network,
 )
+from learnreg.networks.base import Prediction
 from learnreg.networks.pyramid import local_correlation
 from learnreg.networks.segmentation import SegmentationHead
 from learnreg.networks.units import voxels_to_mm
@@ -29,10 +33,14 @@ from learnreg.regularization import Diffusion
 from learnreg.sampling import resize_image
 from learnreg.similarity import MSE
 from learnreg.supervision import LabelOverlap
-from learnreg.terms import Weighted
+from learnreg.terms import Weighted, WeightedValue
 from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity, chain
 from learnreg.warping import warp
 from tests.conftest import blob_image, make_grid
+
+
+def auxiliary(network, fixed, moving, objective):
+    return network.auxiliary_terms(network.predict(fixed, moving), fixed, moving, objective)
 
 
 class NetworkLaws:
@@ -57,7 +65,12 @@ class NetworkLaws:
         assert self.make()(image, image).displacement(grid).abs().max() < 0.1
 
     def test_learns_one_pair(self):
-        """The objective after 40 steps is well below that at the identity."""
+        """
+
+        import copy
+        from concurrent.futures import ThreadPoolExecutor
+        from dataclasses import replace
+        The objective after 40 steps is well below that at the identity."""
         torch.manual_seed(0)
         grid = make_grid(shape=(16, 18, 20), spacing=(1.5, 1.5, 1.5), dtype=torch.float32)
         fixed, moving = blob_image(grid), blob_image(grid, (2.0, -1.0, 1.0))
@@ -95,6 +108,35 @@ class NetworkLaws:
             torch.nn.init.normal_(parameter, std=0.1)
         Objective(MSE())(fixed, moving, network(fixed, moving)).total.backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+    def test_a_pass_leaves_nothing_on_the_module(self):
+        """It can be copied right after a pass, and called twice before its losses are asked for."""
+        torch.manual_seed(0)
+        grid = Grid.regular((16, 16, 16))
+        pairs = [tuple(labeled(grid, c) for c in ((0.0,) * 3, (shift, 0.0, 0.0))) for shift in (1.0, 4.0)]
+        network = self.make().train()
+        objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)})
+        tasks = [network.task(*pair, objective) for pair in pairs]
+
+        def total(task, prediction, of):
+            terms = of.auxiliary_terms(prediction, task.fixed, task.moving, task.objective)
+            return float(sum((t.weighted for t in terms.values()), torch.zeros(())).detach())
+
+        before = copy.deepcopy(network)
+        alone = [
+            total(task, one.predict(task.fixed, task.moving, weight=task.weight), one)
+            for task, one in zip(tasks, (before, copy.deepcopy(network)), strict=True)
+        ]
+        predictions = [network.predict(task.fixed, task.moving, weight=task.weight) for task in tasks]
+        copy.deepcopy(network)
+        both = [
+            total(task, prediction, copy.deepcopy(network)) for task, prediction in zip(tasks, predictions, strict=True)
+        ]
+        assert both == pytest.approx(alone, rel=1e-5)
+
+
+def labeled(grid, center):
+    return replace(blob_image(grid, center), covariates=torch.tensor([[0.5]]))
 
 
 class TestUNet(NetworkLaws):
@@ -195,19 +237,17 @@ class TestPyramid(NetworkLaws):
         fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
         objective = Objective(MSE(), supervision={"dice": Weighted(LabelOverlap([1, 2]))})
         network = Pyramid(3, (8, 8, 8), deep=0.5)
-        answer = network(fixed, moving)
-        found = network.terms(fixed, moving, answer, objective)
+        found = auxiliary(network, fixed, moving, objective)
         halves = [
             objective(resize_image(fixed, (n,) * 3), resize_image(moving, (n,) * 3), Affine.identity(3)).total
             for n in (8, 16)
         ]  # it starts at the identity
-        assert float(found["deep"].detach()) == pytest.approx(0.25 * float(sum(halves)), rel=1e-2)
-        found["deep"].backward()
+        assert float(found["deep"].value.detach()) == pytest.approx(0.5 * float(sum(halves)), rel=1e-2)
+        assert found["deep"].weight == 0.5
+        found["deep"].value.backward()
         assert network.heads[0].conv.weight.grad is None  # the finest level is scored by the objective
         assert network.heads[1].conv.weight.grad.abs().sum() > 0
-        assert network.terms(fixed, moving, answer, objective) == {}
-        network.eval()(fixed, moving)
-        assert network.terms(fixed, moving, answer, objective) == {}
+        assert auxiliary(network.eval(), fixed, moving, objective) == {}
 
     @pytest.mark.parametrize(
         "wrapped",
@@ -218,24 +258,23 @@ class TestPyramid(NetworkLaws):
         fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
         network = wrapped(Pyramid(3, (8, 8), deep=1.0))
         task = network.task(fixed, moving, Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)}))
-        found = network.terms(*task[:2], network(*task[:2]), task[2])
-        assert float(found["deep"].detach()) > 0
-        found["deep"].backward()
+        prediction = network.predict(task.fixed, task.moving, weight=task.weight)
+        found = network.auxiliary_terms(prediction, task.fixed, task.moving, task.objective)
+        (deep,) = (term for name, term in found.items() if name.endswith("deep"))
+        assert float(deep.weighted.detach()) > 0
+        deep.weighted.backward()
 
     def test_a_cascade_scores_what_each_network_saw(self):
         grid = Grid.regular((16, 16, 16))
         fixed, moving = blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0))
         network, objective = Cascade([Pyramid(3, (8, 8), deep=1.0) for _ in range(2)]), Objective(MSE())
         self.moved(network.networks[0], std=0.5)
-        answers = [(moving, network.networks[0](fixed, moving))]
-        seen = warp(moving, answers[0][1], grid)
-        answers.append((seen, network.networks[1](fixed, seen)))
-        wanted = sum(
-            float(part.terms(fixed, seen, answer, objective)["deep"].detach())
-            for part, (seen, answer) in zip(network.networks, answers, strict=True)
-        )
-        found = network.terms(fixed, moving, network(fixed, moving), objective)["deep"].detach()
-        assert float(found) == pytest.approx(wanted, rel=1e-4)
+        seen = moving
+        found = auxiliary(network, fixed, moving, objective)
+        for number, part in enumerate(network.parts):
+            own = auxiliary(part, fixed, seen, objective)["deep"].value.detach()
+            assert float(found[f"{number}_deep"].value.detach()) == pytest.approx(float(own), rel=1e-4)
+            seen = warp(seen, part(fixed, seen), grid)
 
     def test_features_learn_to_tell_labels_apart(self):
         torch.manual_seed(0)
@@ -245,20 +284,18 @@ class TestPyramid(NetworkLaws):
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
         losses = []
         for _ in range(30):
-            found = network.terms(fixed, moving, network(fixed, moving), objective)["segmentation"]
+            found = auxiliary(network, fixed, moving, objective)["segmentation"].weighted
             optimizer.zero_grad()
             found.backward()
             optimizer.step()
             losses.append(float(found.detach()))
         assert losses[-1] < 0.5 * losses[0]
-        answer, bare = network(fixed, moving), Image(moving.data, grid)
-        one = float(network.terms(fixed, bare, answer, objective)["segmentation"].detach())
+        answer, bare = network.predict(fixed, moving), Image(moving.data, grid)
+        one = float(network.auxiliary_terms(answer, fixed, bare, objective)["segmentation"].value.detach())
         assert 0 < one < losses[0]  # a template has no labels, the images have
-        answer = network(bare, bare)
         with pytest.raises(ValueError, match="give labels, or set network.segmentation=0"):
-            network.terms(bare, bare, answer, objective)
-        network.eval()
-        assert network.terms(fixed, moving, network(fixed, moving), objective) == {}
+            auxiliary(network, bare, bare, objective)
+        assert auxiliary(network.eval(), fixed, moving, objective) == {}
 
     def test_a_segmentation_is_scored_by_shares(self):
         """Where the features say what share of their sample a label has, cross-entropy is the entropy of the shares."""
@@ -286,8 +323,8 @@ class TestPyramid(NetworkLaws):
                 norm.forward = lambda values: values  # it sees all of the image
             seen = []
             for pair in (data, other):
-                network(Image(pair, Grid.regular((32, 32, 32))), Image(pair, Grid.regular((32, 32, 32))))
-                seen.append(network._features[0].detach())
+                image = Image(pair, Grid.regular((32, 32, 32)))
+                seen.append(network.predict(image, image).auxiliary.features[0].detach())
             changed = (seen[1] - seen[0]).abs().sum((0, 1)).nonzero().max(0).values
             reached[context] = int(changed.min())
         assert reached[False] < 6
@@ -296,18 +333,20 @@ class TestPyramid(NetworkLaws):
     def test_who_has_terms_says_so(self):
         image = blob_image(Grid.regular((16, 16, 16)))
         plain, deep = Pyramid(3, (8, 8)), Pyramid(3, (8, 8), deep=1.0)
-        own = type("Own", (UNet,), {"terms": lambda self, *pair: {"own": torch.ones(())}})(3, (8, 8))
+        own = type("Own", (UNet,), {"auxiliary_terms": lambda self, *pair: {"own": WeightedValue(torch.ones(()))}})(
+            3, (8, 8)
+        )
         for network, has in ((plain, False), (deep, True), (UNet(3, (8,)), False), (own, True)):
-            assert network.has_terms is has
-            assert Conditioned(network).has_terms is has
-            assert Cascade([AffineNetwork(3, (8, 8)), network]).has_terms is has
-        assert Pyramid(3, (8, 8), segments=[1]).has_terms
+            assert network.has_auxiliary_terms is has
+            assert Conditioned(network).has_auxiliary_terms is has
+            assert Cascade([AffineNetwork(3, (8, 8)), network]).has_auxiliary_terms is has
+        assert Pyramid(3, (8, 8), segments=[1]).has_auxiliary_terms
         silent = Pyramid(3, (8, 8), segments=[1], segmentation=0)
-        assert not silent.has_terms
-        assert silent.terms(image, image, silent(image, image), Objective(MSE())) == {}
+        assert not silent.has_auxiliary_terms
+        assert auxiliary(silent, image, image, Objective(MSE())) == {}
         assert not any(p.requires_grad for p in silent.segment.parameters())  # several processes wait for a gradient
         cascade = Cascade([plain, own])
-        assert float(cascade.terms(image, image, cascade(image, image), Objective(MSE()))["own"]) == 1
+        assert float(auxiliary(cascade, image, image, Objective(MSE()))["1_own"].value) == 1
 
     def test_a_number_of_passes_for_each_level(self):
         grid = Grid.regular((16, 16, 16))
@@ -328,6 +367,23 @@ class TestPyramid(NetworkLaws):
                 Pyramid(**wrong)
         with pytest.raises(ValueError, match="choose symmetric or composed"):
             Pyramid(symmetric=True, composed=True)
+
+
+class TestSegmentingPyramid(NetworkLaws):
+    def make(self, ndim=3):
+        return Pyramid(ndim, (8, 8), segments=[1, 2], deep=0.5)
+
+    def test_every_weight_gets_a_gradient(self):
+        grid = Grid.regular((16, 16, 16))
+        network, pair = self.make(), (blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0)))
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        prediction = network.predict(*pair)
+        total = Objective(MSE())(*pair, prediction.transform).total
+        for term in network.auxiliary_terms(prediction, *pair, Objective(MSE())).values():
+            total = total + term.weighted
+        total.backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
 class TestPyramidWithContext(NetworkLaws):
@@ -393,6 +449,12 @@ class TestLaplacianPyramid(NetworkLaws):
             network.levels = levels
             assert network(image, image).grid.shape == (side, side, side)
 
+    def test_a_checkpoint_holds_how_many_levels_take_part(self):
+        network, other = self.make(), self.make()
+        network.levels = 1
+        other.load_state_dict(network.state_dict())
+        assert other.levels == 1
+
 
 class TestSwinNetwork(NetworkLaws):
     def make(self, ndim=3):
@@ -442,8 +504,7 @@ class TestConditioned(NetworkLaws):
             torch.nn.init.normal_(parameter, std=0.1)
         answers = []
         for weight in (0.01, 0.01, 1.0):
-            network.weight = weight
-            answers.append(network(*pair).field)
+            answers.append(network.predict(*pair, weight=weight).transform.field)
         assert torch.equal(answers[0], answers[1])
         assert not torch.allclose(answers[0], answers[2], atol=1e-5)
 
@@ -451,15 +512,38 @@ class TestConditioned(NetworkLaws):
         network = Conditioned(UNet(3, (8,)), between=(0.1, 0.4))
         image = blob_image(Grid.regular((16, 16, 16)))
         objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 5.0)})
-        drawn = [network.task(image, image, objective)[2].penalties["diffusion"].weight for _ in range(50)]
+        tasks = [network.task(image, image, objective) for _ in range(50)]
+        drawn = [task.objective.penalties["diffusion"].weight for task in tasks]
+        assert drawn == [task.weight for task in tasks]
         assert 0.1 <= min(drawn) < 0.15
         assert 0.3 < max(drawn) <= 0.4
-        network.eval().weight = 0.2
-        assert network.task(image, image, objective)[2].penalties["diffusion"].weight == 0.2
+        assert network.weight == pytest.approx(0.2)  # what a training draws does not change the documented weight
+        assert network.eval().task(image, image, objective).weight == network.weight
+        with pytest.raises(ValueError, match="weights from 0.1 to 0.4, got 3"):
+            network.predict(image, image, weight=3.0)
 
     def test_errors(self):
         with pytest.raises(ValueError, match="0 < least < greatest"):
             Conditioned(UNet(3, (8,)), between=(0.0, 1.0))
+
+    def test_threads_do_not_share_a_weight(self):
+        torch.manual_seed(0)
+        grid = Grid.regular((16, 16, 16))
+        pair = blob_image(grid), blob_image(grid, (1.0, 0.0, 0.0))
+        network = self.make().eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        weights = [0.01, 0.1, 1.0, 0.5] * 3
+        with torch.no_grad():
+            alone = [network.predict(*pair, weight=w).transform.field for w in weights]
+
+        def ask(weight):
+            with torch.no_grad():
+                return network.predict(*pair, weight=weight).transform.field
+
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(ask, weights))
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 class TestLearnedTemplate(NetworkLaws):
@@ -486,10 +570,15 @@ class TestLearnedTemplate(NetworkLaws):
         grid = Grid.regular((16, 16, 16))
         network, image = self.make(), blob_image(grid)
         shift = Affine.translation([2.0, 0.0, 0.0])
-        values = [float(network.terms(image, image, shift, Objective(MSE()))["centering"]) for _ in range(200)]
+
+        def centering(transform):
+            terms = network.auxiliary_terms(Prediction(transform), image, image, Objective(MSE()))
+            return float(terms["centering"].weighted)
+
+        values = [centering(shift) for _ in range(200)]
         assert values[0] == pytest.approx(0.02**2 * 4 / 0.02, rel=1e-4)
         assert values[-1] == pytest.approx(4 / 0.02, rel=0.05)
-        back = [float(network.terms(image, image, shift.inverse(), Objective(MSE()))["centering"]) for _ in range(35)]
+        back = [centering(shift.inverse()) for _ in range(35)]
         assert back[-1] < 0.1 * values[-1]
 
     def test_errors(self):

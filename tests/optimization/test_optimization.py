@@ -16,7 +16,7 @@ from learnreg.optimization import (
     descend,
     run_stages,
 )
-from learnreg.similarity import LNCC, MSE, NCC
+from learnreg.similarity import LNCC, MSE, NCC, Similarity
 from learnreg.transforms import Affine
 from tests.conftest import DIRECTIONS, blob_image, make_grid, smooth_values
 
@@ -112,7 +112,7 @@ def test_descent_keeps_the_best_iterate_and_can_stop_early():
 def test_divergence_is_an_error():
     fixed, moving = pair()
 
-    class Broken(torch.nn.Module):
+    class Broken(Similarity):
         def forward(self, warped, fixed, mask=None):
             return (warped * float("nan")).mean()
 

@@ -51,6 +51,18 @@ class SimilarityLaws:
             assert sorted(losses[:3], reverse=True) == losses[:3], relation
             assert sorted(losses[2:]) == losses[2:], relation
 
+    def test_prepared_equals_the_call(self):
+        """With and without a mask, and for a second warped image."""
+        image, _ = self.pair()
+        similarity, mask = self.make(), (image.data > -0.5).to(image.data)
+        for weights in (None, mask):
+            compare = similarity.prepare(image.data, weights)
+            for seed in (0, 1):
+                warped = image.data + noise(image.data, 0.1, seed)
+                assert float(compare(warped)) == pytest.approx(
+                    float(similarity(warped, image.data, weights)), rel=1e-12
+                )
+
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
     def test_value_is_unchanged(self, precision):
         """By autocast, and by the relations of which the similarity says so."""

@@ -1,5 +1,8 @@
+import gc
 import itertools
 import math
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -106,7 +109,12 @@ class TestLNCC(SimilarityLaws):
         assert float(lncc_loss(a, b, squared=False)) == pytest.approx(1, abs=0.02)
 
     def test_agrees_with_monai_where_monai_is_defined(self):
-        """MONAI pads with zeros and adds an absolute epsilon: compared on images with a frame of zeros."""
+        """
+
+        import gc
+        import weakref
+        from concurrent.futures import ThreadPoolExecutor
+        MONAI pads with zeros and adds an absolute epsilon: compared on images with a frame of zeros."""
         from monai.losses import LocalNormalizedCrossCorrelationLoss
 
         a = torch.nn.functional.pad(torch.rand(1, 1, 16, 16, 16), [12] * 6)
@@ -124,7 +132,7 @@ class TestMixture(SimilarityLaws):
         return Mixture({"lncc": Weighted(LNCC(5)), "mse": Weighted(MSE(), 10.0)})
 
     def test_weights_must_fit(self):
-        with pytest.raises(ValueError, match="one weight for each term"):
+        with pytest.raises(ValueError, match="must be a learnreg.terms.Weighted, got MSE"):
             Mixture({"mse": MSE()})
 
 
@@ -426,3 +434,35 @@ def test_dice_gradcheck():
     assert torch.autograd.gradcheck(
         lambda w: dice_loss(w, torch.rand(1, 2, 4, 5, generator=torch.Generator().manual_seed(0)).double()), (warped,)
     )
+
+
+def test_features_follow_the_weights_of_their_extractor():
+    """What is known of the fixed image belongs to one level, so new weights are seen at the next."""
+    torch.manual_seed(0)
+    extractor = torch.nn.Conv3d(1, 4, 3, padding=1)
+    similarity = FeatureSimilarity(extractor)
+    warped, fixed = torch.rand(2, 1, 1, 8, 8, 8)
+    before = float(similarity(warped, fixed))
+    extractor.load_state_dict({name: 2 * value for name, value in extractor.state_dict().items()})
+    fresh = float(FeatureSimilarity(extractor)(warped, fixed))
+    assert float(similarity(warped, fixed)) == fresh == pytest.approx(4 * before, rel=1e-5)
+
+
+@pytest.mark.parametrize("similarity", [LNCC(5), NCC(), MIND(), NGF(), SSIM(), MutualInformation(), CorrelationRatio()])
+def test_threads_compare_at_once(similarity):
+    pairs = [torch.rand(2, 1, 1, 9, 9, 9) for _ in range(8)]
+    alone = [float(similarity(*pair)) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda pair: float(similarity(*pair)), pairs)) == alone
+
+
+def test_nothing_outlives_a_comparison():
+    """An extractor that returns its input would be kept alive with the images by a cache."""
+    similarity = FeatureSimilarity(torch.nn.Identity())
+    fixed = torch.rand(1, 1, 8, 8, 8)
+    seen = weakref.ref(fixed)
+    compare = similarity.prepare(fixed)
+    compare(torch.rand(1, 1, 8, 8, 8))
+    del fixed, compare
+    gc.collect()
+    assert seen() is None

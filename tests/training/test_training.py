@@ -9,7 +9,8 @@ from learnreg.consistency import GradICON, InverseConsistency
 from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.grid import Grid
 from learnreg.io import read_image
-from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
+from learnreg.networks import ConditionalTemplate, Conditioned, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
+from learnreg.networks.base import Task
 from learnreg.networks.checkpoint import load_checkpoint, recipe
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import FieldStage
@@ -19,7 +20,7 @@ from learnreg.similarity import MSE
 from learnreg.supervision import LabelOverlap
 from learnreg.terms import Weighted
 from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate, amortization
-from learnreg.training.module import RegistrationModule, scores
+from learnreg.training.module import RegistrationModule
 from learnreg.transforms import Affine
 from tests.conftest import blob_image, make_grid
 
@@ -32,7 +33,7 @@ OBJECTIVE = {
         "diffusion": {
             "_target_": "learnreg.objective.Penalty",
             "weight": 0.01,
-            "regularizer": {"_target_": "learnreg.regularization.Diffusion"},
+            "term": {"_target_": "learnreg.regularization.Diffusion"},
         }
     },
 }
@@ -112,13 +113,38 @@ class TestTraining:
 
         network, (fixed, moving) = Centers(), next(iter(loader()))
         module = RegistrationModule(network, Objective(MSE()), torch.optim.Adam)
-        there, back = module(fixed, moving), module.way_back(fixed, moving, through=1)
+        there, back = module(fixed, moving), module.way_back(Task(fixed, moving, module.objective), through=1)
         assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(0, abs=1e-8)
         network.drift = 0.5
-        there, back = module(fixed, moving), module.way_back(fixed, moving, through=1)
+        there, back = module(fixed, moving), module.way_back(Task(fixed, moving, module.objective), through=1)
         assert float(InverseConsistency()(there, back, fixed.grid)) == pytest.approx(3 * 1.5**2, rel=1e-4)
         with pytest.raises(ValueError, match=r"data\.batch_size=3"):
-            module.way_back(fixed, moving, through=2)
+            module.way_back(Task(fixed, moving, module.objective), through=2)
+
+    def test_a_conditioned_network_is_validated_at_its_documented_weight(self, tmp_path):
+        module = make()
+        network = Conditioned(module.network, between=(0.01, 1.0), weight=0.1)
+        module = RegistrationModule(network, module.objective, partial(torch.optim.Adam, lr=1e-3))
+        weights = []
+
+        class Seen(pl.Callback):
+            def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+                weights.append(("train", pl_module.task(batch).weight))
+
+            def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+                weights.append(("val", pl_module.task(batch).weight))
+
+        trainer(tmp_path, max_epochs=3, callbacks=[Seen()]).fit(module, loader(), loader())
+        assert {weight for when, weight in weights if when == "val"} == {0.1}
+        assert len({weight for when, weight in weights if when == "train"}) > 3
+
+    def test_weights_are_averaged(self, tmp_path):
+        """Averaging copies the module at any moment, with passes before and after."""
+        module = make()
+        module.network.deep = 0.5
+        averaging = pl.callbacks.StochasticWeightAveraging(1e-3, swa_epoch_start=1)
+        trainer(tmp_path, max_epochs=3, callbacks=[averaging]).fit(module, loader())
+        assert all(p.isfinite().all() for p in module.network.parameters())
 
     def test_resuming_goes_on(self, tmp_path):
         first = trainer(tmp_path, max_epochs=1, callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, "last")])
@@ -176,14 +202,6 @@ def test_what_classical_steps_gain_after_an_untrained_network():
     found = amortization(make(), next(iter(loader())), refinement(), (5, 20))
     assert found["objective_after_20"] < found["objective_after_5"] < found["objective_after_0"]
     assert found["dice_after_20"] > found["dice_after_0"] + 0.02
-
-
-def test_scores_are_means_over_the_batch():
-    image = blob_image(GRID)
-    values = scores(image, image, Affine.identity(3))
-    assert float(values["dice"]) == 1
-    assert float(values["folding"]) == 0
-    assert "dice" not in scores(type(image)(image.data, image.grid), image, Affine.identity(3))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

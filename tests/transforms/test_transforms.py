@@ -100,8 +100,8 @@ class TestBSpline(TransformLaws):
         spline = self.make(grid)
         itk = to_itk(spline, grid)
         turned = make_grid("oblique" if grid.direction[0].diagonal().prod() == 1 else "LPS", (5, 6, 7), (1.0, 1.0, 1.0))
-        assert spline.on_aligned(grid) is not None
-        assert spline.on_aligned(turned) is None
+        assert spline.basis_on(grid) is not None
+        assert spline.basis_on(turned) is None
         for where in (grid, turned, grid.resized((9, 11, 13))):
             points = where.points[:, 1:-1, 1:-1, 1:-1]
             ours = spline.map_grid(where)[:, 1:-1, 1:-1, 1:-1]
@@ -156,8 +156,8 @@ class TestKernel(TransformLaws):
         expected = points + weights @ kernel.coefficients[0].reshape(3, -1).T
         assert torch.allclose(kernel(points[None])[0], expected, atol=1e-9)
         assert torch.allclose(kernel.map_grid(grid)[:, ::3, ::3, ::3].reshape(-1, 3), expected, atol=1e-9)
-        assert kernel.on_aligned(grid) is not None
-        assert kernel.on_aligned(grid.resized((9, 11, 13))) is None
+        assert kernel.basis_on(grid) is not None
+        assert kernel.basis_on(grid.resized((9, 11, 13))) is None
 
 
 class TestSmootherKernel(TestKernel):

@@ -1,0 +1,8 @@
+from .callbacks import (
+    AmortizationGap as AmortizationGap,
+    Pictures as Pictures,
+    Progressive as Progressive,
+    SaveTemplate as SaveTemplate,
+)
+from .distillation import Distillation as Distillation
+from .module import RegistrationModule as RegistrationModule
