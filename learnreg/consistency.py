@@ -1,4 +1,4 @@
-"""Inverse consistency: two maps, there and back, that should be each other's inverse."""
+"""Inverse consistency: two maps, there and back, should be each other's inverse."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from learnreg.typing import Scalar
 
 @full_precision
 def inverse_consistency_loss(forward: Transform, backward: Transform, grid: Grid) -> Scalar:
-    """Mean over the grid of ``|backward(forward(x)) - x|^2``, in mm^2.
+    """Compute the mean over the grid of ``|backward(forward(x)) - x|^2``, mm^2.
 
     Args:
         forward: From the space of ``grid``.
         backward: Back to it.
         grid: Where it is measured.
+
+    Returns:
+        A scalar, 0 if ``backward`` is the inverse of ``forward``.
 
     Source:
         Christensen and Johnson, Consistent image registration, IEEE TMI 2001.
@@ -30,12 +33,15 @@ def inverse_consistency_loss(forward: Transform, backward: Transform, grid: Grid
 
 @full_precision
 def gradicon_loss(forward: Transform, backward: Transform, grid: Grid) -> Scalar:
-    """Mean of ``|d(backward o forward)/dx - I|^2``, dimensionless: a common translation is free.
+    """Compute the mean of ``|d(backward o forward)/dx - I|^2``, dimensionless; a common translation is not penalized.
 
     Args:
         forward: From the space of ``grid``.
         backward: Back to it.
         grid: Where it is measured.
+
+    Returns:
+        A scalar, 0 if ``backward`` is the inverse of ``forward`` up to a translation.
 
     Source:
         Tian et al., GradICON: approximate diffeomorphisms via gradient inverse consistency, CVPR 2023.
@@ -70,15 +76,14 @@ class Consistency(nn.Module):
 
 
 class InverseConsistency(Consistency):
-    """Inverse consistency of a pair of transforms, see :func:`inverse_consistency_loss`.
+    """Inverse consistency of two transforms, see :func:`inverse_consistency_loss`.
 
     Args:
-        through: A training asks for the way back by way of so many other images of the batch: a cycle of unpaired
-            images. 0 is the direct way.
+        through: See :class:`Consistency`.
 
     Source:
-        For cycles: Gu et al., Pair-wise and group-wise deformation consistency in deep registration network,
-        MICCAI 2020.
+        For cycles: Gu et al., Pair-wise and group-wise deformation consistency in deep registration network, MICCAI
+            2020.
     """
 
     def forward(self, there: Transform, back: Transform, grid: Grid) -> Scalar:
@@ -89,7 +94,7 @@ class GradICON(Consistency):
     """Inverse consistency of the gradients, see :func:`gradicon_loss`.
 
     Args:
-        through: See :class:`InverseConsistency`.
+        through: See :class:`Consistency`.
     """
 
     def forward(self, there: Transform, back: Transform, grid: Grid) -> Scalar:

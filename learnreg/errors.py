@@ -1,7 +1,7 @@
-"""The exceptions that bad input raises.
+"""Exceptions for bad input.
 
 Each is also the built-in exception that fits, so ``except ValueError`` keeps working. The command line prints their
-message as one line; every other exception is a bug and keeps its traceback.
+message as one line. Every other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Calculus on sampled vector fields: composition, exponential, inverse, derivatives.
 
-Fields are ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``; beyond the grid they continue
-with the value at its border.
+Fields are ``(B, D, *grid.shape)`` in mm with components ``(x, y, z)``. Outside of the grid a field has its border
+value.
 """
 
 from __future__ import annotations
@@ -22,27 +22,33 @@ from learnreg.typing import FieldTensor, ScalarTensor
 
 
 def channels_last(field: FieldTensor) -> Tensor:
-    """``(B, D, *grid)`` to ``(B, *grid, D)``."""
+    """Move the components last: ``(B, D, *grid)`` to ``(B, *grid, D)``."""
     return field.movedim(1, -1)
 
 
 def channels_first(points: Tensor) -> FieldTensor:
-    """``(B, *grid, D)`` to ``(B, D, *grid)``."""
+    """Move the components first: ``(B, *grid, D)`` to ``(B, D, *grid)``."""
     return points.movedim(-1, 1)
 
 
 def compose(first: FieldTensor, second: FieldTensor, grid: Grid) -> FieldTensor:
-    """Displacement of ``x -> second(first(x))``: ``first(x) + second(x + first(x))``."""
+    """Compose two displacements: ``first(x) + second(x + first(x))``, the map ``x -> second(first(x))``.
+
+    Args:
+        first: ``(B, D, *grid.shape)``, mm.
+        second: ``(B, D, *grid.shape)``, mm.
+        grid: Where both are sampled.
+    """
     return first + sample(second, grid, grid.points + channels_last(first), padding="border")
 
 
 @full_precision
 def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTensor:
-    """Displacement of the flow of a stationary velocity at time 1, by scaling and squaring.
+    """Integrate a stationary velocity to time 1 by scaling and squaring.
 
-    ``exp(v) = exp(w)^(2^n)`` with ``w = v / 2^n`` and ``exp(w) = id + w + (Dw) w / 2`` for the smallest part.
-    With the term of second order 3 squarings come nearer to the flow, and to an inverse, than 7
-    without it (``scripts/benchmark.py flow``), because each squaring interpolates.
+    ``exp(v) = exp(w)^(2^n)`` with ``w = v / 2^n`` and ``exp(w) = id + w + (Dw) w / 2``. Each squaring interpolates, so
+    fewer are more accurate: with the second-order term, 3 squarings are closer to the flow and to an inverse than 7
+    without it (``scripts/benchmark.py flow`` measures it).
 
     Args:
         velocity: ``(B, D, *grid.shape)``, mm per unit time.
@@ -50,11 +56,17 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
         steps: Number of squarings ``n``.
 
     Returns:
-        ``(B, D, *grid.shape)``, mm.
+        Displacement ``(B, D, *grid.shape)``, mm.
 
     Source:
-        Arsigny et al., A Log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006.
-        Differs in: second-order start; outside the grid the velocity continues with its border value.
+        Arsigny et al., A Log-Euclidean framework for statistics on diffeomorphisms, MICCAI 2006. Differs in:
+        second-order start; outside of the grid the velocity has its border value.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((8, 8, 8))
+        >>> constant = torch.ones(1, 3, 8, 8, 8)
+        >>> torch.allclose(exponential(constant, grid), constant)
+        True
     """
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
     u = w + _Advected.apply(w) / 2
@@ -64,7 +76,10 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
 
 
 class _Advected(torch.autograd.Function):
-    """``(Dw) w`` of a field in normalized coordinates, by central differences; only the field is kept."""
+    """``(Dw) w`` of a field in normalized coordinates, by central differences.
+
+    Only the field is kept for the gradient.
+    """
 
     @staticmethod
     def forward(w: Tensor) -> Tensor:
@@ -90,7 +105,7 @@ class _Advected(torch.autograd.Function):
 
 
 def _derivatives(w: Tensor) -> Iterator[list[Tensor | None]]:
-    """The matrices of ``d / dx``, ``d / dy``, ``d / dz`` in normalized coordinates."""
+    """Yield the matrices of ``d / dx``, ``d / dy``, ``d / dz`` in normalized coordinates."""
     ndim = w.shape[1]
     for axis in reversed(range(ndim)):
         size = w.shape[axis + 2]
@@ -102,22 +117,22 @@ def _derivatives(w: Tensor) -> Iterator[list[Tensor | None]]:
 def logarithm(
     displacement: FieldTensor, grid: Grid, *, steps: int = 4, iterations: int = 20, tolerance: float = 1e-3
 ) -> tuple[FieldTensor, Tensor]:
-    """Stationary velocity whose exponential is near a displacement: ``v <- v + (exp(-v) then u)``.
+    """Find a stationary velocity whose exponential is near a displacement: ``v <- v + (exp(-v) then u)``.
 
     Args:
-        displacement: ``(B, D, *grid.shape)``, mm; not every diffeomorphism has a logarithm.
+        displacement: ``(B, D, *grid.shape)``, mm. Not every diffeomorphism has a logarithm.
         grid: Where it is sampled.
-        steps: Squarings of the exponential.
-        iterations: At most so many; the best is kept.
-        tolerance: Stops when the residual falls below this many mm.
+        steps: Number of squarings of the exponential.
+        iterations: Maximum number of iterations; the best one is returned.
+        tolerance: Stop when the residual is below this value, mm.
 
     Returns:
-        The velocity, ``(B, D, *grid.shape)``, mm per unit time, and the residual
-        ``max |exp(v)(x) - x - u(x)|`` in mm, ``(B,)``.
+        The velocity, ``(B, D, *grid.shape)``, mm per unit time, and the residual ``max |exp(v)(x) - x - u(x)|``,
+        ``(B,)``, mm.
 
     Source:
-        Bossa et al., Contributions to 3D diffeomorphic atlas estimation, MICCAI 2007, with the first
-        term of the Baker-Campbell-Hausdorff series.
+        Bossa et al., Contributions to 3D diffeomorphic atlas estimation, MICCAI 2007, with the first term of the
+        Baker-Campbell-Hausdorff series.
     """
     velocity = best = displacement
     least: Tensor | None = None
@@ -137,20 +152,25 @@ def logarithm(
 def invert(
     displacement: FieldTensor, grid: Grid, *, iterations: int = 50, tolerance: float = 1e-3
 ) -> tuple[FieldTensor, Tensor]:
-    """Inverse displacement by the fixed point ``v(x) = -u(x + v(x))``.
+    """Invert a displacement by the fixed point ``v(x) = -u(x + v(x))``.
 
     Args:
-        displacement: ``(B, D, *grid.shape)``, mm; it converges where ``u`` contracts.
-        grid: Where it is sampled, and where the inverse will be.
-        iterations: At most so many.
-        tolerance: Stops when no vector moves more than this many mm.
+        displacement: ``(B, D, *grid.shape)``, mm; the iteration converges where ``u`` is a contraction.
+        grid: Where it is sampled, and where the inverse is returned.
+        iterations: Maximum number of iterations.
+        tolerance: Stop when no vector changes by more than this value, mm.
 
     Returns:
-        The inverse displacement, ``(B, D, *grid.shape)``, and the residual
-        ``max |v(x) + u(x + v(x))|`` in mm, ``(B,)``.
+        The inverse displacement, ``(B, D, *grid.shape)``, and the residual ``max |v(x) + u(x + v(x))|``, ``(B,)``, mm.
 
     Source:
         Chen et al., A simple fixed-point approach to invert a deformation field, Med. Phys. 2008.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((8, 8, 8))
+        >>> inverse, residual = invert(torch.full((1, 3, 8, 8, 8), 0.5), grid)
+        >>> float(inverse.max()), float(residual) < 1e-5
+        (-0.5, True)
     """
     inverse = -displacement
     for _ in range(iterations):
@@ -164,7 +184,15 @@ def invert(
 
 
 def image_gradient(data: Tensor, grid: Grid) -> Tensor:
-    """``(B, C, D, *grid)`` gradient along ``(x, y, z)`` per mm, by central differences."""
+    """Compute the gradient of an image by central differences.
+
+    Args:
+        data: ``(B, C, *grid.shape)``.
+        grid: Where it is sampled.
+
+    Returns:
+        ``(B, C, D, *grid.shape)``, along ``(x, y, z)``, per mm.
+    """
     ndim = grid.ndim
     batch, channels = data.shape[:2]
     axes = [
@@ -176,10 +204,17 @@ def image_gradient(data: Tensor, grid: Grid) -> Tensor:
 
 
 def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
-    """``d(x + u)/dx`` by central differences, one-sided at the border.
+    """Compute ``d(x + u)/dx`` by central differences, one-sided at the border.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled.
 
     Returns:
-        ``(B, *grid.shape, D, D)``, dimensionless; row: component of the map, column: direction.
+        ``(B, *grid.shape, D, D)``, dimensionless; rows are components of the map, columns are directions.
+
+    Raises:
+        InputError: An axis has a single sample.
     """
     ndim = grid.ndim
     axes = list(range(2 + ndim - 1, 1, -1))  # x, y, z
@@ -191,7 +226,7 @@ def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
 
 
 def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
-    """``det d(x + u)/dx``, the local change of volume; at most 0 where the map folds.
+    """Compute ``det d(x + u)/dx``, the local change of volume; it is at most 0 where the map folds.
 
     Args:
         displacement: ``(B, D, *grid.shape)``, mm.
@@ -199,6 +234,12 @@ def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
 
     Returns:
         ``(B, *grid.shape)``, dimensionless, 1 for a rigid motion.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((4, 4, 4))
+        >>> stretched = 0.1 * grid.points.movedim(-1, 1)
+        >>> round(float(jacobian_determinant(stretched, grid).mean()), 3)
+        1.331
     """
     j = jacobian_matrix(displacement, grid)
     if grid.ndim == 2:
@@ -207,5 +248,5 @@ def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
 
 
 def _batched(matrix: Tensor, like: Tensor) -> Tensor:
-    """``(N, ...)`` with ``N`` 1 or the batch, expanded to the batch of ``like``."""
+    """Expand ``(N, ...)`` to the batch of ``like``; ``N`` is 1 or the batch size."""
     return matrix.expand(like.shape[0], *matrix.shape[1:]).to(like.dtype)

@@ -1,7 +1,7 @@
 """``Grid``: where the samples of an image or a field lie in the patient.
 
-The only module that knows about coordinates. Index space is ``(i, j, k)`` along ``(x, y, z)``;
-arrays are ``(z, y, x)``; physical space is millimetres in LPS, as in ITK and DICOM.
+The only module that knows coordinate conventions. Index space is ``(i, j, k)`` along ``(x, y, z)``, arrays are
+``(z, y, x)``, and physical space is mm in LPS, as in ITK and DICOM.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ from learnreg.typing import FieldTensor, MatrixTensor, OneMatrix, PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A regular lattice of cells in physical space; frozen, batched, 2-D or 3-D.
+    """A regular lattice of cells in physical space, 2-D or 3-D, batched and immutable.
 
     Args:
         shape: Number of samples in array order, ``(z, y, x)`` or ``(y, x)``.
-        affine: ``(N, D+1, D+1)`` or ``(D+1, D+1)``, homogeneous, index ``(i, j, k)`` to mm LPS.
-            Its columns are orthogonal: spacing times direction cosines. ``N`` is 1 (shared by
-            the batch) or the batch size.
+        affine: ``(N, D+1, D+1)`` or ``(D+1, D+1)``, homogeneous, from index ``(i, j, k)`` to mm LPS. Its columns are
+            orthogonal: spacing times direction cosines. ``N`` is 1 (shared by the batch) or the batch size.
 
     Raises:
-        ValueError: The shape is not 2-D or 3-D, or the affine does not fit it.
+        InputError: The shape is not 2-D or 3-D, or the affine does not fit it.
+
+    Example:
+        >>> grid = Grid.regular((10, 20, 30), spacing=(1.0, 1.0, 2.0), origin=(0.0, 0.0, 0.0))
+        >>> grid.to_index(torch.tensor([[[3.0, 4.0, 6.0]]]))
+        tensor([[[3., 4., 3.]]])
     """
 
     shape: tuple[int, ...]
@@ -60,18 +64,17 @@ class Grid:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> Grid:
-        """Grid from ITK's terms.
+        """Create a grid from ITK's terms.
 
         Args:
             shape: Array order ``(z, y, x)``.
-            spacing: mm along ``(x, y, z)``, or one value for all.
-            origin: mm LPS of the first sample's center, ``(x, y, z)``; ``None`` puts the
-                center of the grid at 0.
-            direction: ``(D, D)`` direction cosines, one column an index axis; ``None`` is LPS.
+            spacing: mm along ``(x, y, z)``, or one value for all axes.
+            origin: mm LPS of the center of the first sample, ``(x, y, z)``; ``None`` puts the center of the grid at 0.
+            direction: ``(D, D)`` direction cosines, one column per index axis; ``None`` is LPS.
             dtype: ``float32``, or ``float64`` for numerical checks.
 
         Raises:
-            ValueError: A spacing is not positive or the direction is not orthonormal.
+            InputError: A spacing is not positive, or the direction is not orthonormal.
         """
         ndim = len(shape)
         steps = [float(spacing)] * ndim if isinstance(spacing, (int, float)) else [float(s) for s in spacing]
@@ -97,62 +100,65 @@ class Grid:
 
     @property
     def ndim(self) -> int:
-        """2 or 3."""
+        """Number of spatial dimensions, 2 or 3."""
         return len(self.shape)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the coordinates."""
+        """Data type of the coordinates."""
         return self.affine.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the coordinates live."""
+        """Device of the coordinates."""
         return self.affine.device
 
     @property
     def size(self) -> Tensor:
-        """``(D,)`` number of samples along ``(x, y, z)``."""
+        """Number of samples along ``(x, y, z)``, ``(D,)``."""
         return torch.tensor(self.shape[::-1], dtype=self.dtype, device=self.device)
 
     @cached_property
     def spacing(self) -> Tensor:
-        """``(N, D)`` mm along the index axes ``(x, y, z)``."""
+        """Distance between samples in mm along the index axes ``(x, y, z)``, ``(N, D)``."""
         return self.affine[:, : self.ndim, : self.ndim].norm(dim=1)
 
     @property
     def direction(self) -> Tensor:
-        """``(N, D, D)`` direction cosines, one column an index axis."""
+        """Direction cosines, ``(N, D, D)``, one column per index axis."""
         return self.affine[:, : self.ndim, : self.ndim] / self.spacing.unsqueeze(1)
 
     @property
     def origin(self) -> Tensor:
-        """``(N, D)`` mm, the center of the first sample."""
+        """Center of the first sample in mm, ``(N, D)``."""
         return self.affine[:, : self.ndim, self.ndim]
 
     @property
     def center(self) -> Tensor:
-        """``(N, D)`` mm, the middle of the field of view."""
+        """Center of the field of view in mm, ``(N, D)``."""
         return apply_affine(self.affine, ((self.size - 1) / 2).expand(self.affine.shape[0], -1))
 
     @property
     def extent(self) -> Tensor:
-        """``(N, D)`` mm, size of the field of view along the index axes, cells included."""
+        """Size of the field of view in mm along the index axes, ``(N, D)``.
+
+        It includes the outer halves of the border cells.
+        """
         return self.spacing * self.size
 
     @cached_property
     def inverse_affine(self) -> MatrixTensor:
-        """``(N, D+1, D+1)`` mm LPS to index."""
+        """Matrix from mm LPS to index, ``(N, D+1, D+1)``."""
         return torch.linalg.inv(self.affine.double()).to(self.dtype)
 
     @cached_property
     def normalizing(self) -> MatrixTensor:
-        """``(N, D+1, D+1)`` mm LPS to ``[-1, 1]`` over the field of view (``align_corners=False``)."""
+        """Matrix from mm LPS to [-1, 1] over the field of view (``align_corners=False``), ``(N, D+1, D+1)``."""
         return (self.index_normalizing.double() @ torch.linalg.inv(self.affine.double())).to(self.dtype)
 
     @cached_property
     def index_normalizing(self) -> MatrixTensor:
-        """``(1, D+1, D+1)`` index to ``[-1, 1]`` over the field of view."""
+        """Matrix from index to [-1, 1] over the field of view, ``(1, D+1, D+1)``."""
         matrix = torch.eye(self.ndim + 1, dtype=torch.float64, device=self.device)
         size = self.size.double()
         matrix[range(self.ndim), range(self.ndim)] = 2 / size
@@ -161,33 +167,40 @@ class Grid:
 
     @cached_property
     def denormalizing(self) -> MatrixTensor:
-        """``(N, D+1, D+1)`` the inverse of :attr:`normalizing`."""
+        """Inverse of :attr:`normalizing`, ``(N, D+1, D+1)``."""
         return torch.linalg.inv(self.normalizing.double()).to(self.dtype)
 
     @cached_property
     def corners(self) -> Grid:
-        """The grid of two samples an axis, the outermost ones of this."""
+        """The grid of the outermost samples of this grid, two per axis."""
         affine = self.affine.clone()
         affine[:, : self.ndim, : self.ndim] *= (self.size - 1).clamp(min=1)
         return Grid((2,) * self.ndim, affine)
 
     @cached_property
     def points(self) -> PointTensor:
-        """``(N, *shape, D)`` mm LPS of every sample; computed once."""
+        """Positions of all samples in mm LPS, ``(N, *shape, D)``; computed once."""
         axes = [torch.arange(n, dtype=self.dtype, device=self.device) for n in self.shape]
         index = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], dim=-1)
         return apply_affine(self.affine, index.expand(self.affine.shape[0], *index.shape))
 
     def to_index(self, points: PointTensor) -> PointTensor:
-        """Continuous index ``(i, j, k)`` of points in mm, ``(B, *P, D)``."""
+        """Convert points ``(B, *P, D)`` in mm to continuous indices ``(i, j, k)``."""
         return apply_affine(self.inverse_affine, points)
 
     def to_normalized(self, points: PointTensor) -> PointTensor:
-        """Coordinates for ``grid_sample`` (``align_corners=False``) of points in mm, ``(B, *P, D)``."""
+        """Convert points ``(B, *P, D)`` in mm to coordinates for ``grid_sample`` (``align_corners=False``)."""
         return apply_affine(self.normalizing, points)
 
     def resized(self, shape: Sequence[int]) -> Grid:
-        """The same field of view with another number of samples."""
+        """Return the same field of view with another number of samples.
+
+        Args:
+            shape: Array order.
+
+        Raises:
+            InputError: ``shape`` has another number of axes.
+        """
         if len(shape) != self.ndim:
             raise InputError(f"Grid.resized needs {self.ndim} sizes, got {tuple(shape)}.")
         factor = torch.tensor(
@@ -202,7 +215,15 @@ class Grid:
         return Grid(tuple(shape), affine.to(self.dtype))
 
     def cropped(self, first: Sequence[int], shape: Sequence[int]) -> Grid:
-        """``shape`` samples from the sample ``first`` on, both in array order."""
+        """Return the part of the grid that starts at an index.
+
+        Args:
+            first: Index of the first sample, array order.
+            shape: Number of samples, array order.
+
+        Raises:
+            InputError: An argument has another number of axes.
+        """
         if len(first) != self.ndim or len(shape) != self.ndim:
             raise InputError(f"Grid.cropped needs {self.ndim} indices and sizes, got {tuple(first)}, {tuple(shape)}.")
         start = torch.tensor(list(first)[::-1], dtype=torch.float64, device=self.device)
@@ -211,15 +232,22 @@ class Grid:
         return Grid(tuple(shape), affine.to(self.dtype))
 
     def with_spacing(self, spacing: float | Sequence[float]) -> Grid:
-        """The same field of view at about ``spacing`` mm ``(x, y, z)``; at least one sample an axis."""
+        """Return the same field of view at about ``spacing`` mm along ``(x, y, z)``.
+
+        Each axis keeps at least one sample.
+        """
         wanted = torch.as_tensor(spacing, dtype=self.dtype, device=self.device)
         shape = (self.extent[0] / wanted).round().clamp(min=1).flip(0).tolist()
         return self.resized([int(n) for n in shape])
 
     def coarsened(self, factor: float, *, smallest: int = 1) -> Grid:
-        """The same field of view at ``factor`` times the finest spacing, axes kept near isotropic.
+        """Return the same field of view at ``factor`` times the finest spacing, with nearly isotropic samples.
 
         An axis that is already coarser than the new spacing keeps its samples.
+
+        Args:
+            factor: At least 1.
+            smallest: Lowest number of samples per axis, unless the axis has fewer.
         """
         spacing = self.spacing[0]
         wanted = torch.maximum(spacing, spacing.min() * factor)
@@ -227,12 +255,12 @@ class Grid:
         return self.resized([min(n, max(smallest, int(m))) for n, m in zip(self.shape, shape, strict=True)])
 
     def to(self, *args: object, **kwargs: object) -> Grid:
-        """Move or cast the coordinates, as ``torch.Tensor.to``."""
+        """Move or cast the coordinates, as ``torch.Tensor.to`` does."""
         affine = self.affine.to(*args, **kwargs)  # type: ignore[call-overload]
         return self if affine is self.affine else Grid(self.shape, affine)
 
     def matches(self, other: Grid, tolerance: float = 1e-4) -> bool:
-        """Whether both have the same samples: equal shape, corners within ``tolerance`` of a voxel."""
+        """Return whether both grids have the same samples: equal shape, corners within ``tolerance`` of a voxel."""
         if self is other:
             return True
         if self.shape != other.shape or self.device != other.device:
@@ -248,7 +276,15 @@ class Grid:
 
 
 def apply_affine(matrix: MatrixTensor, points: PointTensor) -> PointTensor:
-    """Homogeneous ``matrix`` on channel-last ``points``; float32 also under autocast."""
+    """Apply a homogeneous matrix to channel-last points, in float32 also under autocast.
+
+    Args:
+        matrix: ``(N, D+1, D+1)``.
+        points: ``(B, *P, D)``; a batch of 1 on either side is broadcast.
+
+    Returns:
+        ``(B, *P, D)``.
+    """
     ndim = matrix.shape[-1] - 1
     matrix = matrix.to(torch.promote_types(matrix.dtype, points.dtype))
     flat = points.reshape(points.shape[0], -1, ndim).to(matrix.dtype)
@@ -259,6 +295,6 @@ def apply_affine(matrix: MatrixTensor, points: PointTensor) -> PointTensor:
 
 @full_precision
 def linear_map(matrix: Tensor, field: FieldTensor) -> FieldTensor:
-    """The linear part of a homogeneous ``(N, D+1, D+1)`` matrix on each vector of a ``(B, D, *grid)`` field."""
+    """Apply the linear part of a homogeneous ``(N, D+1, D+1)`` matrix to each vector of a ``(B, D, *grid)`` field."""
     ndim = field.shape[1]
     return map_vectors(matrix[:, :ndim, :ndim].to(field.dtype), field)

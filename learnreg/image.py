@@ -1,4 +1,4 @@
-"""``Image``: samples on a grid, and what is known beside them: mask, labels, landmarks, covariates."""
+"""``Image``: intensities on a grid, with mask, labels, landmarks and covariates."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """Intensities in physical space; frozen.
+    """Intensities in physical space, with what else is known of the subject; immutable.
 
     Args:
         data: ``(B, C, *grid.shape)``, floating point.
         grid: Where the samples lie.
-        mask: ``(B, 1, *grid.shape)``, non-zero where the image counts; ``None`` is everywhere.
-        labels: ``(B, 1, *grid.shape)``, integer segmentation, 0 is background.
-        landmarks: ``(B, K, D)`` mm LPS; number k marks the same place in both images of a pair, NaN
-            where it is not marked.
-        covariates: ``(B, K)``, what is known of each subject, such as the age.
+        mask: ``(B, 1, *grid.shape)``, non-zero where the image counts; ``None`` counts every voxel.
+        labels: ``(B, 1, *grid.shape)``, integer segmentation; 0 is background.
+        landmarks: ``(B, K, D)``, mm LPS. Landmark ``k`` marks the same place in both images of a pair; NaN if it is not
+            marked.
+        covariates: ``(B, K)``, numbers known of each subject, such as the age.
 
     Raises:
-        ValueError: A tensor does not have the grid's shape.
+        InputError: A tensor does not fit the grid or the batch size.
+
+    Example:
+        >>> image = Image(torch.rand(1, 1, 8, 8, 8), learnreg.Grid.regular((8, 8, 8), spacing=2.0))
+        >>> image.batch_size, image.ndim
+        (1, 3)
     """
 
     data: ImageTensor
@@ -70,11 +75,11 @@ class Image:
 
     @property
     def ndim(self) -> int:
-        """2 or 3."""
+        """Number of spatial dimensions, 2 or 3."""
         return self.grid.ndim
 
     def to(self, *args: object, **kwargs: object) -> Image:
-        """Move to a device; a dtype given applies to intensities and grid, not to mask or labels."""
+        """Move to a device; a dtype applies to intensities, grid, landmarks and covariates, not to mask or labels."""
         data = self.data.to(*args, **kwargs)  # type: ignore[call-overload]
         dtype = data.dtype if data.dtype in (torch.float32, torch.float64) else self.grid.dtype
         return Image(
@@ -87,17 +92,22 @@ class Image:
         )
 
     def with_data(self, data: ImageTensor) -> Image:
-        """The same place, mask and labels with other intensities."""
+        """Return the image with other intensities; grid, mask, labels and the rest stay."""
         return replace(self, data=data)
 
 
 def label_values(*maps: Tensor) -> list[int]:
-    """Labels that all maps have, background 0 left out, ascending."""
+    """Return the labels that all maps contain, without the background 0, in ascending order.
+
+    Example:
+        >>> label_values(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3]))
+        [2]
+    """
     return sorted(set.intersection(*(set(_values(labels)) for labels in maps)) - {0})
 
 
-def _values(labels: LabelTensor) -> list[int]:
-    """Counted where the labels are small, as they are in atlases; sorting takes twenty times as long."""
+def _values(labels: Tensor) -> list[int]:
+    """Return all labels of a map; counting small labels is twenty times as fast as sorting."""
     flat = labels.flatten()
     if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < 2**16:
         flat = flat.bincount().nonzero()
@@ -105,17 +115,17 @@ def _values(labels: LabelTensor) -> list[int]:
 
 
 def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, threshold: float = 0.02) -> Image:
-    """The part of an image that is not background: what lies within a margin of all that stands out.
+    """Crop an image to its content: all that is not background, with a margin.
 
     Args:
-        image: Intensities in [0, 1], 0 is background; landmarks and grid stay where they are.
+        image: Intensities in [0, 1], 0 is background.
         margin: Voxels around the content.
-        multiple: Sizes are rounded up to multiples of it, as far as the image reaches, so that coarser levels
-            have whole voxels.
-        threshold: What is above it stands out; so does what a mask counts or a label covers.
+        multiple: Round sizes up to multiples of it where the image is large enough, so that coarser levels have whole
+            voxels.
+        threshold: Intensities above it are content, as are voxels of the mask and of labels.
 
     Returns:
-        The image itself where nothing can be left out.
+        The cropped image, its physical positions unchanged; the image itself if nothing can be cropped.
     """
     content = image.data.amax(1, keepdim=True) > threshold
     for extra in (image.mask, image.labels):
@@ -132,18 +142,17 @@ def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, thresho
 
 
 def crop_to_view(image: Image, *, filled: float = 0.5) -> Image:
-    """What a scanner saw of an image that was enlarged to a common size.
+    """Crop the empty border of an image that was enlarged to a common size, down to what the scanner saw.
 
-    On each side, planes of nothing but the least intensity are left out if the plane behind them is filled, as where
-    a crop ends. Where an organ or a head stands before a background, the outermost plane that it touches is
-    not, and the background stays.
+    On each side, planes that contain only the lowest intensity are removed if the next plane is mostly filled, as at
+    the edge of a crop. The background around a head or an organ is kept, because its outermost plane is barely filled.
 
     Args:
-        image: One channel is enough to be seen; landmarks and grid stay where they are.
-        filled: Least share of the outermost plane, within the box of all that is above the least intensity.
+        image: The image; one channel with content is enough.
+        filled: Lowest filled share of the outermost plane, within the bounding box of all content.
 
     Returns:
-        The image itself where nothing is left out.
+        The cropped image, its physical positions unchanged; the image itself if nothing can be cropped.
     """
     least = image.data.amin(list(range(2, image.data.ndim)), keepdim=True)
     seen = (image.data > least).flatten(0, 1).any(0)
@@ -160,7 +169,7 @@ def crop_to_view(image: Image, *, filled: float = 0.5) -> Image:
 
 
 def _ends(seen: Tensor, axis: int) -> tuple[int, int]:
-    """The first plane with anything in it and the one after the last; all planes if there is nothing."""
+    """Return the first plane with content and the one after the last; all planes if there is no content."""
     planes = torch.nonzero(seen.amax([k for k in range(seen.ndim) if k != axis])).flatten().tolist()
     return (planes[0], planes[-1] + 1) if planes else (0, seen.shape[axis])
 
@@ -177,12 +186,16 @@ def _cropped(image: Image, first: Sequence[int], shape: Sequence[int]) -> Image:
 
 
 def stack(images: Sequence[Image]) -> Image:
-    """One batch from images of equal shape; masks, labels, landmarks and covariates are kept if all have them.
+    """Combine images of equal shape into one batch.
 
-    Shorter lists of landmarks are filled up with NaN.
+    Masks, labels, landmarks and covariates are kept if all images have them. Shorter lists of landmarks are padded with
+    NaN.
+
+    Args:
+        images: At least one.
 
     Raises:
-        ValueError: The shapes differ.
+        InputError: The shapes differ.
     """
     shapes = {image.grid.shape for image in images}
     if len(shapes) != 1:

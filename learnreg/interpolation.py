@@ -1,7 +1,8 @@
-"""Linear interpolation: the only caller of torch's sampler, and of its gradient.
+"""Linear interpolation, the only wrapper of ``torch.nn.functional.grid_sample``.
 
-What happens at every voxel of a volume is done slab by slab. A slab's coordinates stay in the cache
-and are computed again for the gradient, so that nothing of full size is kept but the result.
+Volumes are sampled slab by slab. The coordinates of a slab stay in the cache and are recomputed for the gradient, so
+nothing of full size is kept but the result. The custom functions support first-order gradients, by autograd and
+``torch.func.grad``; a second derivative, ``jvp`` and ``vmap`` raise torch's error.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ Mode = Literal["linear", "nearest"]
 
 
 def interpolate(values: Tensor, coordinates: Tensor, mode: Mode = "linear") -> Tensor:
-    """``grid_sample`` for points of any shape, with the depth cut over the CPU's threads.
+    """Interpolate values at points of any shape; on the CPU the points are divided among the threads.
 
     Args:
         values: ``(B, C, *grid)``.
-        coordinates: ``(B, *P, D)``, normalized to [-1, 1] over the field of view; a batch of 1 on
-            either side is broadcast.
-        mode: ``"linear"`` or ``"nearest"``; beyond the border its value.
+        coordinates: ``(B, *P, D)``, normalized to [-1, 1] over the field of view; a batch of 1 on either side is
+            broadcast.
+        mode: ``"linear"`` or ``"nearest"``. Points outside get the value at the border.
+
+    Returns:
+        ``(B, C, *P)``.
     """
     batch = max(values.shape[0], coordinates.shape[0])
     ndim = coordinates.shape[-1]
@@ -103,7 +107,7 @@ class _Cut:
 def _interpolation_gradient(
     values: Tensor, coordinates: Tensor, outer: Tensor, needed: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of linear :func:`interpolate` for ``values`` and ``coordinates``, ``(B, *grid, D)``."""
+    """Return the gradients of linear :func:`interpolate` for ``values`` and for ``coordinates`` ``(B, *grid, D)``."""
     batch, own = coordinates.shape[0], values.shape[0]
     cut = _Cut.of(coordinates)
     values = cut.values(values.expand(batch, *values.shape[1:]))
@@ -128,17 +132,17 @@ def sample_displaced(
     mode: Mode = "linear",
     zeros: bool = False,
 ) -> Tensor:
-    """``values(base(i) + L u(i))`` at each index ``i`` of a grid, where ``u`` is a field on a coarser one.
+    """Compute ``values(base(i) + L u(i))`` at each index ``i`` of a grid, where ``u`` is a field on a coarser lattice.
 
     Args:
         values: ``(B, C, *grid)``.
         field: ``(B, D, *lattice)``, displacements.
-        base: ``(N, D+1, D+1)``, index of the grid to normalized coordinates of ``values``; no gradient.
+        base: ``(N, D+1, D+1)``, index of the grid to normalized coordinates of ``values``; has no gradient.
         shape: Of the grid.
-        linear: ``(N, D, D)``, displacements to normalized coordinates; no gradient. ``None`` is the identity.
-        matrices: One an axis in array order, from the lattice to the grid; ``None`` where both agree.
+        linear: ``(N, D, D)``, displacements to normalized coordinates; has no gradient. ``None`` is the identity.
+        matrices: One matrix per axis in array order, from the lattice to the grid; ``None`` where both agree.
         mode: ``"linear"``, or ``"nearest"``, which has no gradient.
-        zeros: 0 outside the field of view; else the value at its border.
+        zeros: If ``True``, return 0 outside the field of view, else the value at the border.
 
     Returns:
         ``(B, C, *shape)``.
@@ -152,7 +156,7 @@ def sample_displaced(
 
 @dataclass(frozen=True, eq=False)
 class _Placing:
-    """From a field to the coordinates of a slab, and back with their gradient."""
+    """Map a field to the normalized coordinates of a slab, and a gradient of the coordinates back to the field."""
 
     base: Tensor
     linear: Tensor | None
@@ -160,10 +164,10 @@ class _Placing:
     shape: tuple[int, ...]
 
     def points(self, field: Tensor, rows: slice, batch: int) -> Tensor:
-        """``(B, rows, ..., D)`` normalized coordinates."""
+        """Return the normalized coordinates ``(B, rows, ..., D)`` of a slab."""
         ndim = len(self.shape)
         first, reach = rows_of(self.matrices[0], rows)
-        moved = apply_separable(field[:, :, reach], [first, *[None] * (ndim - 1)])  # a slab before all else
+        moved = apply_separable(field[:, :, reach], [first, *[None] * (ndim - 1)])
         if self.linear is not None:
             moved = map_vectors(self.linear, moved)
         moved = apply_separable(moved, [None, *self.matrices[1:]])
@@ -175,14 +179,14 @@ class _Placing:
         return moved.movedim(1, -1).expand(batch, *moved.shape[2:], ndim)
 
     def _steps(self, axis: int, part: slice) -> Tensor:
-        """``(N, D, ..)`` what the index along an array axis adds to the coordinates."""
+        """Return ``(N, D, ...)``, what the index along an array axis adds to the coordinates."""
         ndim = len(self.shape)
         index = torch.arange(self.shape[axis], dtype=self.base.dtype, device=self.base.device)[part]
         steps = self.base[:, :ndim, ndim - 1 - axis].unsqueeze(-1) * index
         return steps.reshape(*steps.shape[:2], *[len(index) if a == axis else 1 for a in range(ndim)])
 
     def gradient(self, outer: Tensor, rows: slice) -> tuple[Tensor, slice]:
-        """A slab's share of the gradient of the field, for that of the coordinates, and the rows it falls on."""
+        """Return the gradient of the field from one slab, and the rows of the field that it belongs to."""
         back = apply_separable(outer.movedim(-1, 1), [None, *[m if m is None else m.T for m in self.matrices[1:]]])
         if self.linear is not None:
             back = map_vectors(self.linear.mT, back)
@@ -229,11 +233,16 @@ class _SampleDisplaced(torch.autograd.Function):
 
 
 def squared(field: Tensor, base: MatrixTensor) -> Tensor:
-    """Displacement of the map twice, ``u(x) + u(x + u(x))``; beyond the grid ``u`` has its border value.
+    """Compute the displacement of a map applied twice, ``u(x) + u(x + u(x))``.
+
+    Outside the grid ``u`` has its border value.
 
     Args:
         field: ``(B, D, *grid)``, normalized coordinates.
         base: ``(1, D+1, D+1)``, index of the grid to normalized coordinates.
+
+    Returns:
+        ``(B, D, *grid)``, normalized coordinates.
     """
     twice: Tensor = _Squared.apply(field, _Placing(base.to(field), None, [None] * field.shape[1], field.shape[2:]))
     return twice
@@ -259,10 +268,10 @@ class _Squared(torch.autograd.Function):
         (field,) = ctx.saved_tensors
         points = ctx.placing.points(field, slice(0, field.shape[2]), len(field))
         for_values, for_points = _interpolation_gradient(field, points, outer, (True, True))
-        assert for_values is not None and for_points is not None  # noqa: S101 - both were asked for
+        assert for_values is not None and for_points is not None  # noqa: S101 - both are needed
         return for_values.add_(outer).add_(for_points.movedim(-1, 1)), None
 
 
 def _inside(points: Tensor) -> Tensor:
-    """``(B, 1, ...)`` whether points are in the field of view."""
+    """Return ``(B, 1, ...)``, whether points lie in the field of view."""
     return (points.abs().amax(dim=-1) <= 1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""SimpleITK in and out: images, label maps and DICOM series, with their physical space."""
+"""Read and write images, label maps and DICOM series with SimpleITK."""
 
 from __future__ import annotations
 
@@ -25,16 +25,22 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
     """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
 
     Args:
-        path: Any file that SimpleITK reads, or a folder with one DICOM series.
+        path: A file that SimpleITK reads, or a folder with one DICOM series.
         labels: Segmentation on the same grid.
-        mask: Non-zero where the image counts, on the same grid.
+        mask: Image on the same grid, non-zero where the image counts.
 
     Returns:
         Float32 intensities ``(1, 1, *shape)`` as stored, without normalization.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no image, is 4-D or in color, has NaNs, or labels or mask do not fit.
+        MissingFileError: The file does not exist.
+        InputError: The file is not an image, is 4-D or in color, or contains NaN; or labels or mask do not fit.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((4, 5, 6), spacing=2.0)
+        >>> write_image(torch.ones(1, 4, 5, 6), grid, "image.nii.gz")
+        >>> read_image("image.nii.gz").data.shape
+        torch.Size([1, 1, 4, 5, 6])
     """
     image = image_from_sitk(read_sitk(path), name=str(path))
     _check_nifti(Path(path))
@@ -58,7 +64,12 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
 
 
 def read_sitk(path: PathLike) -> sitk.Image:
-    """A SimpleITK image from a file or a DICOM folder, with plain errors."""
+    """Read a SimpleITK image from a file or a DICOM folder.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        InputError: The file is not an image.
+    """
     file = Path(path)
     if not file.exists():
         raise MissingFileError(f"No such image: {file}. Check the path.")
@@ -71,7 +82,7 @@ def read_sitk(path: PathLike) -> sitk.Image:
 
 
 def _check_nifti(file: Path) -> None:
-    """Raise ``ValueError`` for NaNs in a NIfTI file, which ITK's reader turns into zeros in silence."""
+    """Raise an error for NaN in a NIfTI file; ITK's reader replaces them by zeros without a warning."""
     if not file.name.endswith((".nii", ".nii.gz")):
         return
     import nibabel
@@ -101,10 +112,15 @@ def _read_dicom(folder: Path) -> sitk.Image:
 
 
 def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: bool = True) -> Image:
-    """A SimpleITK image as :class:`Image`, ``(1, 1, *shape)`` float32.
+    """Convert a SimpleITK image to an :class:`Image`, ``(1, 1, *shape)`` float32.
+
+    Args:
+        image: Scalar, 2-D or 3-D.
+        name: Name in error messages.
+        check_values: Raise an error for NaN and infinite values.
 
     Raises:
-        ValueError: It is not a scalar 2-D or 3-D image, or has values that are not finite.
+        InputError: The image is not a scalar 2-D or 3-D image, or has values that are not finite.
     """
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
@@ -122,14 +138,20 @@ def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: boo
 
 
 def grid_from_sitk(image: sitk.Image) -> Grid:
-    """The grid of a SimpleITK image."""
+    """Return the grid of a SimpleITK image."""
     ndim = image.GetDimension()
     direction = np.array(image.GetDirection()).reshape(ndim, ndim)
     return Grid.regular(image.GetSize()[::-1], image.GetSpacing(), image.GetOrigin(), torch.from_numpy(direction))
 
 
 def to_sitk(values: Tensor, grid: Grid, *, vector: bool = False) -> sitk.Image:
-    """``(C, *grid.shape)`` (or ``(*grid.shape)``) values as a SimpleITK image on ``grid``."""
+    """Convert values to a SimpleITK image on a grid.
+
+    Args:
+        values: ``(C, *grid.shape)`` or ``(*grid.shape)``.
+        grid: Where the values lie.
+        vector: Store the channels as vectors; otherwise the first channel is stored.
+    """
     array = values.detach().cpu().numpy()
     if vector:
         array = np.moveaxis(array, 0, -1)
@@ -141,7 +163,7 @@ def to_sitk(values: Tensor, grid: Grid, *, vector: bool = False) -> sitk.Image:
 
 
 def place(image: sitk.Image, grid: Grid) -> None:
-    """Give a SimpleITK image the physical space of ``grid``, with direction cosines exactly orthonormal."""
+    """Set spacing, origin and direction of a SimpleITK image; the direction cosines are made exactly orthonormal."""
     affine = grid.affine[0].detach().double().cpu()
     linear = affine[: grid.ndim, : grid.ndim]
     spacing = linear.norm(dim=0)
@@ -152,7 +174,16 @@ def place(image: sitk.Image, grid: Grid) -> None:
 
 
 def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
-    """Write ``(C, *grid.shape)`` values; the file appears only when it is complete."""
+    """Write values as an image; the file appears only when it is complete.
+
+    Args:
+        values: ``(C, *grid.shape)``; the first channel is written.
+        grid: Where the values lie.
+        path: The suffix sets the format.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     image = to_sitk(values, grid)
     write_atomically(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
 

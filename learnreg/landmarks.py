@@ -1,4 +1,4 @@
-"""Landmarks on disk: CSV, elastix, and 3D Slicer's two formats, to points in mm LPS."""
+"""Read landmarks from CSV, elastix and 3D Slicer files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ NAMED = re.compile(r"(.*[_ ])?[xyzijk]")  # of a column: x, or fixed_x
 
 
 def read_landmarks(path: PathLike, grid: Grid) -> PointTensor:
-    """Points of one image.
+    """Read the landmarks of one image.
 
     Args:
-        path: A CSV with the columns ``x,y[,z]`` in mm LPS or ``i,j[,k]`` in voxels, counted from 0; a ``.txt``
-            of elastix (``point`` or ``index``); 3D Slicer's ``.fcsv`` or ``.mrk.json``.
-        grid: That of the image.
+        path: A CSV with the columns ``x,y[,z]`` (mm LPS) or ``i,j[,k]`` (voxels from 0), a ``.txt`` of elastix
+            (``point`` or ``index``), or a ``.fcsv`` or ``.mrk.json`` of 3D Slicer.
+        grid: Grid of the image.
 
     Returns:
         ``(1, K, D)``, mm LPS.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds no points of this dimension.
+        MissingFileError: The file does not exist.
+        InputError: The file holds no points of this dimension.
     """
     file = _existing(path)
     if file.name.lower().endswith(".mrk.json"):
@@ -45,10 +45,21 @@ def read_landmarks(path: PathLike, grid: Grid) -> PointTensor:
 
 
 def read_landmark_pairs(path: PathLike, fixed: Grid, moving: Grid) -> tuple[PointTensor, PointTensor]:
-    """Points of both images from one CSV: the columns of the fixed image first, such as ``f_i,f_j,f_k,m_i,m_j,m_k``.
+    """Read the landmarks of both images from one CSV, the columns of the fixed image first.
+
+    ``f_i,f_j,f_k,m_i,m_j,m_k``.
+
+    Args:
+        path: The CSV.
+        fixed: Grid of the fixed image.
+        moving: Grid of the moving image.
 
     Returns:
-        Two of ``(1, K, D)``, mm LPS.
+        Landmarks of the fixed and of the moving image, ``(1, K, D)`` each, mm LPS.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        InputError: The columns are not named as above, or a value is not a number.
     """
     first, second = _from_csv(_existing(path), [fixed, moving])
     return first, second
@@ -62,7 +73,7 @@ def _existing(path: PathLike) -> Path:
 
 
 def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
-    """One set of points a grid, from so many groups of columns."""
+    """Read one set of points per grid, from as many groups of columns."""
     with file.open(newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.reader(lines))
     header = [name.strip().lower() for name in rows[0]] if rows else []
@@ -81,7 +92,7 @@ def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
 def _from_elastix(file: Path, grid: Grid) -> PointTensor:
     lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(lines) < 2 or lines[0] not in (["point"], ["index"]):
-        raise InputError(f"{file} is no list of points of elastix; its first line is `point` or `index`.")
+        raise InputError(f"{file} is not a point list of elastix; its first line must be `point` or `index`.")
     return _placed(_numbers(lines[2:], file), grid, index=lines[0] == ["index"])
 
 
@@ -97,12 +108,15 @@ def _from_markups(file: Path, grid: Grid) -> PointTensor:
         (markup, *_) = json.loads(file.read_text(encoding="utf-8"))["markups"]
         rows = [point["position"] for point in markup["controlPoints"]]
     except (ValueError, KeyError) as error:
-        raise InputError(f"{file} is no list of markups of 3D Slicer; give {FORMATS}.") from error
+        raise InputError(f"{file} is not a markups file of 3D Slicer; give {FORMATS}.") from error
     return _placed(_numbers(rows, file) * _to_lps(markup.get("coordinateSystem", "LPS")), grid, index=False)
 
 
 def _to_lps(system: str) -> torch.Tensor:
-    """Signs of a coordinate system; 3D Slicer says 0 for RAS and 1 for LPS in older files."""
+    """Return the signs that convert a coordinate system to LPS.
+
+    Older files of 3D Slicer write 0 for RAS and 1 for LPS.
+    """
     return torch.tensor([1.0, 1.0, 1.0] if system in ("LPS", "1") else [-1.0, -1.0, 1.0], dtype=torch.float64)
 
 

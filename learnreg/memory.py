@@ -1,4 +1,4 @@
-"""Memory: what a computation takes at its peak, and what is free."""
+"""Measure the memory of a computation, and refuse what does not fit."""
 
 from __future__ import annotations
 
@@ -16,16 +16,26 @@ from learnreg.errors import InputError
 
 @dataclass
 class Peak:
-    """Bytes above what was held at the start; ``None`` where the system does not tell."""
+    """Peak memory of a computation.
+
+    Args:
+        bytes: Bytes above the memory in use at the start; ``None`` if unknown.
+    """
 
     bytes: int | None = None
 
 
 @contextmanager
 def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
-    """Measure the highest point of what runs within; the bytes are there when it has ended.
+    """Measure the peak memory of the code in the ``with`` block.
 
-    On the CPU it is the resident memory of the process, from Linux; on a GPU what torch allocates there.
+    On the CPU it is the resident memory of the process (Linux only). On a GPU it is the memory that torch allocates.
+
+    Args:
+        device: Where the code computes.
+
+    Returns:
+        A :class:`Peak`, filled in when the block ends.
     """
     peak = Peak()
     if torch.device(device).type == "cuda":
@@ -35,7 +45,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
         peak.bytes = torch.cuda.max_memory_allocated(device) - before
         return
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # what is free already is not held
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system first
     start = _resident("VmRSS") if _forget_peak() else None
     yield peak
     end = _resident("VmHWM")
@@ -44,23 +54,23 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Peak]:
 
 
 def free_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that can be had; ``None`` where the system does not tell."""
+    """Return the available bytes on a device; ``None`` if unknown."""
     if torch.device(device).type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return _field("/proc/meminfo", "MemAvailable")
 
 
 def check_fits(needed: float, device: torch.device | str, what: str, remedy: str) -> None:
-    """Refuse what would not fit, before it is begun.
+    """Raise an error if a computation does not fit into the available memory.
 
     Args:
-        needed: Bytes.
-        device: Where.
-        what: Begins the message.
-        remedy: Ends it.
+        needed: Bytes that the computation needs.
+        device: Where it runs.
+        what: Start of the message, such as ``"A FieldStage on 512x512x512 voxels"``.
+        remedy: End of the message.
 
     Raises:
-        ValueError: More is needed than is free.
+        InputError: More bytes are needed than available.
     """
     free = free_memory(device)
     if free is not None and needed > free:
@@ -80,7 +90,7 @@ def _resident(name: str) -> int | None:
 
 
 def _field(file: str, name: str) -> int | None:
-    """A line ``name: 123 kB`` in bytes."""
+    """Read a line ``name: 123 kB`` of a file, in bytes."""
     try:
         lines = Path(file).read_text(encoding="ascii").splitlines()
     except OSError:

@@ -16,9 +16,12 @@ R = TypeVar("R")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run ``function`` without autocast, its floating-point arguments in at least float32.
+    """Run a function without autocast, with its floating-point arguments in at least float32.
 
-    Sums over millions of voxels and differences of squares mean nothing in half precision.
+    Sums over millions of voxels and differences of squares lose all accuracy in half precision.
+
+    Args:
+        function: Any function of tensors.
     """
 
     @wraps(function)
@@ -37,11 +40,11 @@ def _widened(value: Any) -> Any:
 
 
 class FullPrecisionOfSmall(TorchFunctionMode):
-    """Within it, convolutions of images smaller than their kernel are computed without autocast on CPUs.
+    """Compute convolutions of images smaller than their kernel without autocast on CPUs.
 
-    There the gradient of their weights in bfloat16 holds memory that nobody wrote, so now and then an infinite number,
-    and with kernels of 7 memory of others was overwritten (oneDNN in torch 2.13, AVX-512). The deepest levels of a
-    network on small images are such. Other convolutions and other devices are left alone.
+    With oneDNN in torch 2.13 and AVX-512, the gradient of their weights in bfloat16 contains uninitialized memory, so
+    it is sometimes infinite; kernels of size 7 even overwrote other memory. The deepest levels of a network on small
+    images are affected. Other convolutions and other devices are left unchanged.
     """
 
     FUNCTIONS = frozenset((F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d))

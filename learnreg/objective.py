@@ -195,7 +195,7 @@ class PairObjective:
         if fixed_side is None and warped.mask is None:
             mask = fixed.mask
             similarity = self._compare(warped)
-        else:  # the reference or the mask is another for each transform
+        else:  # the reference or the mask differs for each transform
             reference = fixed
             if fixed_side is not None:
                 reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid)

@@ -23,7 +23,7 @@ LabelMode = Literal["nearest", "linear"]
 
 
 def check_padding(padding: str) -> None:
-    """Raise ``ValueError`` unless the padding is known."""
+    """Raise ``InputError`` if the padding is unknown."""
     if padding not in get_args(Padding):
         raise InputError(f"padding is {' or '.join(get_args(Padding))}, got {padding!r}.")
 
@@ -36,23 +36,29 @@ def sample(
     mode: Mode = "linear",
     padding: Padding = "zeros",
 ) -> Tensor:
-    """Values at points in physical space.
+    """Interpolate values at points in physical space.
 
-    As in ITK, a point belongs to the image while it lies within one of its cells, half a voxel
-    beyond the outermost samples.
+    As in ITK, a point belongs to an image if it lies within one of its cells, up to half a voxel outside of the
+    outermost samples.
 
     Args:
         values: ``(B, C, *grid.shape)``.
         grid: Where ``values`` lie.
         points: ``(B, *P, D)``, mm LPS; a batch of 1 on either side is broadcast.
         mode: ``"linear"`` or ``"nearest"``.
-        padding: Outside the image ``"zeros"``, or the nearest ``"border"`` sample.
+        padding: Value outside of the image: ``"zeros"``, or that of the nearest ``"border"`` sample.
 
     Returns:
         ``(B, C, *P)``, in the floating-point type of ``values``, at least float32.
 
     Raises:
-        ValueError: The dimensions do not agree.
+        InputError: The dimensions differ.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((4, 4), origin=(0.0, 0.0))
+        >>> values = torch.arange(16.0).reshape(1, 1, 4, 4)
+        >>> sample(values, grid, torch.tensor([[[1.5, 2.0]]]))
+        tensor([[[9.5000]]])
     """
     if points.shape[-1] != grid.ndim:
         raise InputError(f"sample needs {grid.ndim}-D points for a {grid.ndim}-D grid, got {tuple(points.shape)}.")
@@ -71,12 +77,14 @@ def sample(
 
 @dataclass(frozen=True, eq=False)
 class SeparableMap:
-    """Where the samples of a grid go: ``x -> A (x + u(x))`` with ``u = (M_z x M_y x M_x) c``.
+    """A map of the samples of a grid, ``x -> A (x + u(x))`` with ``u = (M_z x M_y x M_x) c``.
+
+    Images are warped by it without the mapped points of the whole grid.
 
     Args:
         field: ``c``, ``(B, D, *lattice)``, mm, such as the coefficients of a spline.
-        matrices: One an axis in array order, from the lattice to the grid; ``None`` where both agree.
-        linear: ``A``, ``(N, D+1, D+1)`` homogeneous, mm to mm, without a gradient; ``None`` is the identity.
+        matrices: One matrix per axis in array order, from the lattice to the grid; ``None`` where both agree.
+        linear: ``A``, ``(N, D+1, D+1)``, homogeneous, mm to mm, without a gradient; ``None`` is the identity.
     """
 
     field: FieldTensor
@@ -84,12 +92,20 @@ class SeparableMap:
     linear: MatrixTensor | None = None
 
     def then(self, matrix: MatrixTensor) -> SeparableMap:
-        """A linear map after this."""
+        """Return this map followed by a linear map."""
         return replace(self, linear=matrix if self.linear is None else matrix @ self.linear)
 
 
 def sample_separable(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mode, padding: Padding) -> Image:
-    """Intensities and mask of ``moving`` without the mapped points of the whole grid, see :mod:`interpolation`."""
+    """Sample intensities and mask of an image through a separable map, slab by slab; see :mod:`learnreg.interpolation`.
+
+    Args:
+        moving: The image.
+        where: From the samples of ``onto`` to points of ``moving``.
+        onto: The grid of the result.
+        mode: Interpolation of the intensities.
+        padding: Value outside of ``moving``.
+    """
     normalizing = moving.grid.normalizing.double()
     if where.linear is not None:
         normalizing = normalizing @ where.linear.double()
@@ -114,7 +130,16 @@ def sample_image(
     padding: Padding = "zeros",
     labels: LabelMode = "nearest",
 ) -> Image:
-    """:func:`warp` with the mapped points ``(B, *onto.shape, D)`` at hand; landmarks are dropped."""
+    """Sample an image with its mask and labels at points; landmarks are dropped.
+
+    Args:
+        moving: The image.
+        points: ``(B, *onto.shape, D)``, mm, a point of ``moving`` for each sample of ``onto``.
+        onto: The grid of the result.
+        mode: Interpolation of the intensities.
+        padding: Value outside of ``moving``.
+        labels: Interpolation of the labels, see :func:`sample_labels`.
+    """
     data = sample(moving.data, moving.grid, points, mode=mode, padding=padding)
     mask = segmentation = None
     if moving.mask is not None:
@@ -127,20 +152,20 @@ def sample_image(
 def sample_labels(
     labels: LabelTensor, grid: Grid, points: PointTensor, *, mode: LabelMode = "nearest"
 ) -> PointLabelTensor:
-    """Integer labels at points, 0 outside and where a point is not a number; exact for any label number.
+    """Sample integer labels at points, exactly for any label value.
 
     Args:
         labels: ``(B, 1, *grid.shape)``.
         grid: Where they lie.
         points: ``(B, *P, D)``, mm.
-        mode: ``"nearest"`` neighbor, or ``"linear"``: each label is a map of 0 and 1 that is
-            interpolated, the greatest wins, and of equal ones the lowest label. Borders become smooth.
+        mode: ``"nearest"`` neighbor; or ``"linear"``, which interpolates each label as a map of 0 and 1 and takes the
+            largest, the lowest label in a tie. Borders become smooth.
 
     Returns:
-        ``(B, 1, *P)``.
+        ``(B, 1, *P)``; 0 outside of the grid and for points that are NaN.
 
     Raises:
-        ValueError: The mode is unknown.
+        InputError: The mode is unknown.
     """
     if mode == "nearest":
         return _nearest_labels(labels, grid, points)
@@ -177,12 +202,24 @@ def _nearest_labels(labels: LabelTensor, grid: Grid, points: PointTensor) -> Poi
 
 
 def resample(image: Image, onto: Grid, *, mode: Mode = "linear", padding: Padding = "zeros") -> Image:
-    """``image`` on another grid of the same physical space; labels and mask by nearest neighbor."""
+    """Resample an image onto another grid of the same physical space; labels and mask by nearest neighbor.
+
+    Args:
+        image: The image.
+        onto: The new grid.
+        mode: Interpolation of the intensities.
+        padding: Value outside of ``image``.
+
+    Example:
+        >>> image = learnreg.Image(torch.rand(1, 1, 8, 8, 8), learnreg.Grid.regular((8, 8, 8)))
+        >>> resample(image, image.grid.with_spacing(2.0)).data.shape
+        torch.Size([1, 1, 4, 4, 4])
+    """
     return sample_image(image, onto.points, onto, mode=mode, padding=padding)
 
 
 def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """``(B, C, *)`` values on another sampling of the same field of view: linear up, cell means down."""
+    """Resample ``(B, C, *)`` values to another shape over the same field of view: linear up, mean over cells down."""
     matrices = []
     for old, new in zip(values.shape[2:], shape, strict=True):
         matrices.append(
@@ -192,7 +229,10 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def resize_image(image: Image, shape: tuple[int, ...]) -> Image:
-    """``image`` and what lies beside it on a coarser or finer sampling of its own field of view; labels by nearest."""
+    """Resample an image to another shape over its own field of view.
+
+    Linear up, mean over cells down, labels by nearest.
+    """
     if tuple(shape) == image.grid.shape:
         return image
     mask, labels = image.mask, image.labels

@@ -1,8 +1,8 @@
-"""Separable linear operators: one small matrix an axis, applied by matrix products.
+"""Separable linear operators: one small matrix per axis, applied by matrix products.
 
-Box windows, Gaussians and changes of resolution are all ``y = (K_z x K_y x K_x) x``. As matrix
-products they are differentiable, need no padding rules, and are 3 to 20 times faster on a CPU
-than the same operator as a convolution or a pooling (see ``scripts/benchmark.py pieces``).
+Box windows, Gaussians and changes of resolution have the form ``y = (K_z x K_y x K_x) x``. As matrix products they are
+differentiable, need no padding rules, and are 3 to 20 times faster on a CPU than the same operator as a convolution or
+a pooling (``scripts/benchmark.py pieces`` measures it).
 """
 
 from __future__ import annotations
@@ -17,18 +17,24 @@ from torch import Tensor
 
 Matrices = Sequence[Tensor | None]
 SLAB = {"cpu": 2**18}  # voxels at a time, so that what is made of them stays in a core's cache
-LARGE_SLAB = 2**24  # elsewhere, where many small kernels would cost more than they save
+LARGE_SLAB = 2**24  # on GPUs, where many small kernels cost more than they save
 
 
 def apply_separable(values: Tensor, matrices: Matrices) -> Tensor:
-    """Apply one matrix along each of the last axes.
+    """Apply one matrix along each of the last axes, in float32 also under autocast.
 
     Args:
         values: ``(..., *shape)``.
-        matrices: One ``(m, n)`` an axis in array order, ``n`` that axis' size; ``None`` leaves it.
+        matrices: One ``(m, n)`` matrix per axis in array order, ``n`` the size of that axis; ``None`` leaves an axis
+            unchanged.
 
     Returns:
-        ``(..., *new_shape)`` with the ``m`` of each matrix. float32 also under autocast.
+        ``(..., *new_shape)`` with the ``m`` of each matrix.
+
+    Example:
+        >>> halve = average_matrix(4, 2)
+        >>> apply_separable(torch.arange(4.0), [halve])
+        tensor([0.5000, 2.5000])
     """
     with torch.autocast(values.device.type, enabled=False):
         for offset, matrix in enumerate(reversed(matrices)):
@@ -40,7 +46,7 @@ def apply_separable(values: Tensor, matrices: Matrices) -> Tensor:
 
 
 def _along(values: Tensor, matrix: Tensor, offset: int) -> Tensor:
-    """``matrix`` along the axis ``offset`` before the last, as one batched product."""
+    """Apply ``matrix`` along the axis ``offset`` before the last, as one batched product."""
     axis = values.ndim - 1 - offset
     trailing = values.shape[axis + 1 :]
     flat = values.reshape(*values.shape[: axis + 1], -1)
@@ -48,7 +54,10 @@ def _along(values: Tensor, matrix: Tensor, offset: int) -> Tensor:
 
 
 def map_vectors(matrix: Tensor, field: Tensor) -> Tensor:
-    """``(N, D, D)`` on each vector of ``(B, D, ...)``; on the CPU a diagonal one, as most are, is a product."""
+    """Multiply each vector of ``(B, D, ...)`` by a matrix ``(N, D, D)``.
+
+    Diagonal matrices take a shortcut on the CPU.
+    """
     diagonal = matrix.diagonal(dim1=1, dim2=2)
     if matrix.device.type == "cpu" and torch.equal(matrix, torch.diag_embed(diagonal)):
         return field * diagonal.reshape(*diagonal.shape, *[1] * (field.ndim - 2))
@@ -56,7 +65,16 @@ def map_vectors(matrix: Tensor, field: Tensor) -> Tensor:
 
 
 def slabs(shape: Sequence[int], batch: int, device: torch.device) -> Iterator[slice]:
-    """Rows of the first axis of a volume, so many at a time that what is made of them fits the cache."""
+    """Split the first axis of a volume into slabs that fit the cache.
+
+    Work on a whole volume reads and writes memory at each step. A slab of coordinates or products stays in the cache
+    until its result is complete, so nothing of full size is kept but the result.
+
+    Args:
+        shape: Of the volume.
+        batch: Number of volumes that are processed together.
+        device: Where they are processed; on GPUs slabs are larger.
+    """
     rows = max(1, SLAB.get(device.type, LARGE_SLAB) // (batch * math.prod(shape[1:])))
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     rows = max(rows - rows % threads, min(threads, shape[0])) if rows < shape[0] else shape[0]
@@ -65,7 +83,7 @@ def slabs(shape: Sequence[int], batch: int, device: torch.device) -> Iterator[sl
 
 
 def rows_of(matrix: Tensor | None, rows: slice) -> tuple[Tensor | None, slice]:
-    """The rows of a matrix that make a slab, without the zeros around, and the samples that these take."""
+    """Return the rows of a matrix for a slab, without zero columns, and the samples that these rows read."""
     if matrix is None:
         return None, rows
     if matrix.device.type != "cpu" or rows.stop - rows.start == len(matrix):
@@ -81,7 +99,7 @@ class _Placed(Protocol):
 
 
 def _placed(make: Callable[..., Tensor]) -> _Placed:
-    """Keep a matrix once it is made, for each type and device: ``like`` says for which values it is."""
+    """Cache a matrix per size, type and device; ``like`` sets the type and device."""
 
     @lru_cache(maxsize=128)
     def kept(size: int, parameter: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -98,7 +116,7 @@ def _placed(make: Callable[..., Tensor]) -> _Placed:
 
 @_placed
 def box_matrix(size: int, width: int) -> Tensor:
-    """``(size, size)`` mean over ``width`` (odd) samples; at the border over those that exist."""
+    """Return a ``(size, size)`` mean over ``width`` (odd) samples; at the border over the samples that exist."""
     index = torch.arange(size)
     window = ((index[:, None] - index[None]).abs() <= width // 2).double()
     return window / window.sum(1, keepdim=True)
@@ -106,16 +124,16 @@ def box_matrix(size: int, width: int) -> Tensor:
 
 @_placed
 def gaussian_matrix(size: int, sigma: float) -> Tensor:
-    """``(size, size)`` Gaussian average, ``sigma`` in samples; rows sum to 1, also at the border."""
+    """Return a ``(size, size)`` Gaussian average with ``sigma`` in samples; rows sum to 1, also at the border."""
     index = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((index[:, None] - index[None]) / max(sigma, 1e-6)) ** 2)
-    weights[weights < 1e-9] = 0  # nothing in float32, where products of such numbers are very slow
+    weights[weights < 1e-9] = 0  # denormal products in float32 are very slow
     return weights / weights.sum(1, keepdim=True)
 
 
 @_placed
 def resize_matrix(size: int, new_size: int) -> Tensor:
-    """``(new_size, size)`` linear interpolation between samplings of one field of view.
+    """Return a ``(new_size, size)`` linear interpolation between two samplings of one field of view.
 
     Equals ``torch.nn.functional.interpolate(mode="linear", align_corners=False)``.
     """
@@ -126,7 +144,7 @@ def resize_matrix(size: int, new_size: int) -> Tensor:
 
 @_placed
 def average_matrix(size: int, new_size: int) -> Tensor:
-    """``(new_size, size)`` mean over the cells that a coarser sampling of the field of view covers."""
+    """Return a ``(new_size, size)`` mean over the cells that each sample of a coarser sampling covers."""
     edges = torch.arange(new_size + 1, dtype=torch.float64) * size / new_size
     cells = torch.arange(size, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
@@ -135,7 +153,7 @@ def average_matrix(size: int, new_size: int) -> Tensor:
 
 
 def spline_weights(t: Tensor, order: int) -> tuple[Tensor, ...]:
-    """The ``order + 1`` B-splines that reach a position ``t`` in [0, 1] between their knots; they sum to 1."""
+    """Return the ``order + 1`` B-splines at a position ``t`` in [0, 1] between their knots; they sum to 1."""
     s = 1 - t
     if order == 0:
         return (torch.ones_like(t),)
@@ -148,7 +166,7 @@ def spline_weights(t: Tensor, order: int) -> tuple[Tensor, ...]:
 
 @_placed
 def difference_matrix(size: int, spacing: float) -> Tensor:
-    """``(size, size)`` derivative by central differences, one-sided at the border; 0 for a single sample."""
+    """Return a ``(size, size)`` derivative by central differences, one-sided at the border; 0 for a single sample."""
     matrix = torch.zeros(size, size, dtype=torch.float64)
     if size > 1:
         index = torch.arange(size)

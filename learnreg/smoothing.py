@@ -1,4 +1,4 @@
-"""Smoothing of fields: what demons do in place of a penalty."""
+"""Smoothing of fields: the regularization of demons and of compositive updates."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from learnreg.typing import FieldTensor, ImageTensor
 
 @full_precision
 def gaussian_smoothing(field: FieldTensor, grid: Grid, sigma: float) -> FieldTensor:
-    """The field after a Gaussian, ``sigma`` mm, rows of weights that sum to 1 also at the border.
+    """Smooth a field by a Gaussian; the weights sum to 1 also at the border.
 
     Args:
         field: ``(B, D, *grid.shape)``.
         grid: Where it is sampled; one spacing for the batch.
-        sigma: mm, 0 leaves the field.
+        sigma: Standard deviation, mm; 0 leaves the field unchanged.
+
+    Returns:
+        ``(B, D, *grid.shape)``.
 
     Raises:
-        ValueError: ``sigma`` is negative.
+        InputError: ``sigma`` is negative.
 
     Source:
-        Vercauteren et al., Diffeomorphic demons, NeuroImage 2009: fluid-like on the update,
-        diffusion-like on the field.
+        Vercauteren et al., Diffeomorphic demons, NeuroImage 2009: fluid-like on the update, diffusion-like on the
+        field.
     """
     if sigma < 0:
         raise InputError(f"gaussian_smoothing needs a sigma of at least 0 mm, got {sigma}.")
@@ -49,28 +52,31 @@ def graph_diffusion(
     tolerance: float = 1e-4,
     iterations: int = 200,
 ) -> FieldTensor:
-    """Smoothing along the image, not across its edges: ``(I + sigma^2 / 2 L) v = u``.
+    """Smooth a field along the structures of an image, not across its edges: solve ``(I + sigma^2 / 2 L) v = u``.
 
-    ``L`` is the Laplacian of the graph of neighboring voxels, an edge of which weighs
-    ``exp(-(I(x) - I(y))^2 / (2 edge^2)) / |x - y|^2``. One implicit step of diffusion over the time
-    in which a Gaussian of ``sigma`` would act, solved by conjugate gradients.
+    ``L`` is the Laplacian of the graph of neighboring voxels. An edge between ``x`` and ``y`` has the weight
+    ``exp(-(I(x) - I(y))^2 / (2 edge^2)) / |x - y|^2``. The solution, by conjugate gradients, is one implicit step of
+    diffusion over the time in which a Gaussian of ``sigma`` would act.
 
     Args:
         field: ``(B, D, *grid.shape)``.
         grid: Where it is sampled.
-        image: ``(B, C, *grid.shape)``, whose edges stop the smoothing.
-        sigma: mm, how far smoothing reaches inside a region.
+        image: ``(B, C, *grid.shape)``; its edges stop the smoothing.
+        sigma: Reach of the smoothing inside a region, mm.
         edge: Difference of intensity that counts as an edge.
-        tolerance: Norm of the residual as a share of that of ``field``.
-        iterations: At most so many.
+        tolerance: Norm of the residual, relative to that of ``field``.
+        iterations: Maximum number of iterations.
+
+    Returns:
+        ``(B, D, *grid.shape)``.
 
     Raises:
-        ValueError: ``sigma`` is negative or ``edge`` not positive.
+        InputError: ``sigma`` is negative, or ``edge`` is not positive.
 
     Source:
-        Perona and Malik, Scale-space and edge detection using anisotropic diffusion, IEEE TPAMI 1990;
-        Santos-Ribeiro et al., Enhanced registration of lung CT by graph-based sliding, 2016; the
-        regularizer of this name in AirLab. Differs in: one implicit step.
+        Perona and Malik, Scale-space and edge detection using anisotropic diffusion, IEEE TPAMI 1990; Santos-Ribeiro et
+        al., Enhanced registration of lung CT by graph-based sliding, 2016; the regularizer of this name in AirLab.
+        Differs in: one implicit step.
     """
     if sigma < 0 or edge <= 0:
         raise InputError(f"graph_diffusion needs sigma >= 0 and edge > 0, got sigma={sigma}, edge={edge}.")
@@ -96,7 +102,7 @@ def graph_diffusion(
 
 
 def _edge_weights(image: Tensor, grid: Grid, edge: float) -> list[Tensor]:
-    """One ``(B, 1, *edges)`` an axis."""
+    """Return the weights ``(B, 1, *edges)`` of the graph's edges, per axis."""
     weights = []
     for axis, spacing in enumerate(grid.spacing.T.flip(0)):
         square = image.diff(dim=axis + 2).square().sum(1, keepdim=True)
@@ -121,12 +127,12 @@ def _squares(values: Tensor) -> Tensor:
 
 
 def _columns(values: Tensor, like: Tensor) -> Tensor:
-    """``(B, D)`` shaped to multiply a field."""
+    """Reshape ``(B, D)`` values to multiply a field."""
     return values.reshape(*values.shape, *([1] * (like.ndim - 2)))
 
 
 class GaussianSmoothing(nn.Module):
-    """``(field, grid, image) -> field``, see :func:`gaussian_smoothing`; the image does not matter.
+    """Gaussian smoothing, ``(field, grid, image) -> field``; see :func:`gaussian_smoothing`. The image is ignored.
 
     Args:
         sigma: mm.
@@ -141,7 +147,7 @@ class GaussianSmoothing(nn.Module):
 
 
 class GraphDiffusion(nn.Module):
-    """``(field, grid, image) -> field`` that stops at the image's edges, see :func:`graph_diffusion`.
+    """Smoothing that stops at the edges of an image, ``(field, grid, image) -> field``; see :func:`graph_diffusion`.
 
     Args:
         sigma: mm.

@@ -1,4 +1,4 @@
-"""Supervision: terms that compare what is known of both images beside their intensities."""
+"""Supervision: terms of an objective that use labels or landmarks."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Supervision(nn.Module):
 
 
 class LabelOverlap(Supervision):
-    """Supervision by segmentations: soft Dice of the warped moving labels.
+    """Soft Dice of the warped moving labels and the fixed labels.
 
     Args:
-        labels: The values that count; ``None`` is all that both images have, without the background 0.
-        sample: At most so many of them, drawn anew at each call: memberships of 138 labels at once fill a
-            memory, and the mean of the draws is the mean of all. ``None`` takes all.
+        labels: Label values to use; ``None`` uses all that both images have, without the background 0.
+        sample: Maximum number of labels per call, drawn at random. The memberships of 138 labels at once fill a memory;
+            the mean over the draws is the mean over all labels. ``None`` uses all.
 
     Raises:
-        ValueError: No labels, or a sample below 1.
+        InputError: ``labels`` is empty, or ``sample`` is below 1.
     """
 
     def __init__(self, labels: Sequence[int] | None = None, *, sample: int | None = None) -> None:
@@ -72,7 +72,7 @@ class LabelOverlap(Supervision):
         return dice_loss(warped, one_hot(fixed.labels, labels, warped.dtype), mask)
 
     def chosen(self, fixed: LabelTensor, moving: LabelTensor) -> tuple[int, ...]:
-        """The values that this call counts."""
+        """Return the label values that this call uses."""
         labels = self.labels
         if labels is None:
             labels = tuple(label_values(fixed, moving))
@@ -82,10 +82,10 @@ class LabelOverlap(Supervision):
 
 
 class LandmarkDistance(Supervision):
-    """Supervision by landmarks: mean distance in mm of the mapped fixed ones to the moving ones.
+    """Mean distance in mm of the mapped fixed landmarks to the moving landmarks.
 
     Args:
-        required: Images without landmarks are an error; otherwise the term is 0 for them.
+        required: If ``True``, images without landmarks are an error; otherwise the term is 0 for them.
     """
 
     def __init__(self, *, required: bool = True) -> None:
@@ -104,9 +104,17 @@ class LandmarkDistance(Supervision):
 
 
 def landmark_loss(mapped: PointTensor, moving: PointTensor, fixed: PointTensor) -> Scalar:
-    """Mean distance of ``mapped`` to ``moving`` ``(B, K, D)`` mm, over the landmarks marked in both images.
+    """Compute the mean distance of ``mapped`` to ``moving`` in mm, over the landmarks marked in both images.
 
-    Smooth within a micrometer of a match, where the distance has no gradient; 0 without landmarks.
+    The distance is smoothed within a micrometer of 0, where it has no gradient.
+
+    Args:
+        mapped: ``(B, K, D)``, mm.
+        moving: ``(B, K, D)``, mm, NaN where not marked.
+        fixed: ``(B, K, D)``, NaN where not marked.
+
+    Returns:
+        A scalar, 0 without landmarks.
     """
     marked = ~(moving.isnan() | fixed.isnan()).any(-1)
     square = (mapped - moving.nan_to_num()).square().sum(-1)

@@ -20,20 +20,25 @@ def warp(
     padding: Padding = "zeros",
     labels: LabelMode = "nearest",
 ) -> Image:
-    """Pull ``moving`` onto another grid: ``warped(x) = moving(transform(x))``.
+    """Warp an image through a transform: ``warped(x) = moving(transform(x))``.
 
     Args:
-        moving: The image to resample; its mask comes along by nearest neighbor, its landmarks by the
-            inverse of the transform, its covariates as they are.
+        moving: The image to warp. Its mask is sampled by nearest neighbor, its landmarks are mapped by the inverse
+            transform, its covariates are kept.
         transform: Points of the fixed space, mm, to points of the moving space, mm.
         onto: The fixed grid.
         mode: Interpolation of the intensities.
-        padding: What lies outside the moving image.
-        labels: Interpolation of the labels, see :func:`sample_labels`.
+        padding: Value outside of ``moving``.
+        labels: Interpolation of the labels, see :func:`learnreg.sampling.sample_labels`.
 
     Returns:
-        An image on ``onto``. Its mask is also 0 where the moving image does not reach, if
-        ``moving`` has a mask.
+        An image on ``onto``. If ``moving`` has a mask, the mask is 0 outside of ``moving``.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((4, 4))
+        >>> image = learnreg.Image(torch.arange(16.0).reshape(1, 1, 4, 4), grid)
+        >>> warp(image, learnreg.Affine.translation([1.0, 0.0]), grid).data[0, 0, 0]
+        tensor([1., 2., 3., 0.])
     """
     found = transform.separable(onto)
     if found is None:

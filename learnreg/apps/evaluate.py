@@ -1,4 +1,4 @@
-"""``learnreg evaluate``: methods compared on a data set of labeled pairs."""
+"""``learnreg evaluate``: compare methods on a data set with labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluate, print the table, write it."""
+    """Evaluate, print the table, and write it."""
     set_device(options)
     pairs = read_pairs(options.data)
     if pairs is None:
@@ -58,10 +58,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
-    """What to compare, by the name for the table."""
+    """Return the methods to compare, by their name in the table."""
     methods = {Path(name).stem: choose_method(name) for name in options.method}
     if options.refine and not options.checkpoint:
-        raise InputError("--refine goes on from a network's answer; give --checkpoint too.")
+        raise InputError("--refine improves the answer of a network; give --checkpoint too.")
     for checkpoint in dict.fromkeys(options.checkpoint):
         name = "one-shot" if len(options.checkpoint) == 1 else f"one-shot {checkpoint}"
         methods[name] = choose_method(checkpoint=checkpoint, device=options.device)
@@ -73,7 +73,7 @@ def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
 
 
 def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list[T]:
-    """The items of a block of positions, all without one."""
+    """Return the items of a block of positions; all without a block."""
     if block is None:
         return list(items)
     if block[1] > len(items):
@@ -94,7 +94,7 @@ def _read(subject: Subject, options: argparse.Namespace) -> Image:
 
 
 def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> None:
-    """The table, every case, and both as JSON."""
+    """Write the table, every case, and both as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     columns = ["case", "method", *(key for key, _, _ in METRICS if any(key in row for row in rows))]
 

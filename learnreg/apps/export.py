@@ -1,4 +1,4 @@
-"""``learnreg export``: a trained network as one small file."""
+"""``learnreg export``: write a trained network as one small file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from learnreg.networks.checkpoint import release
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the file and say how large it is."""
+    """Write the file and print its size."""
     output = Path(options.output)
     if output.exists() and not options.overwrite:
         raise InputError(f"{output} exists; give another file, or --overwrite.")

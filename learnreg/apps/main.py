@@ -1,4 +1,4 @@
-"""The command ``learnreg``: arguments here, heavy imports only when a command runs."""
+"""The command ``learnreg``: argument parsing; heavy imports happen only when a command runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from learnreg.apps.errors import reporting_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script."""
+    """Run a command."""
     let_threads_sleep()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["train"]:  # the rest is Hydra's
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """Return the parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     computing = argparse.ArgumentParser(add_help=False)

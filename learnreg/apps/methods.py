@@ -1,4 +1,4 @@
-"""``learnreg methods``: presets and trained models, each with the first line of its file or card."""
+"""``learnreg methods``: list presets and trained models with the first line of their file or card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from learnreg.configs.files import config_dir, method_names, model_files
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print one line each."""
+    """Print one line per preset and model."""
     for name in method_names():
         first = (config_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         print(f"{name:12} {first.lstrip('# ')}")

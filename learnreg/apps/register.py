@@ -1,4 +1,4 @@
-"""``learnreg register``: one pair from files to files."""
+"""``learnreg register``: register one pair, from files to files."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace, output: Path) -> None:
-    """What can be told before anything is computed."""
+    """Check what can be checked before the computation."""
     if options.checkpoint is not None and options.method is not None:
         raise InputError("Give --method or --checkpoint, not both.")
     if options.refine and options.checkpoint is None:
-        raise InputError("--refine goes on from a network's answer; give --checkpoint too.")
+        raise InputError("--refine improves the answer of a network; give --checkpoint too.")
     if options.weight is not None and options.checkpoint is None:
-        raise InputError("--weight is what a conditioned network is asked for; give --checkpoint too.")
+        raise InputError("--weight is for conditioned networks; give --checkpoint too.")
     if bool(options.fixed_labels) != bool(options.moving_labels):
         raise InputError("Give --fixed-labels and --moving-labels together, or neither.")
     if options.landmarks and len(options.landmarks) > 2:
@@ -84,7 +84,7 @@ def _check(options: argparse.Namespace, output: Path) -> None:
 
 
 def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> tuple[Image, Image]:
-    """Both images with the landmarks of one file of pairs, or of a file each."""
+    """Attach landmarks from one file of pairs, or from one file per image."""
     if not files:
         return fixed, moving
     if len(files) == 1:
@@ -97,7 +97,7 @@ def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> 
 
 
 def set_device(options: argparse.Namespace) -> None:
-    """Number of threads, and whether the device is there."""
+    """Set the number of threads, and check that the device exists."""
     if options.threads:
         torch.set_num_threads(options.threads)
     if str(options.device).startswith("cuda") and not torch.cuda.is_available():
@@ -134,13 +134,13 @@ def _scored(result: Registration, transform: Transform) -> dict[str, Any]:
 
 
 def _agreement(row: dict[str, Any]) -> dict[str, Any]:
-    """Of the scores those that say how well a pair agrees."""
+    """Select the scores of agreement."""
     kept = {key: row[key] for key in ("ncc", "dice", "dice_by_label", "hd95_mm") if key in row}
     return kept | ({"landmarks_mm": row["tre_mm"]} if "tre_mm" in row else {})
 
 
 def save(result: Registration, metrics: dict[str, Any], output: Path) -> None:
-    """Write all files; everything is computed before the first is written."""
+    """Write all files, after everything is computed."""
     figure = registration_figure(result.fixed, result.moving, result.sampled, title=summary(metrics))
     warped = result.warped.data
     write_image(warped[0], result.fixed.grid, output / FILES[0])
@@ -151,7 +151,7 @@ def save(result: Registration, metrics: dict[str, Any], output: Path) -> None:
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """The figures that tell whether it worked, on one line."""
+    """Return the main figures on one line."""
     before, after = metrics["before"], metrics["after"]
     parts = [f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}"]
     if "dice" in after:

@@ -1,4 +1,4 @@
-"""``learnreg runs``: what trainings came to, side by side."""
+"""``learnreg runs``: compare trainings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SHOWN = (("val/dice", 4), ("val/loss", 4), ("val/sd_log_jacobian", 3), ("val/fol
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One training: what was asked for on its command line, and its validations in order.
+    """A training: its overrides and its validations in order.
 
     Args:
         folder: Of the run.
         choices: Overrides by key, such as ``{"network": "unet", "seed": "0"}``.
-        monitor: The value by which its best checkpoint was chosen, and whether the greatest is the best.
-        validations: A row a validation: the step, and each value by name.
+        monitor: The value that selected the best checkpoint, and whether larger is better.
+        validations: One row per validation: the step, and each value by name.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class TrainingRun:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table; runs that differ in nothing but the seed share a row."""
+    """Print the table; runs that differ only in the seed share a row."""
     found = [read_run(folder) for folder in _folders([Path(name) for name in options.folders])]
     done = [training for training in found if training.best]
     for training in found:
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def summary(runs: list[TrainingRun]) -> list[list[str]]:
-    """Header and rows, the best first: what tells the runs apart, and the mean (and range) over seeds."""
+    """Return header and rows, the best first: the differences between runs, and mean and range over seeds."""
     keys = sorted({key for training in runs for key in training.choices} - {"seed"})
     keys = [key for key in keys if len({training.choices.get(key) for training in runs}) > 1]
     groups: dict[tuple[str, ...], list[TrainingRun]] = {}
@@ -81,7 +81,7 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 def read_run(folder: Path) -> TrainingRun:
-    """A run's folder: ``config.yaml``, ``.hydra/overrides.yaml``, ``metrics/metrics.csv``."""
+    """Read a run folder: ``config.yaml``, ``.hydra/overrides.yaml`` and ``metrics/metrics.csv``."""
     config: Any = OmegaConf.load(folder / "config.yaml")
     best = config.callbacks.get("best") or {"monitor": "val/loss", "mode": "min"}
     given = folder / ".hydra" / "overrides.yaml"
@@ -99,7 +99,7 @@ def read_run(folder: Path) -> TrainingRun:
 
 
 def _folders(given: list[Path]) -> list[Path]:
-    """Each folder that is a run, or the runs below it."""
+    """Return the given run folders, and the run folders below other folders."""
     found = []
     for folder in given:
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""``learnreg template``: the mean of a group of images."""
+"""``learnreg template``: compute the mean of a group of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``python train.py experiment=...``: training, wiring only."""
+"""``python train.py experiment=...``: training; wiring only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Entry point of ``train.py`` and ``learnreg train``."""
+    """Run ``train.py`` or ``learnreg train``."""
     let_threads_sleep()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra hides most of a traceback
     with reporting_errors():
@@ -62,7 +62,7 @@ def _explain(error: Exception) -> str:
 
 
 def _check_command_line(arguments: list[str]) -> None:
-    """Compose once, so that a typing error is one line, and is told before torch is imported."""
+    """Compose the configuration once, so that a typing error is one line before torch is imported."""
     if any(
         argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c", "-m", "--multirun")
         for argument in arguments
@@ -82,7 +82,7 @@ def _check_command_line(arguments: list[str]) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's message on one line, with the choices or the likely key."""
+    """Return Hydra's message on one line, with the choices or the likely key."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -97,7 +97,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key of the default configuration."""
+    """Return every key of the default configuration."""
     from omegaconf import OmegaConf
 
     def walk(node: Any) -> list[str]:
@@ -107,7 +107,7 @@ def _known_keys() -> list[str]:
 
 
 def _quieten() -> None:
-    """Leave out what Lightning says about itself; errors and its progress bar stay."""
+    """Hide Lightning's messages about itself; errors and the progress bar stay."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -120,7 +120,7 @@ def _quieten() -> None:
 
 
 def run(config: dict[str, Any]) -> float | None:
-    """Build everything, train, and report; returns the best monitored value."""
+    """Build everything, train, and report; return the best monitored value."""
     import pytorch_lightning as pl
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate

@@ -1,4 +1,4 @@
-"""What is shown when a training ends: every method on held-out pairs, in numbers and pictures."""
+"""The report at the end of a training: every method on validation pairs, in numbers and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from learnreg.reporting.figures import registration_figure, save_figure
 
 
 def report(config: dict[str, Any], data: Any, folder: str) -> None:
-    """Register the first validation pairs one-shot, classically and refined; print and save."""
+    """Register the first validation pairs one-shot, classically and refined; print and save the results."""
     run = Path(folder)
     checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt")
     methods: dict[str, Method] = {

@@ -1,4 +1,4 @@
-"""From plain configuration to objects, with what has to agree between them checked."""
+"""Build objects from a plain configuration, and check that they fit together."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from learnreg.training.module import RegistrationModule
 
 
 def save_config(config: dict[str, Any], folder: str) -> None:
-    """``config.yaml``: what the run was made of, with every interpolation resolved."""
+    """Write ``config.yaml``, the configuration of the run with every interpolation resolved."""
     write_atomically(Path(folder) / "config.yaml", lambda part: OmegaConf.save(OmegaConf.create(config), part))
 
 
 def validate_last(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> None:
-    """Score the last weights too, which may come after the last validation, and keep them if they are the best."""
+    """Validate the last weights, which may be newer than the last validation, and keep them if they are the best."""
     values = trainer.validate(module, datamodule=data, verbose=False)[0]
     best = trainer.checkpoint_callback
     if not isinstance(best, ModelCheckpoint) or best.dirpath is None or best.monitor is None:
@@ -42,7 +42,7 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
 
 
 def close(loggers: Iterable[Logger]) -> None:
-    """Let Weights & Biases send and print what it has, before the run's own last line."""
+    """Let Weights & Biases finish before the last line of the run."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
@@ -50,7 +50,7 @@ def close(loggers: Iterable[Logger]) -> None:
 
 
 def check_launch(config: dict[str, Any]) -> None:
-    """Refuse what would go wrong in silence: a sweep whose ranks draw different hyperparameters."""
+    """Refuse a sweep whose ranks would draw different hyperparameters."""
     strategy = str(config["trainer"].get("strategy") or "")
     if HydraConfig.get().mode == RunMode.MULTIRUN and strategy.startswith("ddp"):
         launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
@@ -62,7 +62,7 @@ def check_launch(config: dict[str, Any]) -> None:
 
 
 def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
-    """The Lightning module with what its checkpoints will hold."""
+    """Return the Lightning module, with the recipe of its checkpoints."""
     space = data.space
     shape = None if space.shape is None else [int(n) for n in space.shape]
     spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
@@ -81,7 +81,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
 
 
 def begin_with(module: RegistrationModule, checkpoint: str) -> None:
-    """Take the weights of another training over, for fine-tuning on other data or another objective."""
+    """Load the weights of another training, for fine-tuning on other data or another objective."""
     loaded = load_checkpoint(checkpoint)
     try:
         module.network.load_state_dict(loaded.network.state_dict())

@@ -66,7 +66,7 @@ def _check_types(where: str, target: Any, given: dict[str, Any]) -> None:
 
 
 def _is_nested(value: Any) -> bool:
-    """Whether a value holds another target, which is checked by itself, or an object that is already built."""
+    """Return whether a value contains another target, which is checked separately, or an object."""
     if isinstance(value, dict):
         return "_target_" in value or any(_is_nested(v) for v in value.values())
     if isinstance(value, list):
@@ -75,7 +75,7 @@ def _is_nested(value: Any) -> bool:
 
 
 def _as_tuples(value: Any) -> Any:
-    """YAML has no tuples: a list stands for either, and a tuple fits the annotations of both."""
+    """Convert lists to tuples: YAML has no tuples, and a tuple fits the annotations of both."""
     return tuple(_as_tuples(v) for v in value) if isinstance(value, list) else value
 
 

@@ -11,26 +11,26 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_dir() -> Path:
-    """The folder with ``train.yaml``: beside the package in a checkout, inside it in a wheel.
+    """Return the folder of ``train.yaml``: beside the package in a checkout, inside of it in a wheel.
 
     Raises:
-        FileNotFoundError: There is none; the installation is broken.
+        MissingFileError: There is no such folder; the installation is broken.
     """
     for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise MissingFileError(f"No configs beside {PACKAGE}; install learnreg again.")
+    raise MissingFileError(f"The configs of {PACKAGE} are missing; install learnreg again.")
 
 
 def method_names() -> list[str]:
-    """Presets of ``conf/method``."""
+    """Return the names of the presets in ``conf/method``."""
     return sorted(file.stem for file in (config_dir() / "method").glob("*.yaml"))
 
 
 def model_files() -> dict[str, Path]:
-    """The trained models that come with learnreg, by name; each has a card, ``NAME.md``, beside it.
+    """Return the files of the trained models that come with learnreg, by name; each has a card ``NAME.md`` beside it.
 
-    They lie beside the package in a checkout, inside it in a wheel.
+    They lie beside the package in a checkout, inside of it in a wheel.
     """
     folders = (PACKAGE / "models", PACKAGE.parent / "models")
     return {file.stem: file for folder in folders for file in sorted(folder.glob(f"*{RELEASED}"))}

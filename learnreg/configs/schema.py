@@ -8,27 +8,28 @@ from typing import Any
 
 @dataclass
 class TrainConfig:
-    """Keys of ``conf/train.yaml``; the schema that every experiment is merged into.
+    """Keys of ``conf/train.yaml``, the schema that every experiment is merged into.
 
     Args:
         data: A data module.
-        network: ``forward(fixed, moving) -> Transform``.
+        network: A :class:`learnreg.networks.Network`, or another module that :func:`learnreg.networks.as_network`
+            accepts.
         objective: What training, the classical method and the refinement minimize.
         optimizer: Of the weights.
-        trainer: Options of ``pytorch_lightning.Trainer``.
+        trainer: Arguments of ``pytorch_lightning.Trainer``.
         callbacks: Lightning callbacks by name.
         logger: Lightning loggers by name.
-        method: The classical method that the report compares with.
-        refinement: The stage that corrects a network's answer; checkpoints keep it.
+        method: The classical method to compare with in the report.
+        refinement: The stage that refines a network's answer; it is stored in checkpoints.
         seed: Of weights, shuffling and augmentation.
-        consistency: Of the network's answers there and back; ``None`` does not ask for the way back.
-        features: What the objective compares in place of the intensities; ``None`` compares those.
+        consistency: Penalty on the answers there and back; ``None`` does not predict the way back.
+        features: Channels that the objective compares instead of the intensities; ``None`` compares the intensities.
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
-        resume: A checkpoint of an earlier run to go on from.
-        start: A checkpoint, or the name of a model, whose weights a new training begins with: fine-tuning.
-        report_pairs: Validation pairs that are registered after the training, by every method.
-        refine: Classical steps from the network's answer, in that report.
+        resume: A checkpoint of an earlier run to continue.
+        start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
+        report_pairs: Validation pairs that every method registers after the training.
+        refine: Classical steps that refine the network's answer in that report.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -52,10 +53,10 @@ class TrainConfig:
 
 
 def register_schema() -> None:
-    """Make ``schema`` known to Hydra, and the resolvers of the configs.
+    """Register the schema and the resolvers of the configs with Hydra.
 
-    ``${run_name:...}`` is the experiment, or ``unnamed`` without one; ``${precision:...}`` what an accelerator
-    multiplies fastest in, see :func:`fastest_precision`.
+    ``${run_name:...}`` is the name of the experiment, or ``unnamed``. ``${precision:...}`` is the fastest precision of
+    an accelerator, see :func:`fastest_precision`.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -68,14 +69,14 @@ def register_schema() -> None:
 
 
 def fastest_precision(accelerator: str) -> str:
-    """``"bf16-mixed"`` where the convolutions of a training gain by it, else ``"32-true"``.
+    """Return ``"bf16-mixed"`` if it speeds up the convolutions of a training, else ``"32-true"``.
 
-    That is on GPUs with bfloat16, and on CPUs that multiply it: with AMX (Intel since Sapphire Rapids) five times as
-    fast as float32, with AVX-512 alone (AMD since Zen 4) twice; on other CPUs it would be far slower. What is not a
-    convolution stays in float32.
+    It does on GPUs with bfloat16 and on CPUs with instructions for it: with AMX (Intel since Sapphire Rapids) they are
+    five times as fast as in float32, with AVX-512 alone (AMD since Zen 4) twice. On other CPUs bfloat16 is far slower.
+    All but the convolutions stay in float32.
 
     Args:
-        accelerator: Lightning's name of it; ``"auto"`` is a GPU if there is one.
+        accelerator: Lightning's name; ``"auto"`` is a GPU if there is one.
     """
     import torch
 

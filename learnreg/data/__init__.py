@@ -1,4 +1,4 @@
-"""Data: formats on disk, preprocessing, pairs, augmentation, synthesis."""
+"""Data: file formats, preprocessing, pairs, augmentation, synthesis."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Random changes of an image that leave the registration task valid."""
+"""Random changes of an image that keep the registration task valid."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from learnreg.warping import warp
 
 
 class RandomTransform(nn.Module):
-    """A random affine map and a smooth deformation about the image's center, and random changes of intensity.
+    """Random affine map, smooth deformation and change of intensity.
 
     Args:
         degrees: Standard deviation of each rotation angle.
         scale: Standard deviation of the log scale of each axis.
         shift: Standard deviation of each translation, mm.
-        bend: Standard deviation of each control point of a cubic B-spline, mm; 0 bends nothing.
-        spacing: mm between control points; up to a ``bend`` of 0.15 of it, folds are rare.
+        bend: Standard deviation of each control point of a cubic B-spline, mm; 0 disables the deformation.
+        spacing: Spacing of the control points, mm; folds are rare if ``bend`` is at most 0.15 of it.
         gamma: Standard deviation of the log exponent of intensities in [0, 1].
-        bias: Largest log factor of a smooth field that intensities are multiplied by.
-        noise: Largest standard deviation of Gaussian noise; each image has its own.
-        probability: How often an image is changed at all.
-        padding: What lies where the moved image does not reach: ``"zeros"``, or its ``"border"`` continued.
+        bias: Largest log factor of a smooth multiplicative field.
+        noise: Largest standard deviation of Gaussian noise; each image draws its own.
+        probability: Probability that an image is changed.
+        padding: Value outside of the moved image: ``"zeros"``, or its ``"border"`` continued.
 
     Raises:
-        ValueError: The padding is unknown.
+        InputError: The padding is unknown.
 
     Source:
-        Nothing folds where all control points move by less than 0.4 of the spacing: Choi and Lee, Injectivity
-        conditions of 2D and 3D uniform cubic B-spline functions, Graphical Models 2000.
+        Nothing folds if all control points move by less than 0.4 of the spacing: Choi and Lee, Injectivity conditions
+        of 2D and 3D uniform cubic B-spline functions, Graphical Models 2000.
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
@@ -59,7 +59,7 @@ class RandomTransform(nn.Module):
         self.probability, self.padding = float(probability), padding
 
     def forward(self, image: Image) -> Image:
-        """``image`` is one image in [0, 1]; the draw is from torch's generator."""
+        """Change one image with intensities in [0, 1]; the draw is from torch's generator."""
         if torch.rand(()) >= self.probability:
             return image
         ndim = image.ndim

@@ -1,4 +1,4 @@
-"""The Lightning data module: training pairs at random, validation pairs fixed."""
+"""The Lightning data module: random training pairs, fixed validation pairs."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from learnreg.typing import PathLike
 class RegistrationData(pl.LightningDataModule):
     """Pairs from a folder, a CSV or a Learn2Reg ``dataset.json``.
 
-    Unpaired images train as all ordered pairs, shuffled (``trainer.limit_train_batches`` is an
-    epoch); validation pairs each image of its block with the block in reversed order. Where the
-    data prescribe pairs (a CSV with ``fixed,moving``), the blocks are taken from those.
+    Unpaired images train as all ordered pairs, shuffled; ``trainer.limit_train_batches`` sets the length of an epoch.
+    Validation pairs each image of its block with the block in reversed order. If the data set prescribes pairs (a CSV
+    with ``fixed,moving``), the blocks select from those.
 
     Args:
-        path: See :func:`learnreg.data.formats.read_subjects` and ``read_pairs``.
-        space: The grid that all images are brought to.
-        train: ``[first, last)`` positions in the data set's order.
-        validation: ``[first, last)``; a block apart from ``train``.
-        batch_size: Pairs a step and device.
-        validation_pairs: At most so many.
+        path: See :func:`learnreg.data.read_subjects` and :func:`learnreg.data.read_pairs`.
+        space: The grid to which all images are resampled.
+        train: ``[first, last)`` positions in the order of the data set.
+        validation: ``[first, last)`` positions, apart from ``train``.
+        batch_size: Pairs per step and device.
+        validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
-        num_workers: Processes that load; 0 loads in the main one, which keeps the cache.
-        pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups that a CSV names in its column ``group``.
-        atlas: An image file; it is the fixed image of every pair, and each subject is brought to it.
+        num_workers: Processes that load; 0 loads in the main process, which keeps the cache.
+        pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups of the column ``group`` of a CSV.
+        atlas: An image file that is the fixed image of every pair.
         atlas_labels: Its segmentation.
-        covariates: Columns of a CSV of unpaired images that hold numbers, as :attr:`learnreg.image.Image.covariates`.
+        covariates: Columns of a CSV of unpaired images that hold numbers, see :attr:`learnreg.image.Image.covariates`.
 
     Raises:
-        ValueError: The pairing is unknown, or a block is not ``[first, last)``.
+        InputError: The pairing is unknown, or a block is not ``[first, last)``.
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
@@ -84,10 +84,10 @@ class RegistrationData(pl.LightningDataModule):
         self._subjects: list[Subject] = []
 
     def setup(self, stage: str | None = None) -> None:
-        """Read what the data set consists of; images are read when they are needed.
+        """Read the list of subjects; images are read when they are needed.
 
         Raises:
-            ValueError: A block is empty or beyond the data.
+            InputError: A block is empty or exceeds the data.
         """
         if self._subjects or self._pairs:
             return
@@ -102,7 +102,7 @@ class RegistrationData(pl.LightningDataModule):
                 )
 
     def pairs(self, name: str = "validation") -> list[Pair]:
-        """Files of the fixed pairs of a block."""
+        """Return the pairs of a block."""
         self.setup()
         first, last = self.blocks[name]
         if self._pairs:
@@ -113,7 +113,7 @@ class RegistrationData(pl.LightningDataModule):
         return within_groups(subjects) if self.pairing == "within" else reversed_pairs(subjects)
 
     def cases(self, count: int | None = None) -> Iterator[Case]:
-        """Validation pairs on the model's grid."""
+        """Yield validation pairs on the model's grid."""
         for fixed, moving in self.pairs()[:count]:
             yield Case(f"{fixed.name} < {moving.name}", self.load(fixed), self.load(moving))
 
@@ -123,7 +123,7 @@ class RegistrationData(pl.LightningDataModule):
             first, last = self.blocks["train"]
             ordered = OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
             return self._loader(ordered, shuffle=True)
-        augmentation = None if self._pairs or self.atlas else self.augmentation  # these stay as they are
+        augmentation = None if self._pairs or self.atlas else self.augmentation  # prescribed pairs are not changed
         return self._loader(PairDataset(self.pairs("train"), self.load, augmentation=augmentation), shuffle=True)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:

@@ -23,12 +23,12 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A pair with what is known about it.
+    """A pair with what is known of it.
 
     Args:
         name: For tables.
-        fixed: With labels, if they are the truth.
-        moving: With labels, if they are the truth.
+        fixed: With labels or landmarks, if they are known.
+        moving: With labels or landmarks, if they are known.
         truth: The true transform, fixed to moving, or ``None``.
     """
 
@@ -39,13 +39,15 @@ class Case:
 
 
 class ImageCache:
-    """Reads, normalizes and places each subject once, about its own center.
+    """Read, normalize and resample each subject once, centered at 0.
 
-    Every image lies on the same grid with its center at 0, so two of them are a pair whose
-    fields of view are centered on each other.
+    All images lie on the same grid with their centers at 0, so two of them are a pair with aligned centers.
 
     Args:
         space: The model's grid; its ``shape`` is needed.
+
+    Raises:
+        InputError: ``space`` has no shape.
     """
 
     def __init__(self, space: ModelSpace) -> None:
@@ -62,7 +64,7 @@ class ImageCache:
 
 
 def centered(image: Image) -> Image:
-    """The image moved so that the middle of its field of view lies at 0."""
+    """Return the image with the center of its field of view moved to 0."""
     grid = Grid.regular(image.grid.shape, image.grid.spacing[0].tolist(), direction=image.grid.direction[0])
     landmarks = None if image.landmarks is None else image.landmarks - image.grid.center.unsqueeze(1)
     return replace(image, grid=grid, landmarks=landmarks)
@@ -74,7 +76,7 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
     Args:
         pairs: Fixed and moving subjects.
         load: Subject to image.
-        augmentation: Applied to each image by itself, drawn from torch's generator.
+        augmentation: Applied to each image independently, drawn from torch's generator.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
         return len(self.pairs)
 
     def pair(self, index: int) -> tuple[S, S]:
-        """Fixed and moving subject of an index."""
+        """Return the fixed and the moving subject of an index."""
         return self.pairs[index]
 
     def __getitem__(self, index: int) -> ImagePair:
@@ -97,12 +99,15 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
 
 
 class OrderedPairs(PairDataset[S]):
-    """All ordered pairs of different subjects, ``n (n - 1)`` of them; shuffle them.
+    """All ``n (n - 1)`` ordered pairs of different subjects; shuffle them.
 
     Args:
         subjects: At least two.
         load: Subject to image.
         augmentation: See :class:`PairDataset`.
+
+    Raises:
+        InputError: There are fewer than two subjects.
     """
 
     def __init__(
@@ -122,10 +127,10 @@ class OrderedPairs(PairDataset[S]):
 
 
 def within_groups(subjects: Sequence[Subject]) -> list[Pair]:
-    """All ordered pairs of images of one group, such as the visits of a patient.
+    """Return all ordered pairs of images of one group, such as the visits of a patient.
 
     Raises:
-        ValueError: No group has two images.
+        InputError: No group has two images.
     """
     pairs = [(f, m) for f, m in permutations(subjects, 2) if f.group is not None and f.group == m.group]
     if not pairs:
@@ -134,10 +139,10 @@ def within_groups(subjects: Sequence[Subject]) -> list[Pair]:
 
 
 def reversed_pairs(subjects: Sequence[Subject]) -> list[Pair]:
-    """Each subject as fixed image with the reversed order as moving one, the Learn2Reg hippocampus protocol."""
+    """Pair the subjects with the subjects in reversed order, the protocol of Learn2Reg's hippocampus task."""
     return [(f, m) for f, m in zip(subjects, reversed(subjects), strict=True) if f is not m]
 
 
 def collate(pairs: Sequence[ImagePair]) -> ImagePair:
-    """A batch of pairs."""
+    """Combine pairs into a batch."""
     return stack([fixed for fixed, _ in pairs]), stack([moving for _, moving in pairs])

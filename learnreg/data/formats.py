@@ -1,4 +1,4 @@
-"""What a data set on disk consists of: subjects and pairs, from folders, CSV and Learn2Reg JSON."""
+"""Read the subjects and pairs of a data set from folders, CSV and Learn2Reg JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from learnreg.typing import PathLike
 
 @dataclass(frozen=True)
 class Subject:
-    """Files of one image, the group it belongs to (a patient seen several times, say), and its covariates."""
+    """Files of one image, its group (such as a patient with several visits), and its covariates."""
 
     image: Path
     labels: Path | None = None
@@ -27,7 +27,7 @@ class Subject:
     covariates: tuple[float, ...] = ()
 
     def read(self) -> Image:
-        """The image with what lies beside it."""
+        """Read the image with its labels, mask and covariates."""
         image = read_image(self.image, labels=self.labels, mask=self.mask)
         known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
         return replace(image, covariates=known)
@@ -42,21 +42,20 @@ Pair = tuple[Subject, Subject]
 
 
 def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subject]:
-    """The images of a data set, in a fixed order.
+    """Read the list of images of a data set, in a fixed order.
 
     Args:
-        path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or the
-            images themselves), a CSV with the columns ``image[,labels][,mask][,group]``, or a
-            Learn2Reg ``dataset.json``.
-        covariates: Further columns of a CSV that hold a number for each image.
+        path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or with the images
+            themselves), a CSV with the columns ``image[,labels][,mask][,group]``, or a Learn2Reg ``dataset.json``.
+        covariates: Further columns of a CSV that hold a number per image.
 
     Raises:
-        FileNotFoundError: The path or a file that it names does not exist.
-        ValueError: It holds no images, or not these columns.
+        MissingFileError: The path or a file that it names does not exist.
+        InputError: There are no images, or a column is missing.
     """
     file = _existing(path)
     if covariates and file.suffix != ".csv":
-        raise InputError(f"Covariates are columns of a CSV ({', '.join(covariates)}); {file} is none.")
+        raise InputError(f"Covariates ({', '.join(covariates)}) need a CSV, {file} is not one.")
     if file.is_dir():
         if (file / "dataset.json").exists():
             return read_subjects(file / "dataset.json")
@@ -70,11 +69,11 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
 
 
 def read_pairs(path: PathLike) -> list[Pair] | None:
-    """The pairs that a data set prescribes, or ``None`` where it holds unpaired images.
+    """Read the pairs that a data set prescribes; ``None`` for unpaired images.
 
     Args:
-        path: A CSV with the columns ``fixed,moving`` (and ``fixed_labels``, ``moving_labels``,
-            ``fixed_mask``, ``moving_mask``) or a ``dataset.json`` with lists of pairs.
+        path: A CSV with the columns ``fixed,moving[,fixed_labels,moving_labels,fixed_mask,moving_mask]``, or a
+            Learn2Reg ``dataset.json``.
     """
     file = _existing(path)
     if file.is_dir():
@@ -119,7 +118,7 @@ def _csv_rows(file: Path) -> list[dict[str, str]]:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is no CSV; give a folder, a CSV or a dataset.json.") from error
+        raise InputError(f"{file} is not a CSV; give a folder, a CSV or a dataset.json.") from error
     if not rows:
         raise InputError(f"{file} has no rows; give a header line and one line an image or pair.")
     return rows
@@ -158,7 +157,7 @@ def _json_items(file: Path, keys: tuple[str, ...], *, required: bool = True) -> 
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no valid JSON: {error}.") from error
+        raise InputError(f"{file} is not valid JSON: {error}.") from error
     for key in keys:
         items = content.get(key)
         if isinstance(items, list) and items:
@@ -180,7 +179,7 @@ def _json_subject(item: Mapping[str, str], folder: Path) -> Subject:
 
 
 def _json_pair(item: Mapping[str, str], file: Path) -> Pair:
-    """A pair of names; labels and masks lie in Learn2Reg's ``labelsTr`` and ``masksTr`` beside them."""
+    """Read a pair of names; labels and masks lie in Learn2Reg's ``labelsTr`` and ``masksTr``."""
 
     def subject(name: str) -> Subject:
         image = _member(name, file.parent)

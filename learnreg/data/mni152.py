@@ -1,4 +1,4 @@
-"""The embedded default: subjects of known truth, made from the template inside the nilearn wheel."""
+"""Subjects with known truth, made from the MNI152 template inside of the nilearn wheel."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ GRAY_MATTER, WHITE_MATTER = 1, 2
 
 
 def mni152_template() -> Image:
-    """The ICBM 2009a T1 brain at 1 mm, 189x233x197, with gray matter 1 and white matter 2 as labels.
+    """Return the ICBM 2009a T1 brain at 1 mm, 189x233x197, with the labels 1 for gray matter and 2 for white matter.
 
     Raises:
-        ModuleNotFoundError: nilearn is not installed.
+        MissingPackageError: nilearn is not installed.
 
     Source:
         Fonov et al., Unbiased average age-appropriate atlases, NeuroImage 2011; shipped by nilearn.
@@ -50,7 +50,7 @@ def mni152_template() -> Image:
 
 @dataclass(frozen=True, eq=False)
 class Synthetic:
-    """A subject, and the velocity whose flow maps its points to the template's."""
+    """A subject, and the velocity whose flow maps its points to the template."""
 
     image: Image
     velocity: Velocity
@@ -63,10 +63,13 @@ class MNI152Data(pl.LightningDataModule):
         spacing: mm, of all images; 2 to 4.
         subjects: For training.
         validation_subjects: For validation and the report, drawn apart.
-        magnitude: mm, see :func:`learnreg.data.synthesis.random_velocity`.
+        magnitude: mm, see :func:`learnreg.data.random_velocity`.
         smoothness: mm.
-        batch_size: Pairs a step.
+        batch_size: Pairs per step.
         seed: Of the subjects.
+
+    Raises:
+        InputError: There are fewer than two subjects.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class MNI152Data(pl.LightningDataModule):
         return Synthetic(changed_intensities(image, generator=generator), velocity)
 
     def cases(self, count: int | None = None) -> Iterator[Case]:
-        """Validation pairs with their true transforms: ``exp(-v_moving) o exp(v_fixed)``."""
+        """Yield validation pairs with their true transforms, ``exp(-v_moving) o exp(v_fixed)``."""
         self.setup()
         for number, (fixed, moving) in enumerate(_neighbors(self._validation)[:count]):
             truth = Composite((fixed.velocity, moving.velocity.inverse()))
@@ -124,5 +127,5 @@ class MNI152Data(pl.LightningDataModule):
 
 
 def _neighbors(subjects: Sequence[Synthetic]) -> list[tuple[Synthetic, Synthetic]]:
-    """Each subject as fixed image with the next one as moving."""
+    """Pair each subject with the next one."""
     return list(zip(subjects, [*subjects[1:], *subjects[:1]], strict=True))

@@ -1,4 +1,4 @@
-"""From an image on disk to what a model sees: intensities in [0, 1] on the model's grid."""
+"""Preprocessing: from an image on disk to intensities in [0, 1] on the model's grid."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from learnreg.transforms import Transform
 
 
 def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:
-    """Intensities rescaled so that two quantiles become 0 and 1, and clamped to that range.
+    """Rescale intensities so that two quantiles become 0 and 1, and clamp them to that range.
 
     Args:
-        image: Any intensity scale and offset; each channel of each image is rescaled by itself.
+        image: Any intensity scale and offset; each channel of each image is rescaled independently.
         lower: Quantile that becomes 0.
-        upper: Quantile that becomes 1; where both coincide, the extremes are used.
-        name: What to call the image in an error.
+        upper: Quantile that becomes 1; if both quantiles are equal, the extremes are used.
+        name: Name in error messages.
 
     Raises:
-        ValueError: The image is constant.
+        InputError: The image is constant.
+
+    Example:
+        >>> image = learnreg.Image(torch.arange(1000.0).reshape(1, 1, 10, 10, 10), learnreg.Grid.regular((10, 10, 10)))
+        >>> data = normalized(image).data
+        >>> float(data.min()), float(data.max())
+        (0.0, 1.0)
     """
     flat = image.data.detach().flatten(2).cpu().numpy()
     low, high = np.quantile(flat, [lower, upper], axis=-1)
@@ -42,20 +48,20 @@ def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name:
 
 @dataclass(frozen=True)
 class ModelSpace:
-    """The grid on which a network was trained, relative to an image.
+    """The grid of a network, relative to an image.
 
     Args:
         spacing: mm along ``(x, y, z)``, or one value for all axes.
         shape: ``(z, y, x)``; ``None`` covers the image, rounded up to a multiple of ``multiple``.
-        multiple: Sizes that the network likes.
-        content: The middle is that of what stands out from the background, as in skull-stripped brains wherever the
-            scanner saw them, not that of the field of view.
-        padding: What lies around an image: ``"zeros"``, or its ``"border"`` continued from where its field of view
-            ends, see :func:`learnreg.image.crop_to_view`; that field of view is then the image's mask, unless it has
+        multiple: Multiple of the sizes.
+        content: Center the grid on the content of the image, as for skull-stripped brains, instead of on its field of
+            view.
+        padding: Value outside of an image: ``"zeros"``, or the ``"border"`` of its field of view, see
+            :func:`learnreg.image.crop_to_view`. With ``"border"`` the field of view is the image's mask, unless it has
             one.
 
     Raises:
-        ValueError: The padding is unknown.
+        InputError: The padding is unknown.
     """
 
     spacing: float | Sequence[float] = 1.0
@@ -68,15 +74,15 @@ class ModelSpace:
         check_padding(self.padding)
 
     def seen(self, image: Image) -> Image:
-        """What of an image the model takes in, before anything is measured on it: all, or the field of view alone."""
+        """Return the part of an image that the model uses, before anything is measured on it."""
         return crop_to_view(image) if self.padding == "border" else image
 
     def frame(self, image: Image) -> Grid:
-        """What of an image, its intensities in [0, 1], the model is to see: all of it, or its content."""
+        """Return the grid to center the model's grid on: that of the image, or of its content."""
         return crop_to_content(image, margin=0, multiple=1).grid if self.content else image.grid
 
     def spacing_for(self, ndim: int) -> list[float]:
-        """``(x, y, z)`` mm."""
+        """Return the spacing along ``(x, y, z)``, mm."""
         if isinstance(self.spacing, (int, float)):
             return [float(self.spacing)] * ndim
         if len(self.spacing) != ndim:
@@ -86,11 +92,11 @@ class ModelSpace:
         return [float(s) for s in self.spacing]
 
     def grid_for(self, grid: Grid, *, cover: bool = False) -> Grid:
-        """An LPS grid in the middle of ``grid``, on its samples where both have one spacing.
+        """Return an LPS grid centered on ``grid``; with equal spacing it lies on the samples of ``grid``.
 
         Args:
             grid: Where the image lies.
-            cover: Grow beyond ``shape`` until the whole image lies within, never crop.
+            cover: Enlarge ``shape`` until it covers the whole image.
         """
         spacing = self.spacing_for(grid.ndim)
         reach = grid.direction[0].abs() @ grid.extent[0]
@@ -110,11 +116,11 @@ class ModelSpace:
         return _on_samples(Grid(tuple(shape), affine), grid)
 
     def place(self, image: Image, *, cover: bool = False) -> Image:
-        """``image``, as :meth:`seen`, on its model grid; labels by nearest neighbor."""
+        """Resample an image, after :meth:`seen`, to its model grid; labels by nearest neighbor."""
         return self.onto(image, self.grid_for(self.frame(image), cover=cover))
 
     def onto(self, image: Image, grid: Grid, transform: Transform | None = None) -> Image:
-        """``image``, as :meth:`seen`, on a grid of the model, see :func:`onto_grid`."""
+        """Resample an image, after :meth:`seen`, to a grid of the model, see :func:`onto_grid`."""
         if self.padding == "border" and image.mask is None:
             image = replace(image, mask=torch.ones_like(image.data[:, :1]))
         return onto_grid(image, grid, transform, padding=self.padding)
@@ -127,7 +133,7 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None, *, p
         image: The image, with its labels, mask, landmarks and covariates.
         onto: The new grid.
         transform: From points of ``onto`` to points of the image; ``None`` is the identity.
-        padding: What lies outside the image.
+        padding: Value outside of the image.
     """
     points = onto.points if transform is None else transform.map_grid(onto)
     coarse = image.grid.with_spacing(torch.maximum(image.grid.spacing[0], _spacing_along(onto, image.grid)).tolist())
@@ -141,12 +147,12 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None, *, p
 
 
 def _spacing_along(onto: Grid, grid: Grid) -> torch.Tensor:
-    """``(D,)`` mm, spacing of ``onto`` along the index axes of ``grid``."""
+    """Return the spacing of ``onto`` along the index axes of ``grid``, ``(D,)``, mm."""
     return (grid.direction[0].T @ (onto.direction[0] * onto.spacing[0])).norm(dim=1)
 
 
 def _on_samples(onto: Grid, grid: Grid) -> Grid:
-    """Shift ``onto`` by less than a voxel onto the samples of ``grid``, where their axes agree."""
+    """Shift ``onto`` by less than a voxel onto the samples of ``grid`` if their axes agree."""
     ndim = grid.ndim
     step = (grid.inverse_affine @ onto.affine)[0, :ndim, :ndim]
     if not bool(((step.abs() - step.abs().round()).abs() < 1e-3).all()):

@@ -1,4 +1,4 @@
-"""Training pairs without images: label maps, drawn or your own, in random contrasts."""
+"""Training pairs without images: random shapes or your own label maps, in random contrasts."""
 
 from __future__ import annotations
 
@@ -21,31 +21,24 @@ from learnreg.typing import PathLike
 
 
 class ShapesData(pl.LightningDataModule):
-    """Label maps, deformed at random and painted in contrasts drawn anew for each pair.
+    """Label maps, deformed at random and painted with contrasts that are drawn anew for each pair.
 
-    What is learned depends on no contrast, so the network registers modalities that it has never seen. Train
-    with labels as supervision: intensities of a pair have nothing to do with each other.
+    The network learns to ignore contrast, so it registers modalities that it has never seen. Train it with labels as
+    supervision: the intensities of a pair are unrelated.
 
     Args:
         space: The grid of all images; its ``shape`` is needed.
-        path: Label maps of your own, see :func:`learnreg.data.formats.read_subjects`; two people make a pair.
-            ``None`` draws random shapes; two deformations of the same shapes make a pair.
-        train: With ``path``: ``[first, last)`` positions of the data that are used.
-        labels: Without ``path``: how many shapes.
-        size: Without ``path``: mm, smoothness of the noise that makes them.
-        magnitude: mm, of each deformation, see :func:`learnreg.data.synthesis.random_velocity`.
-        smoothness: mm, of each deformation.
-        pairs: Length of an epoch, drawn anew each time.
+        path: Your label maps, see :func:`learnreg.data.read_subjects`; a pair is two subjects. ``None`` draws random
+            shapes; a pair is two deformations of the same shapes.
+        train: With ``path``: ``[first, last)`` positions of the data to use.
+        labels: Without ``path``: number of shapes.
+        size: Without ``path``: smoothness of the noise that makes the shapes, mm.
+        magnitude: Of each deformation, mm, see :func:`learnreg.data.random_velocity`.
+        smoothness: Of each deformation, mm.
+        pairs: Length of an epoch; pairs are drawn anew each time.
         validation_pairs: Drawn once, apart.
-        batch_size: Pairs a step.
+        batch_size: Pairs per step.
         seed: Of the validation pairs.
-
-    Raises:
-        ValueError: There is no shape, too few labels, or a subject has no labels.
-
-    Source:
-        Hoffmann et al., SynthMorph: learning contrast-invariant registration without acquired images,
-        IEEE TMI 2022.
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config

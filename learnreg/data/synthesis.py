@@ -14,21 +14,27 @@ from learnreg.transforms import Velocity
 
 
 def numbered(seed: int, number: int) -> torch.Generator:
-    """The generator of one of the things that are drawn from a seed."""
+    """Return the generator of the ``number``-th draw of a seed."""
     return torch.Generator().manual_seed(seed * 100_003 + number)
 
 
 def random_velocity(
     grid: Grid, *, magnitude: float, smoothness: float, generator: torch.Generator, steps: int = 6
 ) -> Velocity:
-    """White noise smoothed by a Gaussian, whose flow is a random diffeomorphism.
+    """Draw a velocity, white noise smoothed by a Gaussian; its flow is a random diffeomorphism.
 
     Args:
         grid: Where the velocity is sampled.
         magnitude: mm; 95 % of the velocities are shorter.
-        smoothness: mm, standard deviation of the Gaussian.
+        smoothness: Standard deviation of the Gaussian, mm.
         generator: Of the noise.
         steps: Squarings of the velocity.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((8, 8, 8))
+        >>> flow = random_velocity(grid, magnitude=2.0, smoothness=3.0, generator=torch.Generator().manual_seed(0))
+        >>> flow.displacement(grid).shape
+        torch.Size([1, 3, 8, 8, 8])
     """
     noise = torch.randn(1, grid.ndim, *grid.shape, generator=generator)
     return Velocity(_scaled(_smoothed(noise, grid, smoothness), magnitude), grid, steps)
@@ -53,7 +59,7 @@ def changed_intensities(
     noise: float = 0.02,
     smoothness: float = 40.0,
 ) -> Image:
-    """Intensities in [0, 1] with a random gamma, a smooth multiplicative bias field, and noise.
+    """Change intensities in [0, 1] by a random gamma, a smooth multiplicative bias field, and noise.
 
     Args:
         image: One image in [0, 1].
@@ -74,7 +80,7 @@ def changed_intensities(
 
 
 def random_shapes(grid: Grid, count: int, *, smoothness: float, generator: torch.Generator) -> Tensor:
-    """``(1, 1, *grid.shape)`` labels 1 to ``count``: at each voxel the largest of as many smooth noises.
+    """Draw labels 1 to ``count``, ``(1, 1, *grid.shape)``: at each voxel the index of the largest of ``count`` smooth noises.
 
     Args:
         grid: Where they lie.
@@ -90,7 +96,7 @@ def random_shapes(grid: Grid, count: int, *, smoothness: float, generator: torch
 
 
 def painted(labels: Tensor, grid: Grid, *, generator: torch.Generator, spread: float = 0.1, blur: float = 1.0) -> Image:
-    """An image of a random contrast: each label has an intensity of its own, whatever it stands for.
+    """Paint labels with a random contrast: each label gets a random intensity, regardless of its meaning.
 
     Args:
         labels: ``(1, 1, *grid.shape)``, integers.

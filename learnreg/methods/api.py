@@ -1,4 +1,4 @@
-"""``register``: the one call that most users need."""
+"""``register``: align two images in one call."""
 
 from __future__ import annotations
 
@@ -40,24 +40,27 @@ def register(  # noqa: PLR0913 - what a registration can be told
     Args:
         fixed: The reference: a path, a SimpleITK image, or an :class:`Image`.
         moving: The image to align.
-        method: A preset of ``conf/method``, a YAML file, or a :class:`Method`.
+        method: A preset of ``conf/method``, a YAML file, or a :class:`Method`, which is moved to ``device``.
         checkpoint: A trained network, used instead of ``method``.
-        refine: With a checkpoint: classical steps from the network's answer.
-        weight: With a checkpoint of a :class:`learnreg.networks.Conditioned` network: how much to regularize.
-        initial: A transform to begin with, fixed to moving.
-        device: Where to compute; the result comes back to the CPU.
-        progress: A progress bar; ``None`` shows one on a terminal.
+        refine: With a checkpoint: number of classical steps that refine the network's answer.
+        weight: With a checkpoint of a :class:`learnreg.networks.Conditioned` network: regularization weight.
+        initial: Initial transform, from the fixed to the moving space.
+        device: Where to compute; the result is returned on the CPU.
+        progress: Show a progress bar; ``None`` shows one on a terminal.
 
     Returns:
         The transform, the warped image, and the history of the losses.
 
     Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: An image, the method's name or the checkpoint is not usable; the message says why.
+        MissingFileError: A file does not exist.
+        InputError: An image, the method or the checkpoint cannot be used; the message says why.
 
     Example:
-        >>> result = learnreg.register("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP
-        >>> result.save_transform("transform.h5")  # doctest: +SKIP
+        >>> grid = learnreg.Grid.regular((16, 16, 16))
+        >>> ball = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> result = register(learnreg.Image(ball, grid), learnreg.Image(ball.roll(2, -1), grid), "rigid")
+        >>> [round(x) for x in result.transform(torch.zeros(1, 1, 3)).flatten().tolist()]
+        [2, 0, 0]
     """
     chosen = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, device=device)
     target, source = as_image(fixed, "fixed"), as_image(moving, "moving")
@@ -80,18 +83,18 @@ def choose_method(
     weight: float | None = None,
     device: str = "cpu",
 ) -> Method:
-    """The method that ``register`` would use."""
+    """Return the method that :func:`register` uses for these arguments."""
     if checkpoint is None:
         if refine:
-            raise InputError("refine goes on from a network's answer; give a checkpoint too.")
+            raise InputError("refine improves the answer of a network; give a checkpoint too.")
         if weight is not None:
-            raise InputError("weight is what a network is asked for; give a checkpoint, or set it in a method's file.")
+            raise InputError("weight is for conditioned networks; give a checkpoint, or edit the file of a method.")
         return (method if isinstance(method, Method) else load_method(method)).to(device)
     return OneShotMethod(load_checkpoint(checkpoint), refine=refine, weight=weight).to(device)
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:
-    """An image from a path, a SimpleITK image, or itself."""
+    """Convert a path or a SimpleITK image to an image; an image is returned as it is."""
     if isinstance(image, Image):
         return image
     if isinstance(image, sitk.Image):

@@ -18,16 +18,16 @@ from learnreg.warping import warp
 
 @dataclass(frozen=True, eq=False)
 class Registration:
-    """Outcome of registering one pair.
+    """Result of registering one pair.
 
     Args:
         transform: Points of the fixed space to points of the moving space, mm LPS.
         fixed: The reference, as given.
         moving: The image that was aligned, as given.
-        initial: What the transform began with (an alignment of centers, say), or ``None``.
+        initial: Initial transform (an alignment of centers, for example), or ``None``.
         history: Losses of each level of each iterative stage.
         seconds: Wall time of the registration, without reading, writing and start-up.
-        peak_bytes: Memory that it took at its peak, beside the images; ``None`` where nothing tells.
+        peak_bytes: Peak memory besides the images; ``None`` if unknown.
     """
 
     transform: Transform
@@ -49,14 +49,14 @@ class Registration:
         return warp(self.moving, self.sampled, self.fixed.grid)
 
     def save_transform(self, path: PathLike) -> None:
-        """Write for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.itk.write_transform`."""
+        """Write the transform for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.write_transform`."""
         from learnreg.transforms.itk import write_transform
 
         write_transform(self.sampled, self.fixed.grid, path)
 
 
 class Method(nn.Module):
-    """``(fixed, moving) -> Registration``, for one pair of any shape, spacing and orientation."""
+    """Registration of one pair of any shape, spacing and orientation: ``(fixed, moving) -> Registration``."""
 
     @abstractmethod
     def forward(
@@ -67,26 +67,29 @@ class Method(nn.Module):
         initial: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> Registration:
-        """Register.
+        """Register a pair.
 
         Args:
             fixed: The reference; any intensity scale.
             moving: The image to align.
-            initial: A transform to begin with, fixed to moving, instead of the method's own guess.
+            initial: Initial transform, from the fixed to the moving space, instead of the method's own.
             on_step: Called with the number of iterations done, for progress bars.
 
+        Returns:
+            The transform and its history.
+
         Raises:
-            ValueError: The images differ in dimension or one is constant.
+            InputError: The images differ in dimension or channels, or one is constant.
         """
 
     @property
     def iterations(self) -> int:
-        """At most so many iterations, for progress bars; 0 for none."""
+        """Maximum number of iterations, for progress bars; 0 without iterations."""
         return 0
 
 
 def check_pair(fixed: Image, moving: Image) -> None:
-    """Raise ``ValueError`` for a pair that no method can register."""
+    """Raise ``InputError`` for a pair that no method can register."""
     if fixed.ndim != moving.ndim:
         raise InputError(
             f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "

@@ -1,4 +1,4 @@
-"""Methods compared on pairs of known truth: labels, or a known transform."""
+"""Compare methods on pairs with known labels, landmarks or a known transform."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def evaluate(
     distances: bool = True,
     device: str = "cpu",
 ) -> list[Row]:
-    """Register every case with every method, and score it; the first row of a case is its start.
+    """Register every case with every method, and score the results; the first row of a case is the score before.
 
     Args:
-        cases: Pairs with a truth.
-        methods: By the name for the table.
+        cases: Pairs with known labels, landmarks or transform.
+        methods: By the name in the table.
         on_case: Called after each case with its registrations.
-        distances: Measure those between the surfaces of the labels, which takes long for many labels.
+        distances: Compute distances between the surfaces of labels, which takes long for many labels.
         device: Where the methods compute; scores are computed on the CPU.
 
     Returns:
-        One row a case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
+        One row per case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
 
     Raises:
-        ValueError: A case has no truth, or a method fails; the message names the case.
+        InputError: Nothing is known of a case, or a method fails; the message names the case.
     """
     rows: list[Row] = []
     for case in cases:
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def _images(image: Image) -> Image:
-    """Without the labels, which a method must not see."""
+    """Return an image without its labels, which a method must not see."""
     return Image(image.data, image.grid, image.mask)
 
 
@@ -114,7 +114,7 @@ def score_case(case: Case, transform: Transform, *, distances: bool = True) -> R
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Mean and standard deviation over the cases, one row a method, in order of appearance."""
+    """Compute mean and standard deviation over the cases, one row per method in order of appearance."""
     summary = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -129,7 +129,7 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A summary as a Markdown table, mean ± standard deviation."""
+    """Format a summary as a Markdown table, mean ± standard deviation."""
     summary = summarize(rows)
     columns = [(key, title, digits) for key, title, digits in METRICS if any(key in row for row in summary)]
     lines = [["method", *(title for _, title, _ in columns)]]

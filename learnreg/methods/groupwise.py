@@ -1,4 +1,4 @@
-"""Group-wise mean: a template in the middle of a group of images, by registering it to each in turn."""
+"""Group-wise registration: a template in the middle of a group of images."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from learnreg.warping import warp
 
 @dataclass(frozen=True)
 class Round:
-    """How a round changed the template.
+    """Change of the template in one round.
 
     Args:
-        spread: Standard deviation over the images at each voxel of the template, averaged: lower is sharper.
-        drift: mm, mean length of the mean displacement that was taken out.
-        change: Mean difference of the template from that of the round before.
+        spread: Standard deviation over the images at each voxel of the template, averaged; lower is sharper.
+        drift: Mean length of the mean displacement that was removed, mm.
+        change: Mean difference from the template of the previous round.
     """
 
     spread: float
@@ -57,24 +57,25 @@ def build_template(
     grid: Grid | None = None,
     on_pair: Callable[[int], Any] | None = None,
 ) -> Template:
-    """The mean of a group of images in shape and intensity.
+    """Compute the mean of a group of images in shape and intensity.
 
-    The first template is the mean of the images about their centroids. In each round it is registered to every
-    image; their mean on it is the next template, moved so that the mean displacement to the images is 0.
+    The first template is the mean of the images, aligned by their centroids. In each round the template is registered
+    to every image. The mean of the warped images, moved so that the mean displacement to the images is 0, is the next
+    template.
 
     Args:
         images: At least two of one dimension, any grids and intensity scales.
-        method: What registers the template (fixed) and an image (moving).
+        method: Registers the template (fixed) and an image (moving).
         rounds: At least 1; four are usual.
-        grid: That of the template; ``None`` takes the first image's.
+        grid: Of the template; ``None`` is the grid of the first image.
         on_pair: Called with 1 after each registration.
 
     Raises:
-        ValueError: There are fewer than two images, or no rounds.
+        InputError: There are fewer than two images, or no rounds.
 
     Source:
-        Avants et al., The optimal template effect in hippocampus studies of diseased populations, NeuroImage
-        2010; Guimond et al., Average brain models: a convergence study, CVIU 2000. Differs in: no sharpening.
+        Avants et al., The optimal template effect in hippocampus studies of diseased populations, NeuroImage 2010;
+        Guimond et al., Average brain models: a convergence study, CVIU 2000. Differs in: no sharpening.
     """
     if len(images) < 2 or rounds < 1:
         raise InputError(f"A template needs at least 2 images and 1 round, got {len(images)} and {rounds}.")
@@ -104,7 +105,7 @@ def _identity(grid: Grid) -> Transform:
 def _centered(
     transforms: Sequence[Transform], group: Sequence[Image], grid: Grid, before: torch.Tensor
 ) -> tuple[list[Transform], Image, Round]:
-    """The transforms without their mean, and the mean image through them."""
+    """Remove the mean of the transforms, and compute the mean of the warped images."""
     mean = torch.zeros_like(channels_first(grid.points))
     for transform in transforms:
         mean += transform.displacement(grid) / len(transforms)
@@ -122,7 +123,7 @@ def _centered(
 
 @torch.no_grad()
 def _voted(transforms: Sequence[Transform], group: Sequence[Image], grid: Grid) -> torch.Tensor | None:
-    """The label that most images have at each voxel of the template; the lowest of equal ones."""
+    """Return the most frequent label at each voxel of the template, the lowest one in a tie."""
     if any(image.labels is None for image in group):
         return None
     moved = []

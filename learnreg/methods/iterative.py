@@ -16,14 +16,20 @@ from learnreg.typing import StepCallback
 
 
 class IterativeMethod(Method):
-    """Runs stages on the pair, with intensities rescaled to [0, 1].
+    """Run stages on a pair, with intensities rescaled to [0, 1].
 
     Args:
-        stages: By name, in order; each starts from what the others found. ``None`` leaves a stage out, so that a
-            preset can drop a stage of the preset it starts from.
+        stages: By name, in order; each one starts from the result of those before. ``None`` leaves a stage out, so that
+            a preset can drop a stage of the preset that it extends.
 
     Raises:
         InputError: There is no stage.
+
+    Example:
+        >>> from learnreg.optimization import CenterOfMass
+        >>> method = IterativeMethod({"center": CenterOfMass(), "rotation": None})
+        >>> list(method.stages)
+        ['center']
     """
 
     def __init__(self, stages: Mapping[str, Stage | None]) -> None:

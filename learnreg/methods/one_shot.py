@@ -19,7 +19,7 @@ from learnreg.typing import StepCallback
 
 @dataclass(frozen=True, eq=False)
 class ModelPair:
-    """A pair on the network's grid, and the transform that brought the moving image there."""
+    """A pair on the network's grid, and the transform that placed the moving image there."""
 
     fixed: Image
     moving: Image
@@ -27,18 +27,18 @@ class ModelPair:
 
 
 class OneShotMethod(Method):
-    """Brings the pair to the network's grid, asks it once, and composes the answer back.
+    """Resample the pair to the network's grid, run the network once, and compose the answer with the resampling.
 
-    Without ``initial``, the middles of the fields of view or of the contents are aligned, as in training.
+    Without ``initial``, the centers of the fields of view or of the contents are aligned, as in training.
 
     Args:
-        checkpoint: See :func:`learnreg.networks.checkpoint.load_checkpoint`.
-        refine: Classical steps from the network's answer, by the checkpoint's refinement stage.
-        weight: Of the regularization, for a :class:`learnreg.networks.Conditioned` network; ``None`` is its own.
+        checkpoint: See :func:`learnreg.networks.load_checkpoint`.
+        refine: Number of classical steps that refine the network's answer, by the checkpoint's refinement stage.
+        weight: Regularization weight of a :class:`learnreg.networks.Conditioned` network; ``None`` is its default.
 
     Raises:
-        ValueError: ``refine`` is negative, the checkpoint has no refinement stage, or ``weight`` is outside of
-            those that the network was trained for.
+        InputError: ``refine`` is negative, the checkpoint has no refinement stage, or ``weight`` is not in the range of
+            the network.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, refine: int = 0, weight: float | None = None) -> None:
@@ -74,12 +74,12 @@ class OneShotMethod(Method):
         if self.refine:
             answer, history = self.refined(pair, answer.detach(), on_step)
         if pair.fixed.data.is_cuda:
-            torch.cuda.synchronize()  # what is timed is the answer, not the request
+            torch.cuda.synchronize()  # the time must include the computation, which is asynchronous
         seconds = time.perf_counter() - began
         return Registration(chain(answer, pair.initial), fixed, moving, pair.initial, history, seconds)
 
     def prepare(self, fixed: Image, moving: Image, initial: Transform | None = None) -> ModelPair:
-        """Both images on one grid of the model, intensities in [0, 1]."""
+        """Resample both images to one grid of the model, intensities in [0, 1]."""
         target, source = (self.space.seen(Image(image.data, image.grid, image.mask)) for image in (fixed, moving))
         target, source = normalized(target, name="the fixed image"), normalized(source, name="the moving image")
         target = self.space.place(target, cover=True)
@@ -91,6 +91,6 @@ class OneShotMethod(Method):
     def refined(
         self, pair: ModelPair, answer: Transform, on_step: StepCallback | None = None
     ) -> tuple[Transform, tuple[LevelHistory, ...]]:
-        """The network's answer after a correction: composed with it, and alone in being penalized."""
+        """Refine the network's answer: compose it with a correction; only the correction is penalized."""
         result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
         return chain(result.transform, answer), result.history

@@ -1,4 +1,4 @@
-"""Metrics: how well and how regularly two images are aligned."""
+"""Metrics: accuracy and regularity of a registration."""
 
 import lazy_loader
 

@@ -12,30 +12,35 @@ from learnreg.typing import FieldTensor
 
 
 def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
-    """Share of voxels whose Jacobian determinant is at most 0.
+    """Compute the share of voxels whose Jacobian determinant is at most 0.
 
     Args:
         displacement: ``(B, D, *grid.shape)``, mm.
         grid: Where it is sampled.
 
     Returns:
-        ``(B,)`` in [0, 1], 0 for a diffeomorphism. Lower is better.
+        ``(B,)`` in [0, 1], lower is better; 0 for a diffeomorphism.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((4, 4, 4))
+        >>> folding_fraction(-2 * grid.points.movedim(-1, 1), grid)
+        tensor([1.])
     """
     return (jacobian_determinant(displacement, grid) <= 0).flatten(1).to(displacement.dtype).mean(1)
 
 
 def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-9) -> Tensor:
-    """Standard deviation of the log Jacobian determinant (SDlogJ), a smoothness score.
+    """Compute the standard deviation of the log Jacobian determinant (SDlogJ), a smoothness score.
 
     ``std_x log max(det(d(x + u)/dx), floor)`` over all voxels of ``grid``.
 
     Args:
-        displacement: ``(B, D, *grid.shape)``, mm, components (x, y, z).
+        displacement: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
         grid: Where ``displacement`` is sampled, the fixed grid.
-        floor: Determinants below it, folds included, count as it.
+        floor: Determinants below it, including folds, count as ``floor``.
 
     Returns:
-        ``(B,)``, dimensionless, 0 for a rigid transform. Lower is smoother.
+        ``(B,)``, dimensionless, lower is smoother; 0 for a rigid transform.
 
     Source:
         Leow et al., Statistical properties of Jacobian maps, IEEE TMI 2007.
@@ -44,16 +49,21 @@ def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-
 
 
 def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
-    """SDlogJ as the Learn2Reg challenge computes it: ``std log clip(J + 3, 1e-9, 1e9)``, 2 voxels cut off.
+    """Compute SDlogJ as the Learn2Reg challenge does.
+
+    ``std log clip(J + 3, 1e-9, 1e9)``, without 2 voxels at each border.
 
     It is smaller than :func:`sd_log_jacobian`, about a quarter of it near the identity.
 
     Args:
         displacement: ``(B, D, *grid.shape)``, mm.
-        grid: Where it is sampled; at least 5 samples along each axis.
+        grid: Where it is sampled; at least 5 samples per axis.
 
     Returns:
-        ``(B,)``, dimensionless. Lower is smoother.
+        ``(B,)``, dimensionless, lower is smoother.
+
+    Raises:
+        InputError: An axis has fewer than 5 samples.
 
     Source:
         Hering et al., Learn2Reg, IEEE TMI 2023, and its published evaluation.
@@ -67,6 +77,6 @@ def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
 
 
 def inverse_consistency(forward: Transform, backward: Transform, grid: Grid) -> Tensor:
-    """Mean distance between ``backward(forward(x))`` and ``x`` over a grid, ``(B,)``, mm."""
+    """Compute the mean distance between ``backward(forward(x))`` and ``x`` over a grid, ``(B,)``, mm."""
     returned = backward(forward.map_grid(grid))
     return (returned - grid.points).norm(dim=-1).flatten(1).mean(1)

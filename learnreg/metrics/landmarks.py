@@ -10,7 +10,7 @@ from learnreg.typing import PointTensor
 
 
 def target_registration_error(transform: Transform, fixed: PointTensor, moving: PointTensor) -> Tensor:
-    """Distance of each mapped fixed landmark to its counterpart (TRE).
+    """Compute the distance of each mapped fixed landmark to its counterpart (TRE).
 
     Args:
         transform: Fixed to moving space.
@@ -21,7 +21,12 @@ def target_registration_error(transform: Transform, fixed: PointTensor, moving: 
         ``(B, P)``, mm, lower is better.
 
     Raises:
-        ValueError: The shapes differ.
+        InputError: The shapes differ.
+
+    Example:
+        >>> points = torch.zeros(1, 2, 3)
+        >>> target_registration_error(learnreg.Affine.translation([3.0, 4.0, 0.0]), points, points)
+        tensor([[5., 5.]])
     """
     if fixed.shape != moving.shape:
         raise InputError(

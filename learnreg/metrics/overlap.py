@@ -12,18 +12,23 @@ from learnreg.typing import LabelTensor
 
 
 def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) -> Tensor:
-    """Dice overlap of each label, ``2 |W and F| / (|W| + |F|)``.
+    """Compute the Dice overlap per label, ``2 |W and F| / (|W| + |F|)``.
 
     Args:
         warped: ``(B, 1, *grid)``, integers.
         fixed: ``(B, 1, *grid)``, integers.
-        labels: The values that count.
+        labels: Label values to score.
 
     Returns:
-        ``(B, len(labels))`` in [0, 1], higher is better; NaN where neither image has the label.
+        ``(B, len(labels))`` in [0, 1], higher is better; NaN if both images lack the label.
 
     Raises:
-        ValueError: The shapes differ.
+        InputError: The shapes differ.
+
+    Example:
+        >>> warped, fixed = torch.tensor([0, 1, 1]).reshape(1, 1, 3), torch.tensor([0, 0, 1]).reshape(1, 1, 3)
+        >>> dice_scores(warped, fixed, [1])
+        tensor([[0.6667]])
     """
     if warped.shape != fixed.shape:
         raise InputError(

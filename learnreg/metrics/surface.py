@@ -14,16 +14,16 @@ from learnreg.typing import LabelTensor
 
 
 def hausdorff95(warped: LabelTensor, fixed: LabelTensor, grid: Grid, labels: Sequence[int]) -> Tensor:
-    """95th percentile of the distance between the borders of each label, the larger direction.
+    """Compute the 95th percentile of the distance between the borders per label, the larger of both directions.
 
     Args:
         warped: ``(B, 1, *grid.shape)``, integers.
         fixed: ``(B, 1, *grid.shape)``, integers.
         grid: Where both lie.
-        labels: The values that count.
+        labels: Label values to score.
 
     Returns:
-        ``(B, len(labels))``, mm, lower is better; NaN where one image lacks the label.
+        ``(B, len(labels))``, mm, lower is better; NaN if one image lacks the label.
 
     Source:
         ``monai.metrics.compute_hausdorff_distance``.

@@ -17,15 +17,15 @@ USUAL = {"ndim": 3, "in_channels": 1}
 
 
 class FieldNetwork(Network):
-    """Any module from a stack of both images to a field, as a network: its output is taken in voxels.
+    """Use a module that maps a stack of both images to a field as a network; its output is in voxels.
 
     Args:
         module: ``(B, 2 C, *grid)``, fixed before moving, to ``(B, D, *shape)``; ``shape`` may be coarser. MONAI's
-            networks with ``out_channels=spatial_dims`` are such.
+            networks with ``out_channels=spatial_dims`` have this form.
         ndim: 2 or 3.
         in_channels: Channels of one image.
         multiple: The images are padded to multiples of it.
-        diffeomorphic: The field is a velocity, else a displacement.
+        diffeomorphic: If ``True``, the field is a velocity, else a displacement.
         steps: Squarings of a velocity.
     """
 
@@ -45,10 +45,10 @@ class FieldNetwork(Network):
         self.diffeomorphic, self.steps = diffeomorphic, steps
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1].
+        """Predict the transform of a pair; see :meth:`Network.forward`.
 
         Raises:
-            ValueError: The module returns something else than a field.
+            InputError: The module does not return a field.
         """
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
@@ -64,7 +64,10 @@ class FieldNetwork(Network):
 
 
 class PairNetwork(Network):
-    """Any module ``(fixed, moving) -> Transform`` as a network; of 3-D images with one channel unless it says so."""
+    """Use a module ``(fixed, moving) -> Transform`` as a network.
+
+    It takes 3-D images with one channel, unless the module has the attributes ``ndim`` and ``in_channels``.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -72,16 +75,23 @@ class PairNetwork(Network):
         self.ndim, self.in_channels = (int(getattr(module, key, usual)) for key, usual in USUAL.items())
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         transform: Transform = self.module(fixed, moving)
         return transform
 
 
 def as_network(module: nn.Module) -> Network:
-    """A network as it is; a module that takes a pair as a :class:`PairNetwork`, one tensor as a :class:`FieldNetwork`.
+    """Return a module as a :class:`Network`.
+
+    A network is returned as it is. A module that takes a pair becomes a :class:`PairNetwork`, one that takes a tensor a
+    :class:`FieldNetwork`.
 
     Raises:
-        ValueError: The module takes one tensor and has no convolution that would tell of what channels.
+        InputError: The module takes a tensor, and has no convolution that shows its number of channels.
+
+    Example:
+        >>> type(as_network(torch.nn.Conv3d(2, 3, 3, padding=1))).__name__
+        'FieldNetwork'
     """
     if isinstance(module, Network):
         return module

@@ -23,7 +23,7 @@ class Task:
         fixed: The reference.
         moving: The image to align.
         objective: What a training minimizes for this pair.
-        weight: Regularization weight that the network is asked for; ``None`` for networks that take none.
+        weight: Regularization weight to predict for; ``None`` for networks without one.
     """
 
     fixed: Image
@@ -47,7 +47,7 @@ class Prediction:
 
 
 class Network(nn.Module):
-    """A module that predicts a transform from a pair of images.
+    """Module that predicts a transform from a pair of images.
 
     Override :meth:`forward`. A network with training terms of its own overrides :meth:`predict` and
     :meth:`auxiliary_terms`: a prediction carries what its terms need, the module keeps nothing of a pass.
@@ -117,7 +117,7 @@ class Network(nn.Module):
         return type(self).auxiliary_terms is not Network.auxiliary_terms
 
     def check_weight(self, weight: float | None) -> None:
-        """Raise ``InputError`` if the network cannot be asked for this regularization weight."""
+        """Raise ``InputError`` if the network does not take this regularization weight."""
         if weight is not None:
             raise InputError(
                 f"This network, a {type(self).__name__}, takes no weight; train one with network=conditioned."

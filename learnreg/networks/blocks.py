@@ -16,7 +16,7 @@ CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: n
 
 
 def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
-    """3x3x3 convolution, instance norm, leaky ReLU."""
+    """Return a 3x3x3 convolution with instance norm and leaky ReLU."""
     act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
     return Convolution(
         ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA"
@@ -24,7 +24,7 @@ def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Con
 
 
 def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleList:
-    """Blocks of two convolutions, each at half the resolution of the one before."""
+    """Return blocks of two convolutions, each at half the resolution of the previous one."""
     return nn.ModuleList(
         nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o))
         for i, o in zip([inputs, *widths[:-1]], widths, strict=True)
@@ -32,7 +32,7 @@ def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleL
 
 
 def run_blocks(blocks: Iterable[nn.Module], values: Tensor) -> list[Tensor]:
-    """What each block returns, the next one given what the last one did."""
+    """Return the output of each block; each one takes the output of the previous one."""
     found = []
     for block in blocks:
         values = block(values)
@@ -41,7 +41,7 @@ def run_blocks(blocks: Iterable[nn.Module], values: Tensor) -> list[Tensor]:
 
 
 class Decoder(nn.Module):
-    """From the coarsest features up, at each level joined with what the encoder had there.
+    """Decoder from the coarsest features up; each level is joined with the encoder's features.
 
     Args:
         ndim: 2 or 3.
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features fine to coarse, each ``(B, C, *shape)``; the result has the shape of the first."""
+        """Decode features ``(B, C, *shape)``, fine to coarse, to the shape of the first."""
         x = features[-1]
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
@@ -66,10 +66,10 @@ class Decoder(nn.Module):
 
 
 def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:
-    """The widths as plain numbers.
+    """Return the widths as integers.
 
     Raises:
-        ValueError: Not 2-D or 3-D, or no widths.
+        InputError: ``ndim`` is not 2 or 3, or there are no widths.
     """
     if ndim not in (2, 3) or not channels:
         raise InputError(
@@ -79,14 +79,14 @@ def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[in
 
 
 def start_near_zero(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float = 1e-4) -> None:
-    """A layer that returns next to nothing at the start of a training."""
+    """Initialize a layer so that its output is close to 0 at the start of a training."""
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class FieldHead(nn.Module):
-    """Convolution to a vector field, close to zero at the start of a training; float32 also under autocast."""
+    """Convolution to a vector field, close to 0 at the start of a training; in float32 also under autocast."""
 
     def __init__(self, ndim: int, inputs: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class FieldHead(nn.Module):
         start_near_zero(self.conv)
 
     def forward(self, features: Tensor) -> FieldTensor:
-        """``(B, C, *shape)`` to ``(B, D, *shape)``."""
+        """Map features ``(B, C, *shape)`` to a field ``(B, D, *shape)``."""
         with torch.autocast(features.device.type, enabled=False):
             field: Tensor = self.conv(features.to(self.conv.weight.dtype))
             return field

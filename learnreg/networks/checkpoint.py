@@ -1,4 +1,4 @@
-"""Checkpoints: what is needed to use a trained network again, read without running code from the file."""
+"""Checkpoints: read and write what is needed to use a trained network, without running code from the file."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained network with the objective and the grid that it was trained for, and how to refine it.
+    """A trained network with the objective and the grid of its training.
 
     Args:
         network: In evaluation mode.
-        objective: The objective of the training, for images alone.
+        objective: The objective of the training, without supervision.
         space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
-        recipe: Plain configuration of it all.
-        refinement: The stage that corrects the network's answer for one pair, or ``None``.
+        recipe: Plain configuration of all parts.
+        refinement: The stage that refines the network's answer for one pair, or ``None``.
     """
 
     network: Network
@@ -51,24 +51,28 @@ def recipe(
     space: Mapping[str, Any],
     refinement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint stores beside the weights: plain configurations, and the format's number."""
+    """Return what a checkpoint stores besides the weights: plain configurations and the number of the format."""
     stored: dict[str, Any] = {"network": dict(network), "objective": dict(objective), "space": dict(space)}
     return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
 
 
 def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
-    """Read a checkpoint of ``train.py``, or a released model.
+    """Read a checkpoint of a training, or a released model.
 
-    Tensors and plain values are read, no code; only modules from ``trusted`` packages are built.
+    Only tensors and plain values are read, and only modules of ``trusted`` packages are built.
 
     Args:
-        path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes
-            with learnreg, see :func:`learnreg.configs.model_files`.
+        path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes with
+            learnreg, see :func:`learnreg.configs.files.model_files`.
         trusted: Prefixes of the classes that may be built.
 
     Raises:
-        FileNotFoundError: There is no such file and no such model.
-        ValueError: It is no checkpoint of learnreg, or one of another format.
+        MissingFileError: There is no such file and no such model.
+        InputError: The file is not a checkpoint of learnreg, or has another format.
+
+    Example:
+        >>> type(load_checkpoint("hippocampus").network).__name__
+        'Pyramid'
     """
     file = find(path)
     stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
@@ -86,38 +90,38 @@ def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Chec
         ) from error
     objective = build(stored["objective"], trusted)
     if not isinstance(objective, Objective):
-        raise InputError(f"{file} names an objective that is none: {stored['objective'].get('_target_')}.")
+        raise InputError(f"{file} has an invalid objective, {stored['objective'].get('_target_')}; train again.")
     refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
     network.eval()
     return Checkpoint(network, objective.unsupervised(), dict(stored["space"]), stored, refinement)
 
 
 def release(checkpoint: PathLike, output: PathLike) -> None:
-    """Write a trained network as one small file: weights in half precision, and what they belong to.
+    """Write a trained network as one small file, with weights in half precision.
 
     Args:
         checkpoint: ``best.ckpt`` or ``last.ckpt`` of a run.
         output: A new ``.safetensors`` file.
 
     Raises:
-        ValueError: ``output`` has another ending, or the checkpoint is not usable.
+        InputError: ``output`` has another suffix, or the checkpoint cannot be used.
     """
     from safetensors.torch import save_file
 
     target = Path(output)
     if target.suffix != RELEASED:
         raise InputError(f"A released model is a {RELEASED} file, got {target.name}.")
-    load_checkpoint(checkpoint)  # what cannot be read is not released
+    load_checkpoint(checkpoint)  # a checkpoint that cannot be read must not be released
     stored, weights = _read_training(find(checkpoint))
     halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
     write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
 
 
 def find(path: PathLike) -> Path:
-    """The file of a checkpoint, or of a model by its name.
+    """Return the file of a checkpoint, or of a model by its name.
 
     Raises:
-        FileNotFoundError: There is neither.
+        MissingFileError: There is no such file and no such model.
     """
     file = Path(path).expanduser()
     if file.is_file():
@@ -136,11 +140,11 @@ def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
-            f"{file} is no checkpoint that can be read safely; give one written by learnreg's train.py."
+            f"{file} is not a checkpoint that can be read safely; give one written by train.py."
         ) from error
     stored = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(stored, dict) or "state_dict" not in content:
-        raise InputError(f"{file} is no checkpoint of learnreg; give one written by learnreg's train.py.")
+        raise InputError(f"{file} is not a checkpoint of learnreg; give one written by train.py.")
     weights = content["state_dict"].items()
     return stored, {key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)}
 
@@ -153,14 +157,14 @@ def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             stored = json.loads((content.metadata() or {})[KEY])
             return stored, {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{file} is no model of learnreg; give one written by learnreg export.") from error
+        raise InputError(f"{file} is not a model of learnreg; give one written by `learnreg export`.") from error
 
 
 def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:
-    """Instantiate a configuration whose every ``_target_`` is a module of a trusted package.
+    """Build a configuration if every ``_target_`` is a module of a trusted package.
 
     Raises:
-        ValueError: A target is not.
+        InputError: A target is not.
     """
     from hydra.utils import get_class, instantiate
 
@@ -175,7 +179,7 @@ def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Mod
         except Exception as error:  # hydra raises whatever the import raises
             raise InputError(f"The checkpoint asks for {target}, which this installation does not have.") from error
         if not allowed:
-            raise InputError(f"The checkpoint asks for {target}, which is no torch.nn.Module.")
+            raise InputError(f"The checkpoint asks for {target}, which is not a torch.nn.Module.")
     module: nn.Module = instantiate(config, _convert_="all")
     return module
 

@@ -21,26 +21,26 @@ Alignment = Literal["translation", "rigid", "similarity", "affine", "thin-plate"
 
 
 class KeypointNetwork(Network):
-    """Finds the same points in each image by itself; they determine the map in closed form.
+    """Detect the same points in each image; they determine the map in closed form.
 
-    Each point is the center of mass of a heat map. Since an image is looked at alone, any rotation of it
-    that the encoder follows is followed exactly by the map, and the points can be looked at. Trained without
-    marked points, through the map, on whatever the objective is.
+    Each point is the center of mass of a heat map. Each image is processed alone, so the map follows any rotation that
+    the encoder follows, and the points can be inspected. The training needs no marked points: the objective of the map
+    is enough.
 
     Args:
         ndim: 2 or 3.
         channels: Width at 1/2, 1/4, 1/8, ... of the resolution.
-        keypoints: How many.
+        keypoints: Number of points.
         in_channels: Channels of one image.
         alignment: ``"translation"``, ``"rigid"``, ``"similarity"``, ``"affine"`` or ``"thin-plate"``.
-        smoothing: Of the thin-plate spline, relative to the square of the extent; 0 meets the points.
+        smoothing: Of the thin-plate spline, relative to the squared extent; 0 interpolates the points.
 
     Raises:
-        ValueError: Another number of axes, no widths, an unknown alignment, or too few points.
+        InputError: ``ndim`` or ``alignment`` is unknown, or there are no widths or too few points.
 
     Source:
-        Yu et al., KeyMorph, MIDL 2022; Wang et al., A robust and interpretable deep learning framework for
-        multi-modal registration via keypoints, Med. Image Anal. 2023.
+        Yu et al., KeyMorph, MIDL 2022; Wang et al., A robust and interpretable deep learning framework for multi-modal
+        registration via keypoints, Med. Image Anal. 2023.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class KeypointNetwork(Network):
         nn.init.normal_(self.head.weight, std=0.5)
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
         both = self.points(torch.cat([fixed.data, moving.data]), fixed.grid)
         source, target = both.chunk(2)
@@ -77,7 +77,7 @@ class KeypointNetwork(Network):
         return linear_through_landmarks(source, target, kind)
 
     def points(self, images: Tensor, grid: Grid) -> PointTensor:
-        """``(B, K, D)`` mm, the keypoints of images ``(B, C, *grid.shape)`` by themselves."""
+        """Return the keypoints of images ``(B, C, *grid.shape)``, ``(B, K, D)``, mm."""
         heat = self.head(run_blocks(self.encoder, images)[-1])
         with torch.autocast(heat.device.type, enabled=False):
             weights = heat.to(grid.dtype).flatten(2).softmax(-1)

@@ -1,4 +1,4 @@
-"""A Laplacian pyramid: a network a resolution, each adding what the coarser ones could not see."""
+"""Laplacian pyramid: a network per resolution, each adding what the coarser ones missed."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from learnreg.warping import warp
 
 
 class LaplacianPyramid(Network):
-    """Networks at 1/4, 1/2 and full resolution; each sees the images, the moving one warped, and adds a velocity.
+    """Networks at 1/4, 1/2 and full resolution; each takes both images, the moving one warped, and adds a velocity.
 
-    Made to be trained from coarse to fine: ``levels`` networks take part, the finer ones wait. See
+    Train it from coarse to fine: only the first ``levels`` networks take part. See
     :class:`learnreg.training.callbacks.Progressive`.
 
     Args:
         ndim: 2 or 3.
         channels: Width of each network, coarse to fine.
-        blocks: Residual blocks in each.
+        blocks: Residual blocks per network.
         in_channels: Channels of one image.
         steps: Squarings of the velocity.
 
     Raises:
-        ValueError: Another number of axes, or no widths.
+        InputError: ``ndim`` is not 2 or 3, or there are no widths.
 
     Source:
-        Mok and Chung, Large deformation diffeomorphic image registration with Laplacian pyramid networks,
-        MICCAI 2020. Differs in: a network sees the embedding of no other, and its field has half its resolution.
+        Mok and Chung, Large deformation diffeomorphic image registration with Laplacian pyramid networks, MICCAI 2020.
+        Differs in: a network does not get the embedding of another one, and its field has half its resolution.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class LaplacianPyramid(Network):
 
     @property
     def stages(self) -> int:
-        """Levels there are, whether they take part or not."""
+        """Total number of levels."""
         return len(self.networks)
 
     def forward(self, fixed: Image, moving: Image) -> Velocity:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
         velocity: FieldTensor | None = None
@@ -85,7 +85,7 @@ class LaplacianPyramid(Network):
     def _corrected(
         self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
     ) -> Tensor:
-        """The velocity in mm, at half the resolution of a level."""
+        """Return the velocity in mm, at half the resolution of a level."""
         own = fixed.grid
         half = tuple(n // 2 for n in own.shape)
         if velocity is None:
@@ -101,7 +101,7 @@ class LaplacianPyramid(Network):
 
 
 class _Level(nn.Module):
-    """Half the resolution, residual blocks, a field."""
+    """Strided convolution, residual blocks, and a field."""
 
     def __init__(self, ndim: int, inputs: int, width: int, blocks: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A network for what is rigid or affine."""
+"""A network for rigid and affine maps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from learnreg.transforms.affine import LinearKind, linear_basis
 
 
 class AffineNetwork(Network):
-    """Predicts a translation, rigid motion, similarity or affine map about the middle of the field of view.
+    """Predict a translation, rigid motion, similarity or affine map about the center of the field of view.
 
-    What the encoder finds is averaged over the image together with where it was found: mean and first
-    moments of each feature, so that the answer does not depend on the image's size. The linear part is a
-    matrix exponential: it never mirrors and always has an inverse.
+    The encoder's features are averaged over the image with their positions: mean and first moments of each feature, so
+    the answer does not depend on the image's size. The linear part is a matrix exponential, so it never mirrors and
+    always has an inverse.
 
     Args:
         ndim: 2 or 3.
@@ -29,11 +29,11 @@ class AffineNetwork(Network):
         hidden: Width of the layer between the features and the parameters.
 
     Raises:
-        ValueError: Another number of axes, no widths, or an unknown kind.
+        InputError: ``ndim`` or ``kind`` is unknown, or there are no widths.
 
     Source:
-        De Vos et al., A deep learning framework for unsupervised affine and deformable image registration,
-        Med. Image Anal. 2019. Differs in: both images in one encoder, moments, the exponential.
+        De Vos et al., A deep learning framework for unsupervised affine and deformable image registration, Med. Image
+        Anal. 2019. Differs in: both images in one encoder, moments, the exponential.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AffineNetwork(Network):
         start_near_zero(self.head)
 
     def forward(self, fixed: Image, moving: Image) -> Affine:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
         features = run_blocks(self.encoder, torch.cat([fixed.data, moving.data], dim=1))[-1]
         with torch.autocast(features.device.type, enabled=False):
@@ -67,7 +67,14 @@ class AffineNetwork(Network):
 
 
 def moments(features: Tensor) -> Tensor:
-    """``(B, (D + 1) C)``: mean of each channel, and of each times the position from -1 to 1 along each axis."""
+    """Return the mean of each channel, and of each channel times the position along each axis.
+
+    Args:
+        features: ``(B, C, *shape)``; positions run from -1 to 1.
+
+    Returns:
+        ``(B, (D + 1) C)``.
+    """
     found = [features.flatten(2).mean(2)]
     for axis in range(2, features.ndim):
         n = features.shape[axis]

@@ -32,45 +32,48 @@ from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform, Velocity, chain
 from learnreg.typing import FieldTensor, Scalar
 
-SEGMENTED = 2  # levels whose features learn to tell labels apart
+SEGMENTED = 2  # number of levels whose features learn to classify labels
 
 
 class Pyramid(Network):
-    """One encoder sees each image by itself; a decoder a level corrects the velocity from below.
+    """One encoder for each image alone; a decoder per level corrects the velocity of the coarser level.
 
-    At each level the moving features are warped by what was found so far, so that a level only has to
-    find what the coarser ones left over; below the finest level it is also told how well the features match at
-    each small shift. The result is one stationary velocity at half resolution: a diffeomorphism, with
-    its inverse, and a start for instance optimization.
+    At each level the moving features are warped by the velocity so far, so a level only has to find what the coarser
+    ones left over. Below the finest level it also gets the correlation of the features at each small shift. The result
+    is a stationary velocity at half resolution: a diffeomorphism with an inverse, and a start for instance
+    optimization.
 
     Args:
         ndim: 2 or 3.
         channels: Features at 1/2, 1/4, 1/8, ... of the resolution.
         in_channels: Channels of one image.
         steps: Squarings of the velocity.
-        reach: Shifts of so many samples along each axis are matched; 0 matches none.
-        passes: So many corrections a level, with the same weights: a number, or one a level as in ``channels``.
-        symmetric: Each correction is half the difference of those of the pair and of the exchanged pair, so that the
-            exchanged pair is answered by the inverse, exactly.
-        composed: The flow of each correction is composed with what was found so far; the answer is as
-            many velocities, each on its level's grid. Otherwise corrections are added to one velocity.
-        context: What the coarser levels see of an image is passed down to the finer ones before anything is matched:
-            the encoder becomes a feature pyramid.
-        segments: Labels that the features of the two finest levels learn to tell apart, in a training; none for
-            images without labels.
-        segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`; 0 leaves it out, so
-            that a network that learned it can go on without labels.
-        deep: Weight, in a training, of the mean objective of what the coarser levels found, at their resolution.
+        reach: Largest shift along each axis that is correlated, in samples; 0 correlates none.
+        passes: Number of corrections per level, with the same weights: one number, or one per level as in ``channels``.
+        symmetric: Use half the difference of the corrections of the pair and of the exchanged pair, so that the answer
+            to the exchanged pair is exactly the inverse.
+        composed: Compose the flow of each correction with the transform so far; the answer is several velocities, each
+            on its level's grid. Otherwise corrections are added to one velocity.
+        context: Pass features of the coarser levels down to the finer ones before matching: a feature pyramid.
+        segments: Labels that the features of the two finest levels learn to classify in a training; empty for images
+            without labels.
+        segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`; with 0 a network
+            that learned it can be trained further without labels.
+        deep: Weight, in a training, of the mean objective of the coarser levels at their resolution.
 
     Raises:
-        ValueError: Another number of axes, no widths, a negative reach or weight, a level without a pass or another
-            number of levels, ``symmetric`` with ``composed``, or labels that are no labels.
+        InputError: An argument is out of its range, or ``symmetric`` and ``composed`` are both set.
 
     Source:
-        The family of Mok and Chung, LapIRN, MICCAI 2020, and Honkamaa and Marttinen, SITReg, MELBA
-        2024; the local correlation is that of Sun et al., PWC-Net, CVPR 2018, the passes that of Teed and Deng, RAFT,
-        ECCV 2020; the context that of Lin et al., Feature pyramid networks, CVPR 2017; the second task that of Xu and
+        The family of Mok and Chung, LapIRN, MICCAI 2020, and Honkamaa and Marttinen, SITReg, MELBA 2024; the local
+        correlation is that of Sun et al., PWC-Net, CVPR 2018, the passes are those of Teed and Deng, RAFT, ECCV 2020,
+        the context is that of Lin et al., Feature pyramid networks, CVPR 2017, the second task is that of Xu and
         Niethammer, DeepAtlas, MICCAI 2019. Differs in: one velocity that is corrected, unless ``composed``.
+
+    Example:
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16, 16), learnreg.Grid.regular((16, 16, 16)))
+        >>> Pyramid(channels=(4, 8))(image, image).displacement(image.grid).shape
+        torch.Size([1, 3, 16, 16, 16])
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
@@ -154,7 +157,7 @@ class Pyramid(Network):
     def _correction(
         self, both: Tensor, level: int, own: Grid, found: Transform | None, known: FieldTensor
     ) -> FieldTensor:
-        """A velocity in mm on the grid of a level, for what is not yet aligned."""
+        """Return a velocity in mm on the grid of a level, for what is not yet aligned."""
         fixed, moving = both.chunk(2)
         there = self._decoded(level, own, fixed, _warped(moving, own, found), known)
         if not self.symmetric:
@@ -190,7 +193,7 @@ class Pyramid(Network):
         return terms
 
     def _scored(self, fixed: Image, moving: Image, coarser: Sequence[Transform], objective: Objective) -> Scalar:
-        """Mean over the levels, each at twice the resolution of its field."""
+        """Return the mean objective over the levels, each at twice the resolution of its field."""
         losses = []
         for level, found in zip(range(len(coarser), 0, -1), coarser, strict=True):
             shape = tuple(max(1, n // 2**level) for n in fixed.grid.shape)
@@ -198,7 +201,7 @@ class Pyramid(Network):
         return torch.stack(losses).mean()
 
     def _segmented(self, fixed: Image, moving: Image, features: Sequence[Tensor]) -> Scalar:
-        """Mean over the levels, and over the images that have labels."""
+        """Return the mean over the levels, and over the images that have labels."""
         losses = []
         for side, image in enumerate((fixed, moving)):
             if image.labels is None:
@@ -222,7 +225,7 @@ class _Pass:
 
 
 class _Context(nn.Module):
-    """From the coarsest features down, each level gets those of the next coarser one, projected to its width."""
+    """From the coarsest features down, add the projected features of the coarser level to each level."""
 
     def __init__(self, ndim: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -231,7 +234,7 @@ class _Context(nn.Module):
         self.blocks = nn.ModuleList(convolution(ndim, own, own) for own, _ in pairs)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features fine to coarse, each ``(B, C, *shape)``; as many of the same shapes come back."""
+        """Return features of the same shapes ``(B, C, *shape)``, fine to coarse."""
         found = [features[-1]]
         for own, project, block in reversed(list(zip(features[:-1], self.projections, self.blocks, strict=True))):
             below = F.interpolate(project(found[-1]), size=own.shape[2:], mode="nearest")
@@ -245,16 +248,22 @@ def _warped(features: Tensor, grid: Grid, by: Transform | None) -> Tensor:
 
 @full_precision
 def local_correlation(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """``(B, (2 reach + 1)^D, *grid)``: mean over the channels of ``fixed`` times ``moving`` at each shift.
+    """Compute the mean over the channels of ``fixed`` times ``moving`` at each shift.
 
-    Beyond the border ``moving`` is 0.
+    Args:
+        fixed: ``(B, C, *grid)``.
+        moving: ``(B, C, *grid)``; 0 outside of the grid.
+        reach: Largest shift along each axis, in samples.
+
+    Returns:
+        ``(B, (2 reach + 1)^D, *grid)``.
     """
     found: Tensor = _Correlation.apply(fixed, moving, reach)
     return found
 
 
 class _Correlation(torch.autograd.Function):
-    """The products are not kept for the gradient, and no padded gradient is made for each shift."""
+    """Local correlation that keeps neither its products nor a padded gradient per shift."""
 
     @staticmethod
     def forward(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
@@ -281,7 +290,7 @@ class _Correlation(torch.autograd.Function):
 
 
 def _windows(shape: torch.Size, reach: int) -> list[tuple[slice, ...]]:
-    """Where the grid lies in one that is padded by ``reach``, for each shift."""
+    """Return where the grid lies in a grid padded by ``reach``, for each shift."""
     shifts = product(range(2 * reach + 1), repeat=len(shape) - 2)
     return [
         (slice(None), slice(None), *[slice(s, s + n) for s, n in zip(shift, shape[2:], strict=True)])

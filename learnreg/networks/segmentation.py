@@ -1,4 +1,4 @@
-"""A second task for features of one image: to tell its labels apart."""
+"""Segmentation as a second task for the features of one image."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from learnreg.typing import LabelTensor, Scalar
 
 
 class SegmentationHead(nn.Module):
-    """One linear map of the features at each sample to the labels and what has none of them.
+    """Linear classifier of the features at each sample: the given labels, and background.
 
     Args:
         ndim: 2 or 3.
         channels: Of the features.
-        values: Labels that are told apart, at least one; 0 is not among them.
+        values: Label values, at least one, without 0.
 
     Raises:
-        ValueError: There is no label, or one that is 0 or given twice.
+        InputError: There are no labels, or one is 0 or given twice.
     """
 
     def __init__(self, ndim: int, channels: int, values: Sequence[int]) -> None:
@@ -38,10 +38,10 @@ class SegmentationHead(nn.Module):
 
     @full_precision
     def forward(self, features: Tensor, labels: LabelTensor) -> Scalar:
-        """Cross-entropy and soft Dice between what the features say and the share of each label in their samples.
+        """Compute cross-entropy plus soft Dice between the predictions and the share of each label in a sample.
 
         Args:
-            features: ``(B, C, *shape)``, at ``labels``' resolution or coarser.
+            features: ``(B, C, *shape)``, at the resolution of ``labels`` or coarser.
             labels: ``(B, 1, *grid)``.
         """
         members = F.interpolate(one_hot(labels, self.values, features.dtype), size=features.shape[2:], mode="area")

@@ -1,4 +1,4 @@
-"""A transformer in the encoder."""
+"""Swin transformer as encoder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ LEVELS = 4
 
 
 class SwinNetwork(Network):
-    """Windows of attention that shift from layer to layer, and a decoder of convolutions.
+    """Swin transformer encoder with a convolutional decoder.
 
     Args:
         ndim: 2 or 3.
-        width: Channels at half resolution, doubled at each level; a multiple of the first of ``heads``.
+        width: Channels at half resolution, doubled per level; a multiple of the first of ``heads``.
         depths: Attention blocks at 1/2, 1/4, 1/8 and 1/16 of the resolution; MONAI's encoder has four levels.
-        heads: Of the attention, at each of the four.
-        window: Samples along the side of a window.
+        heads: Attention heads at each of the four levels.
+        window: Side of a window in samples.
         in_channels: Channels of one image.
         output: See :class:`UNet`.
         steps: Squarings of a velocity.
 
     Raises:
-        ValueError: Not four depths and four heads, or an unknown output.
+        InputError: There are not four depths and four heads, or the output is unknown.
 
     Source:
-        Liu et al., Swin transformer, ICCV 2021; Chen et al., TransMorph, Med. Image Anal. 2022. Differs in:
-        MONAI's blocks, patches of 2, a field at half resolution.
+        Liu et al., Swin transformer, ICCV 2021; Chen et al., TransMorph, Med. Image Anal. 2022. Differs in: MONAI's
+        blocks, patches of 2, a field at half resolution.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SwinNetwork(Network):
         self.head = FieldHead(ndim, width)
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
         features = self.encoder(images)

@@ -1,4 +1,4 @@
-"""Templates that are learned together with the network that brings them to each image."""
+"""Templates that are learned together with the network that registers them to each image."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from learnreg.transforms import Transform
 
 
 class LearnedTemplate(Network):
-    """The moving image of every training pair is a template whose voxels are weights.
+    """Template whose voxels are weights; it is the moving image of every training pair.
 
-    It becomes sharp where the network can align the images, and the mean of all deformations is held near zero,
-    so that it is a mean in shape, too. A trained one registers its template, or any other moving image.
+    It becomes sharp where the network can align the images. The mean of all deformations is kept near zero, so the
+    template is also a mean in shape. A trained network registers its template, or any other moving image.
 
     Args:
         network: From an image and the template to a transform.
-        shape: ``(z, y, x)`` of the template, that of the training images.
+        shape: ``(z, y, x)`` of the template, equal to that of the training images.
         centering: Weight of the squared mean displacement, per mm^2.
-        momentum: The mean runs over about ``1 / (1 - momentum)`` steps.
+        momentum: The running mean averages over about ``1 / (1 - momentum)`` steps.
 
     Raises:
-        ValueError: The shape has another number of axes than the network, or the momentum is not in [0, 1).
+        InputError: The shape does not fit the network, or the momentum is not in [0, 1).
 
     Source:
         Dalca et al., Learning conditional deformable templates with convolutional networks, NeurIPS 2019, the
-        unconditional one.
+        unconditional template.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LearnedTemplate(Network):
         self.mean: Tensor
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(1, self.ndim, *size))
-        self.begun = False  # a device is not asked at each step
+        self.begun = False  # avoids reading `seen` from the device at each step
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         return self.predict(fixed, moving).transform
@@ -74,10 +74,10 @@ class LearnedTemplate(Network):
         return self.network.task(fixed, self.template(fixed), objective)
 
     def template(self, like: Image) -> Image:
-        """The template on the grid of the training images, as often as ``like`` has images.
+        """Return the template on the grid of the training images, repeated for each image of ``like``.
 
         Raises:
-            ValueError: The images have another shape.
+            InputError: The images have another shape.
         """
         if like.grid.shape != tuple(self.values.shape[2:]):
             raise InputError(
@@ -89,11 +89,11 @@ class LearnedTemplate(Network):
         return Image(self.appearance(like.batch_size, like.covariates), like.grid)
 
     def appearance(self, count: int, covariates: Tensor | None) -> Tensor:
-        """``(count, C, *shape)``, intensities of the template for each of so many subjects."""
+        """Return the intensities of the template for each subject, ``(count, C, *shape)``."""
         return self.values.expand(count, -1, *[-1] * self.ndim)
 
     def _begin(self, images: Image) -> None:
-        """The first images that a training sees are where it begins."""
+        """Initialize the template by the mean of the first training images."""
         self.begun = True
         if not bool(self.seen):
             with torch.no_grad():
@@ -113,18 +113,18 @@ class LearnedTemplate(Network):
 
 
 class ConditionalTemplate(LearnedTemplate):
-    """A template that depends on covariates, such as the age: a small decoder adds to the common one.
+    """Template that depends on covariates, such as the age: a small decoder adds to the common template.
 
     Args:
         network: From an image and the template to a transform.
-        shape: ``(z, y, x)`` of the template, that of the training images.
-        between: The least and greatest value of each covariate, in the order of ``data.covariates``.
+        shape: ``(z, y, x)`` of the template, equal to that of the training images.
+        between: Lowest and highest value of each covariate, in the order of ``data.covariates``.
         width: Channels of the decoder.
         centering: See :class:`LearnedTemplate`.
         momentum: See :class:`LearnedTemplate`.
 
     Raises:
-        ValueError: No covariates, or a range that is none.
+        InputError: There are no covariates, or a range is invalid.
 
     Source:
         Dalca et al., Learning conditional deformable templates with convolutional networks, NeurIPS 2019.
@@ -156,10 +156,14 @@ class ConditionalTemplate(LearnedTemplate):
         start_near_zero(self.head)
 
     def appearance(self, count: int, covariates: Tensor | None) -> Tensor:
-        """``(count, C, *shape)``, intensities of the template for each row ``(count, K)`` of covariates.
+        """Return the intensities of the template for each row of covariates, ``(count, C, *shape)``.
+
+        Args:
+            count: Number of subjects.
+            covariates: ``(count, K)``.
 
         Raises:
-            ValueError: There are no covariates, or another number of them.
+            InputError: The covariates are missing, or have another shape.
         """
         wanted = len(self.ranges)
         if covariates is None or covariates.shape != (count, wanted):

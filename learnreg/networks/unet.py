@@ -1,4 +1,4 @@
-"""U-Net: two images in, one smooth field out."""
+"""U-Net: two images in, one field out."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from learnreg.transforms import Transform
 
 
 class UNet(Network):
-    """Predicts a velocity, a displacement or the control points of a B-spline.
+    """Predict a velocity, a displacement, or the control points of a B-spline.
 
-    By default the first convolution strides by 2 and the decoder stops at half resolution: a field that a
-    regularizer keeps smooth loses nothing on every second voxel, and full resolution is where a U-Net
-    spends most of its time. Works for any image size.
+    By default the first convolution has a stride of 2 and the decoder stops at half resolution. A field that a
+    regularizer keeps smooth loses nothing at every second voxel, and full resolution is where a U-Net spends most of
+    its time. Works for any image size.
 
     Args:
         ndim: 2 or 3.
         channels: Width at 1/2, 1/4, 1/8, ... of the resolution.
         in_channels: Channels of one image.
-        output: ``"velocity"`` and ``"bspline-velocity"`` are diffeomorphic, ``"displacement"`` and
-            ``"bspline"`` need not be.
-        resolution: The field, or the control points, lie at every so many voxels: 1, 2, 4, ... up to the
-            coarsest level.
+        output: ``"velocity"`` and ``"bspline-velocity"`` are diffeomorphic, ``"displacement"`` and ``"bspline"`` are
+            not in general.
+        resolution: Spacing of the field or of the control points in voxels: 1, 2, 4, ... up to the coarsest level.
         steps: Squarings of a velocity.
 
     Raises:
-        ValueError: Another number of axes, no widths, an unknown output or a resolution that no level has.
+        InputError: An argument is unknown, or no level has the resolution.
 
     Source:
-        Ronneberger et al., U-Net, MICCAI 2015; Balakrishnan et al., VoxelMorph, IEEE TMI 2019; Qiu et al.,
-        Learning diffeomorphic and modality-invariant registration using B-splines, MIDL 2021. Differs in:
-        strided input, output at 1/2, instance norm, two convolutions a level.
+        Ronneberger et al., U-Net, MICCAI 2015; Balakrishnan et al., VoxelMorph, IEEE TMI 2019; Qiu et al., Learning
+        diffeomorphic and modality-invariant registration using B-splines, MIDL 2021. Differs in: strided input, output
+        at 1/2, instance norm, two convolutions per level.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class UNet(Network):
         self.head = FieldHead(ndim, outputs[self.first])
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
         images, grid = pad_to_multiple(torch.cat([fixed.data, moving.data], dim=1), fixed.grid, self.stride)
         features = [images, *run_blocks(self.encoder, images)]

@@ -17,7 +17,7 @@ Output = Literal["velocity", "displacement", "bspline", "bspline-velocity"]
 
 
 def pad_to_multiple(values: Tensor, grid: Grid, multiple: int) -> tuple[Tensor, Grid]:
-    """Zeros behind the last samples until each size is a multiple, and the grid that goes with it."""
+    """Pad with zeros after the last samples until each size is a multiple; return the values and their grid."""
     missing = [-n % multiple for n in values.shape[2:]]
     if not any(missing):
         return values, grid
@@ -26,11 +26,11 @@ def pad_to_multiple(values: Tensor, grid: Grid, multiple: int) -> tuple[Tensor, 
 
 
 def voxels_to_mm(voxels: FieldTensor, grid: Grid) -> tuple[FieldTensor, Grid]:
-    """A predicted field in index units of ``grid`` as one in mm.
+    """Convert a predicted field from index units of a grid to mm.
 
     Args:
-        voxels: ``(B, D, *shape)``, components along the index axes ``(i, j, k)``, in voxels of
-            ``grid``; ``shape`` may be coarser than the grid.
+        voxels: ``(B, D, *shape)``, components along the index axes ``(i, j, k)`` in voxels of ``grid``; ``shape`` may
+            be coarser than the grid.
         grid: The field of view.
 
     Returns:
@@ -41,7 +41,7 @@ def voxels_to_mm(voxels: FieldTensor, grid: Grid) -> tuple[FieldTensor, Grid]:
 
 
 def as_transform(voxels: FieldTensor, grid: Grid, output: Output, steps: int) -> Transform:
-    """What a field in index units of ``grid`` stands for; see :func:`voxels_to_mm`."""
+    """Convert a predicted field in index units of ``grid`` to a transform; see :func:`voxels_to_mm`."""
     field, control = voxels_to_mm(voxels, grid)
     if output == "velocity":
         return Velocity(field, control, steps)
@@ -56,11 +56,11 @@ def as_transform(voxels: FieldTensor, grid: Grid, output: Output, steps: int) ->
 
 
 def check_output(name: str, output: str) -> None:
-    """Raise ``ValueError`` unless the output is known."""
+    """Raise ``InputError`` unless the output is known."""
     if output not in get_args(Output):
         raise InputError(f"{name} output is {', '.join(get_args(Output))}, got {output!r}.")
 
 
 def per_spacing(field: FieldTensor, grid: Grid) -> FieldTensor:
-    """A field in mm in units of the spacing of ``grid``, as a network takes it in."""
+    """Convert a field in mm to units of the spacing of ``grid``, as networks take it."""
     return field / grid.spacing.reshape(-1, grid.ndim, *[1] * grid.ndim)

@@ -1,4 +1,4 @@
-"""Steps of an optimizer inside a network, trained end to end."""
+"""Unrolled optimization: steps of an optimizer inside of a network, trained end to end."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from learnreg.warping import warp
 
 
 class Unrolled(Network):
-    """Descends on a similarity as the classical engine does; what regularizes each step is learned.
+    """Descend on a similarity as the classical solver does, with a learned update.
 
-    Each step takes the gradient of the similarity for the velocity, and a small network turns it, the
-    velocity and both images into the update. The gradient is what is asked of the images at run time: a
-    network that has never seen an anatomy still knows where the images differ. It enters as a value: the
-    training passes through the updates, not through the derivative of the gradient.
+    Each step computes the gradient of the similarity for the velocity. A small network turns the gradient, the velocity
+    and both images into the update. The gradient is computed on the images at hand, so even for an unseen anatomy the
+    network knows where the images differ. It enters as a value: the training differentiates the updates, not the
+    gradient.
 
     Args:
-        similarity: What each step descends on.
+        similarity: Similarity to descend on.
         ndim: 2 or 3.
-        width: Channels of the network of the updates, shared by the steps of a level.
-        factors: The velocity lies at every so many voxels, coarse to fine.
-        iterations: Steps at each.
+        width: Channels of the update network; the steps of a level share its weights.
+        factors: Spacing of the velocity in voxels, coarse to fine.
+        iterations: Steps per level.
         in_channels: Channels of one image.
         steps: Squarings of the velocity.
 
     Raises:
-        ValueError: ``factors`` and ``iterations`` differ in length.
+        InputError: ``factors`` and ``iterations`` differ in length.
 
     Source:
-        Qiu et al., Embedding gradient-based optimization in image registration networks, MICCAI 2022;
-        Adler and Öktem, Solving ill-posed inverse problems using iterative deep neural networks, 2017.
+        Qiu et al., Embedding gradient-based optimization in image registration networks, MICCAI 2022; Adler and Öktem,
+        Solving ill-posed inverse problems using iterative deep neural networks, 2017.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Unrolled(Network):
         )
 
     def forward(self, fixed: Image, moving: Image) -> Velocity:
-        """``fixed`` and ``moving`` on one grid, intensities in [0, 1]."""
+        """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
         velocity = fixed.data.new_zeros(len(fixed.data), self.ndim, *[1] * self.ndim, dtype=fixed.grid.dtype)
         for factor, iterations, update in zip(self.factors, self.iterations, self.updates, strict=True):
@@ -95,7 +95,7 @@ class Unrolled(Network):
         update: nn.Module,
         compare: Comparison,
     ) -> Tensor:
-        """What is added to the velocity, mm."""
+        """Return the update of the velocity, mm."""
         with torch.enable_grad():
             here = velocity.detach().requires_grad_()
             warped = warp(moving, Velocity(here, grid, self.steps), fixed.grid)

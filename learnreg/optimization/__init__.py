@@ -1,4 +1,4 @@
-"""The classical solver: parametrizations, the descent loop, and stages from coarse to fine."""
+"""The classical solver: parametrizations, the descent, and stages from coarse to fine."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Coupled-convex discrete search: a start for displacements that no gradient finds."""
+"""Coupled convex discrete search: an initial deformation for large displacements."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class ConvexStage(Stage):
-    """Searches all displacements up to a reach at each control point, made smooth by a rising coupling.
+    """Discrete search over all displacements up to a reach at each control point, made smooth by a rising coupling.
 
-    The cost of each displacement is the squared difference of features. In turn each point takes the
-    displacement of least cost plus coupling times the distance to its smooth neighborhood. Both
-    directions are searched, and made consistent.
+    A gradient only sees the nearest minimum; the search sees them all. Its cost is the squared difference of features.
+    It alternates between two convex problems: each point chooses the displacement with the lowest cost plus coupling
+    times squared distance to its neighborhood, and the neighborhood becomes the local mean of the choices. As the
+    coupling rises, the choices agree with their neighborhoods. Both directions are searched and made consistent.
 
     Args:
         features: ``Image -> Image`` whose channels are matched; ``None`` is MIND-SSC.
         factor: Spacing of the features in units of the finest voxel side.
         spacing: Of the control points, in samples of the features.
-        reach: Of the search, in control points, so in all ``reach * spacing * factor`` voxels.
-        couplings: Weights of the distance to the neighborhood, in units of the mean cost.
+        reach: Of the search, in control points: ``reach * spacing * factor`` voxels.
+        couplings: Weights of the squared distance to the neighborhood, in units of the mean cost.
         consistent: Search both directions.
 
     Source:
-        Heinrich et al., Non-parametric discrete registration with convex optimisation, WBIR 2014; Siebert
-        et al., Fast 3D registration with accurate optimisation and little learning for Learn2Reg 2021.
+        Heinrich et al., Non-parametric discrete registration with convex optimisation, WBIR 2014; Siebert et al., Fast
+        3D registration with accurate optimisation and little learning for Learn2Reg 2021.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class ConvexStage(Stage):
         return StageResult(Displacement(field, control))
 
     def search(self, fixed: Tensor, moving: Tensor, grid: Grid) -> FieldTensor:
-        """Displacement of least coupled cost, ``(1, D, *grid.shape)`` mm.
+        """Return the displacement with the lowest coupled cost, ``(1, D, *grid.shape)``, mm.
 
         Args:
             fixed: ``(1, C, *grid.shape)`` features.
-            moving: ``(1, C, *grid.shape)``.
+            moving: ``(1, C, *grid.shape)`` features.
             grid: The control points.
         """
         steps = list(product(range(-self.reach, self.reach + 1), repeat=grid.ndim))  # array order
@@ -105,7 +106,17 @@ class ConvexStage(Stage):
 
 
 def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], reach: int) -> Tensor:
-    """``(K, *grid)`` mean over the channels of ``(fixed(x) - moving(x + step))^2``, averaged over 3 points an axis."""
+    """Compute the mean over the channels of ``(fixed(x) - moving(x + step))^2``, averaged over 3 points per axis.
+
+    Args:
+        fixed: ``(1, C, *grid)`` features.
+        moving: ``(1, C, *grid)`` features.
+        steps: ``K`` displacements in samples, array order.
+        reach: Largest displacement.
+
+    Returns:
+        ``(K, *grid)``.
+    """
     shape = fixed.shape[2:]
     padded = F.pad(moving, [reach] * (2 * len(shape)), mode="replicate")
     costs = []
@@ -118,7 +129,7 @@ def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], 
 
 
 def consistent(there: FieldTensor, back: FieldTensor, grid: Grid, *, iterations: int = 10) -> FieldTensor:
-    """The first of two displacements after both have been drawn towards each other's inverse."""
+    """Return the first of two displacements after both were moved towards each other's inverse."""
     for _ in range(iterations):
         there, back = (
             there - compose(there, back, grid) / 2,

@@ -1,4 +1,4 @@
-"""Demons: forces from the difference of intensities, in place of the gradient of an objective."""
+"""Demons: forces from the difference of intensities instead of the gradient of an objective."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Force = Literal["fixed", "moving", "symmetric"]
 
 
 class DemonsStage(IterativeStage):
-    """Demons: a force at each voxel, smoothed, composed with the field, and the field smoothed.
+    """Demons: a force per voxel is smoothed and composed with the field, and the field is smoothed.
 
-    ``u = (f - w) g / (|g|^2 + (f - w)^2 / (2 s)^2)`` with ``g`` the gradient of one of the images, or the
-    mean of both, and ``s`` the longest force. For images of one intensity scale.
+    ``u = (f - w) g / (|g|^2 + (f - w)^2 / (2 s)^2)``, where ``g`` is the gradient of one of the images or the mean of
+    both, and ``s`` is the longest force. For images of one intensity scale.
 
     Args:
         force: ``"fixed"`` (Thirion's), ``"moving"``, or ``"symmetric"``.
@@ -38,15 +38,15 @@ class DemonsStage(IterativeStage):
         longest: ``s`` in voxels of the level.
         fluid: Sigma of the smoothing of the update, in voxels of the level.
         elastic: Sigma of the smoothing of the field, in voxels of the level.
-        squarings: Of the exponential of the update (diffeomorphic demons); 0 composes it as it is.
+        squarings: Squarings of the exponential of the update (diffeomorphic demons); 0 composes the update itself.
         tolerance: See :class:`Descent`; the loss is the mean squared error.
 
     Raises:
-        ValueError: The force is unknown.
+        InputError: The force is unknown.
 
     Source:
-        Thirion, Image matching as a diffusion process, Med. Image Anal. 1998; Vercauteren et al.,
-        Diffeomorphic demons, NeuroImage 2009, eq. 4 and algorithm 2.
+        Thirion, Image matching as a diffusion process, Med. Image Anal. 1998; Vercauteren et al., Diffeomorphic demons,
+        NeuroImage 2009, eq. 4 and algorithm 2.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class DemonsStage(IterativeStage):
 
 
 def demons_force(difference: Tensor, gradient: Tensor, longest: float) -> Tensor:
-    """The force at each voxel, a mean over the channels.
+    """Compute the force per voxel, averaged over the channels.
 
     Args:
         difference: ``(B, C, *grid)``, fixed minus warped.
         gradient: ``(B, C, D, *grid)``, per mm.
-        longest: mm, what no force exceeds.
+        longest: Upper bound of the forces, mm.
 
     Returns:
         ``(B, D, *grid)``, mm.

@@ -1,4 +1,4 @@
-"""Dense fields: displacement, stationary velocity, and a displacement that is updated by composition."""
+"""Dense fields: displacement, stationary velocity, and a displacement updated by composition."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from learnreg.transforms import Displacement, Transform, Velocity
 from learnreg.typing import FieldTensor
 
 FieldKind = Literal["displacement", "velocity"]
-LEAST_VOLUME = 0.01  # of a voxel after the flow, as a share of before
-AROUND = 2  # samples around a fold that are smoothed
-NEAR = 0.5  # of a control spacing: how near a velocity has to come to what it starts from
+LEAST_VOLUME = 0.01  # Jacobian determinants below it count as folds
+AROUND = 2  # samples around a fold to smooth
+NEAR = 0.5  # of a control spacing: largest error of a velocity fitted to a start
 
 
 class DenseParametrization(Parametrization):
-    """A displacement or stationary velocity on a control grid, linear between its samples.
+    """Displacement or stationary velocity on a control grid, linear between its samples.
 
     Args:
-        grid: The fixed grid of the level.
+        grid: Fixed grid of the level.
         start: Where the search starts; ``None`` is the identity.
         kind: ``"velocity"`` for a diffeomorphism, or ``"displacement"``.
         coarsening: Spacing of the control grid in voxels of the level's fixed grid.
         steps: Squarings of a velocity.
 
     Raises:
-        ValueError: The kind is unknown, or a velocity cannot start there.
+        InputError: The kind is unknown, or no velocity is close to ``start``.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DenseParametrization(Parametrization):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Smooth a velocity where its sampled flow folds: sampling has let it, the true flow does not."""
+        """Smooth a velocity where its sampled flow folds. The true flow has no folds; sampling can introduce a few."""
         if self.kind == "velocity":
             self.field.copy_(unfolded(self.field, self.grid, self.fixed_grid, steps=self.steps))
 
@@ -74,14 +74,14 @@ class DenseParametrization(Parametrization):
 
 
 def unfolded(velocity: FieldTensor, grid: Grid, onto: Grid, *, steps: int, iterations: int = 30) -> FieldTensor:
-    """A velocity that is smoothed, where its sampled flow folds, until it does not.
+    """Smooth a velocity where its sampled flow folds, until it has no folds.
 
     Args:
         velocity: ``(B, D, *grid.shape)``, mm per unit time.
         grid: Where it is sampled.
-        onto: Where the flow is looked at, by central differences.
+        onto: Where the folds of the flow are measured, by central differences.
         steps: Squarings of the exponential.
-        iterations: At most so many; each smooths by a Gaussian of one sample.
+        iterations: Maximum number of iterations; each one smooths by a Gaussian of one sample.
     """
     pool, spread = (F.adaptive_max_pool3d, F.max_pool3d) if grid.ndim == 3 else (F.adaptive_max_pool2d, F.max_pool2d)
     side = float(grid.spacing[0].min())
@@ -96,7 +96,10 @@ def unfolded(velocity: FieldTensor, grid: Grid, onto: Grid, *, steps: int, itera
 
 
 def folded(transform: Displacement, grid: Grid) -> Tensor:
-    """``(B, 1, *grid.shape)``, where the determinant of the Jacobian is below ``LEAST_VOLUME``; slab by slab."""
+    """Return where the Jacobian determinant is below ``LEAST_VOLUME``, ``(B, 1, *grid.shape)``.
+
+    Computed slab by slab.
+    """
     found = transform.separable(grid)
     field, matrices = (transform.displacement(grid), None) if found is None else (found.field, found.matrices)
     folds = torch.zeros(len(field), 1, *grid.shape, dtype=torch.bool, device=field.device)
@@ -112,16 +115,16 @@ def folded(transform: Displacement, grid: Grid) -> Tensor:
 
 
 def check_kind(kind: str) -> None:
-    """Raise ``ValueError`` unless ``kind`` names what a field stands for."""
+    """Raise ``InputError`` unless ``kind`` is ``"displacement"`` or ``"velocity"``."""
     if kind not in ("displacement", "velocity"):
         raise InputError(f"Unknown field {kind!r}; choose displacement or velocity.")
 
 
 def starting_field(start: Transform | None, grid: Grid, kind: FieldKind, *, steps: int) -> FieldTensor:
-    """The field on ``grid`` that stands for ``start``: ``(1, D, *grid.shape)``, mm, detached.
+    """Return the field on ``grid`` that represents ``start``, ``(1, D, *grid.shape)``, mm, detached.
 
     Raises:
-        ValueError: No stationary velocity comes near ``start``.
+        InputError: No stationary velocity is close to ``start``.
     """
     if start is None:
         return grid.affine.new_zeros(1, grid.ndim, *grid.shape)
@@ -141,25 +144,26 @@ def starting_field(start: Transform | None, grid: Grid, kind: FieldKind, *, step
 
 
 class CompositiveParametrization(Parametrization):
-    """A displacement that is updated by composition and smoothed after each step, as greedy does.
+    """Displacement that is updated by composition and smoothed after each step, as in greedy.
 
-    The optimizer proposes a change of the field; smoothed, it is composed with the field so far, and
-    the result is smoothed. Of small smooth steps a diffeomorphism results, without a velocity to
-    integrate; what a penalty does elsewhere, the two smoothings do here.
+    The optimizer changes the field. The change is smoothed and composed with the previous field, and the result is
+    smoothed. Small smooth steps compose to a diffeomorphism without integrating a velocity. The two smoothings take the
+    place of a penalty.
 
     Args:
-        grid: The fixed grid of the level.
+        grid: Fixed grid of the level.
         start: Where the search starts; ``None`` is the identity.
         fluid: Sigma of the smoothing of the update, in voxels of the level.
         elastic: Sigma of the smoothing of the field, in voxels of the level.
-        smoothing: ``(field, grid, image) -> field`` in place of the second, such as
-            :class:`learnreg.regularization.GraphDiffusion`.
+        smoothing: ``(field, grid, image) -> field`` in place of the second smoothing, such as
+            :class:`learnreg.smoothing.GraphDiffusion`.
         coarsening: Spacing of the field in voxels of the level's fixed grid.
-        squarings: Of the exponential of each update; 0 composes it as it is.
+        squarings: Squarings of the exponential of each update; 0 composes the update itself.
 
     Source:
-        Yushkevich et al., Fast automatic segmentation of hippocampal subfields, 2016 (greedy);
-        Jena et al., FireANTs, 2024. Differs in: the update is the step of any torch optimizer.
+        Yushkevich et al., Fast automatic segmentation of hippocampal subfields, 2016 (greedy); Jena et al., FireANTs,
+        2024.
+        Differs in: the update is the step of any torch optimizer.
     """
 
     def __init__(

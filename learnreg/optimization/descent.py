@@ -20,17 +20,17 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Descent:
-    """How to descend.
+    """Settings of a descent.
 
     Args:
-        iterations: At most so many evaluations of the objective; one an iteration, but for
-            optimizers that search along a line.
-        learning_rate: mm an iteration.
-        tolerance: Stops when the loss gained less over the last ``window`` iterations than this
-            share of all it has gained; 0 never stops early.
-        window: Iterations that are averaged; the loss is looked at once a window.
-        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``; any of torch's, L-BFGS too, and those
-            of :mod:`learnreg.optimization.optimizers`.
+        iterations: Maximum number of evaluations of the objective; one per iteration, except for optimizers with a line
+            search.
+        learning_rate: mm per iteration.
+        tolerance: Stop when the loss decreased over the last ``window`` iterations by less than this share of its total
+            decrease; 0 never stops early.
+        window: Iterations to average; convergence is checked once per window.
+        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``; any of torch's, including L-BFGS, or of
+            :mod:`learnreg.optimization.optimizers`.
     """
 
     iterations: int
@@ -50,25 +50,25 @@ def descend(
     initial: Transform | None = None,
     on_step: StepCallback | None = None,
 ) -> list[float]:
-    """Minimize ``objective(fixed, moving, parametrization(fixed, moving), initial)``.
+    """Minimize ``objective(fixed, moving, parametrization(fixed, moving), initial)`` over the parameters.
 
-    The parameters are changed in place and hold the best iterate at the end. The loss stays on
-    its device; the host reads it once a window.
+    The parameters are changed in place and hold the best iterate at the end. The losses stay on their device; the host
+    reads them once per window.
 
     Args:
-        parametrization: What is searched for.
-        objective: What is minimized.
+        parametrization: The parameters to optimize.
+        objective: Objective to minimize.
         fixed: The reference.
         moving: The image to align.
         settings: Number and size of the steps, and when to stop.
-        initial: Composed after the searched transform.
-        on_step: Called after each iteration with 1, and at an early stop with the rest.
+        initial: Transform applied after the optimized one.
+        on_step: Called after each iteration with 1, and at an early stop with the number of skipped iterations.
 
     Returns:
         The loss at each evaluation.
 
     Raises:
-        ValueError: The loss is not finite.
+        InputError: The loss is not finite.
     """
     parameters = [p for p in parametrization.parameters() if p.numel()]
     optimizer = settings.optimizer(parameters, lr=settings.learning_rate)
@@ -94,12 +94,12 @@ def descend(
 
 
 class Search:
-    """The losses of a search, its best iterate, and when it is over.
+    """The losses of a descent, its best iterate, and its stopping rule.
 
     Args:
-        parameters: What is changed in place.
-        settings: How many evaluations, and when to stop before.
-        on_step: Called with the number of evaluations since it was called before; at an early stop, with the rest.
+        parameters: Changed in place.
+        settings: Number of evaluations, and when to stop early.
+        on_step: See :func:`descend`.
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], settings: Descent, on_step: StepCallback | None) -> None:
@@ -109,12 +109,12 @@ class Search:
         self._told = 0
 
     def record(self, loss: Tensor) -> None:
-        """The loss of the parameters as they are."""
+        """Record the loss of the current parameters."""
         self.best.offer(loss)
         self.losses.append(loss)
 
     def goes_on(self) -> bool:
-        """Whether another step is due; the losses are looked at once a window."""
+        """Return whether to take another step; convergence is checked once per window."""
         done, window = len(self.losses), self.settings.window
         over = done >= self.settings.iterations
         if done // window > self._told // window:
@@ -123,7 +123,7 @@ class Search:
         return not over
 
     def finish(self) -> list[float]:
-        """Restore the best iterate and read the losses from their device."""
+        """Restore the best iterate, and return the losses."""
         if not self.losses:
             return []
         self.best.restore()
@@ -137,7 +137,7 @@ class Search:
 
 
 class Best:
-    """The parameters at the lowest value so far; the device is not asked which that is."""
+    """The parameters with the lowest loss so far, selected on the device without a transfer to the host."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
@@ -145,24 +145,24 @@ class Best:
         self.lowest: Tensor | None = None
 
     def offer(self, value: Tensor) -> None:
-        """Keep the parameters as they are if ``value`` is the lowest."""
+        """Keep the current parameters if ``value`` is the lowest."""
         better = torch.ones_like(value, dtype=torch.bool) if self.lowest is None else value < self.lowest
         for kept, parameter in zip(self.kept, self.parameters, strict=True):
             kept.copy_(torch.where(better, parameter.detach(), kept))
         self.lowest = value if self.lowest is None else torch.minimum(value, self.lowest)
 
     def restore(self) -> None:
-        """Set the parameters to what was kept."""
+        """Set the parameters to the kept ones."""
         with torch.no_grad():
             for kept, parameter in zip(self.kept, self.parameters, strict=True):
                 parameter.copy_(kept)
 
 
 def has_converged(losses: list[Tensor], settings: Descent) -> bool:
-    """Whether the last window gained too little, see :class:`Descent`; reads the losses from their device.
+    """Return whether the last window decreased the loss too little, see :class:`Descent`.
 
     Raises:
-        ValueError: A loss is not finite.
+        InputError: A loss is not finite.
     """
     values = torch.stack(losses).tolist()
     if not all(value == value and abs(value) != float("inf") for value in values[-settings.window :]):

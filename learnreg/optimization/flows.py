@@ -1,4 +1,4 @@
-"""Flows of velocities that change in time: free at each time, or shot from an initial momentum."""
+"""Flows of time-varying velocities: free at each time, or shot from an initial momentum."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from learnreg.typing import FieldTensor
 
 
 class TimeVaryingParametrization(Parametrization):
-    """A velocity for each of some intervals of time; the flow is a composition of exponentials.
+    """Velocity per interval of time; the flow is a composition of exponentials.
 
-    The inverse is that of each interval, in reverse order: exact, and no grid is resampled. Penalties
-    act on the velocity of each interval times its length.
+    The inverse composes the inverses of the intervals in reverse order; no grid is resampled. Penalties act on the
+    velocity of each interval times its length.
 
     Args:
-        grid: The fixed grid of the level.
-        start: Where the search starts, at a constant velocity; ``None`` is the identity.
-        intervals: Their number.
+        grid: Fixed grid of the level.
+        start: Where the search starts, with a constant velocity; ``None`` is the identity.
+        intervals: Number of intervals.
         coarsening: Spacing of the control grid in voxels of the level's fixed grid.
-        steps: Squarings for each interval.
+        steps: Squarings per interval.
 
     Source:
-        Beg et al., Computing large deformation metric mappings via geodesic flows of
-        diffeomorphisms, IJCV 2005. Differs in: constant in time within an interval.
+        Beg et al., Computing large deformation metric mappings via geodesic flows of diffeomorphisms, IJCV 2005.
+        Differs in: constant in time within an interval.
     """
 
     def __init__(
@@ -63,22 +63,22 @@ class TimeVaryingParametrization(Parametrization):
 
 
 class ShootingParametrization(Parametrization):
-    """An initial momentum, from which a geodesic of diffeomorphisms is shot: ``v = K m``, ``K`` a Gaussian.
+    """Initial momentum that determines a geodesic of diffeomorphisms: ``v = K m`` with a Gaussian ``K``.
 
     Args:
-        grid: The fixed grid of the level.
-        start: Must be ``None``: the momentum of a given map is a registration of its own.
-        sigma: Of the Gaussian ``K``, mm: the metric stays the same on all levels.
-        intervals: Of time.
+        grid: Fixed grid of the level.
+        start: Must be ``None``: finding the momentum of a given map is a registration in itself.
+        sigma: Of the Gaussian ``K``, mm; the metric is the same on all levels.
+        intervals: Number of intervals of time.
         coarsening: Spacing of the momentum in voxels of the level's fixed grid.
-        steps: Squarings for each interval.
+        steps: Squarings per interval.
 
     Raises:
-        ValueError: ``start`` is given, or ``sigma`` is not positive.
+        InputError: ``start`` is given, or ``sigma`` is not positive.
 
     Source:
-        Miller, Trouve and Younes, Geodesic shooting for computational anatomy, J. Math. Imaging Vis.
-        2006; Vialard et al., Diffeomorphic 3D image registration via geodesic shooting, IJCV 2012.
+        Miller, Trouve and Younes, Geodesic shooting for computational anatomy, J. Math. Imaging Vis. 2006; Vialard et
+        al., Diffeomorphic 3D image registration via geodesic shooting, IJCV 2012.
     """
 
     def __init__(
@@ -115,20 +115,20 @@ class ShootingParametrization(Parametrization):
 
 @full_precision
 def shoot(momentum: FieldTensor, grid: Grid, sigma: float, *, intervals: int) -> tuple[list[FieldTensor], FieldTensor]:
-    """Velocities along the geodesic of an initial momentum, by the Euler-Poincare equation.
+    """Integrate the geodesic of an initial momentum by the Euler-Poincare equation.
 
-    ``dm/dt = -(Dm v + Dv^T m + m div v)`` with ``v = K m``, by the midpoint rule. The energy
-    ``<m, v>`` stays what it is at the start.
+    ``dm/dt = -(Dm v + Dv^T m + m div v)`` with ``v = K m``, by the midpoint rule. The energy ``<m, v>`` is constant
+    along the geodesic.
 
     Args:
         momentum: ``(B, D, *grid.shape)``, mm.
         grid: Where it is sampled.
         sigma: Of the Gaussian ``K``, mm.
-        intervals: Of the unit of time.
+        intervals: Intervals per unit of time.
 
     Returns:
-        The velocity in the middle of each interval, ``(B, D, *grid.shape)``, mm per unit of time, and
-        the momentum at the end.
+        The velocity in the middle of each interval, ``(B, D, *grid.shape)``, mm per unit of time, and the final
+        momentum.
     """
     velocities = []
     step = 1 / intervals

@@ -1,4 +1,4 @@
-"""Free-form deformation: control points on a lattice, as displacement or as velocity."""
+"""Free-form deformations: control points on a lattice, for a displacement or a velocity."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ SplineT = TypeVar("SplineT", BSpline, Kernel)
 
 
 class FreeFormParametrization(Parametrization, Generic[SplineT]):
-    """Control points whose functions add up to a displacement, or to a velocity that is integrated.
+    """Control points of a displacement, or of a velocity that is integrated.
 
     Args:
-        grid: The fixed grid of the level.
-        start: Where the search starts; ``None`` is the identity. Control points come as near to it
-            as they can, in least squares.
+        grid: Fixed grid of the level.
+        start: Where the search starts, fitted by least squares; ``None`` is the identity.
         kind: ``"displacement"``, or ``"velocity"`` for a diffeomorphism.
         spacing: Of the control points, in voxels of the level's fixed grid.
-        sampling: Of the velocity that is integrated, in voxels of the level's fixed grid.
+        sampling: Spacing of the samples of a velocity, in voxels of the level's fixed grid.
         steps: Squarings of a velocity.
 
     Raises:
-        ValueError: The kind is unknown, or a velocity cannot start there.
+        InputError: The kind is unknown, or no velocity is close to ``start``.
     """
 
     def __init__(
@@ -60,22 +59,37 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
 
     @abstractmethod
     def lattice_over(self, grid: Grid) -> Grid:
-        """Where the control points lie for a level."""
+        """Return the control points for a level.
+
+        Args:
+            grid: Fixed grid of the level.
+        """
 
     @abstractmethod
     def spline(self, coefficients: FieldTensor) -> SplineT:
-        """The field of the coefficients, as a displacement."""
+        """Return the displacement of the coefficients.
+
+        Args:
+            coefficients: ``(1, D, *lattice.shape)``, mm.
+        """
 
     def on_level(self, coefficients: FieldTensor) -> SplineT:
-        """The field of the coefficients, with the basis of the level's grid."""
+        """Return the displacement of the coefficients, with its basis on the level's grid already computed."""
         return replace(self.prototype, coefficients=coefficients)
 
     @abstractmethod
     def fitted(self, field: FieldTensor) -> Tensor:
-        """Coefficients of a field on ``self.grid``."""
+        """Fit coefficients to a field on ``self.grid``.
+
+        Args:
+            field: ``(1, D, *self.grid.shape)``, mm.
+
+        Returns:
+            ``(1, D, *lattice.shape)``, mm.
+        """
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments that make another level of the same kind."""
+        """Return the keyword arguments that create another level of the same kind."""
         return {"kind": self.kind, "spacing": self.spacing, "sampling": self.sampling, "steps": self.steps}
 
     def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Transform:
@@ -94,20 +108,20 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
 
 
 class BSplineParametrization(FreeFormParametrization[BSpline]):
-    """B-splines on a lattice, see :class:`learnreg.transforms.BSpline` and :class:`FreeFormParametrization`.
+    """Cubic or lower-order B-splines on a lattice, see :class:`learnreg.transforms.BSpline`.
 
     Args:
-        grid: See :class:`FreeFormParametrization`, as for the rest.
-        start: Where the search starts.
+        grid: See :class:`FreeFormParametrization`.
+        start: See :class:`FreeFormParametrization`.
         order: 1 (linear), 2 (quadratic) or 3 (cubic).
-        kind: ``"displacement"`` or ``"velocity"``.
-        spacing: Of the control points, in voxels of the level's fixed grid.
-        sampling: Of a velocity.
-        steps: Squarings of a velocity.
+        kind: See :class:`FreeFormParametrization`.
+        spacing: See :class:`FreeFormParametrization`.
+        sampling: See :class:`FreeFormParametrization`.
+        steps: See :class:`FreeFormParametrization`.
 
     Source:
-        Rueckert et al., IEEE TMI 1999; as a velocity, Modat et al., Parametric non-rigid
-        registration using a stationary velocity field, MMBIA 2012.
+        Rueckert et al., IEEE TMI 1999; as a velocity, Modat et al., Parametric non-rigid registration using a
+        stationary velocity field, MMBIA 2012.
     """
 
     def __init__(
@@ -121,7 +135,7 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
         sampling: float = 2.0,
         steps: int = 3,
     ) -> None:
-        self.order = order  # before the base class asks for the lattice
+        self.order = order  # the base class calls lattice_over()
         super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
 
     def lattice_over(self, grid: Grid) -> Grid:
@@ -138,16 +152,16 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
 
 
 class KernelParametrization(FreeFormParametrization[Kernel]):
-    """Wendland's functions on a lattice, see :class:`learnreg.transforms.Kernel` and :class:`FreeFormParametrization`.
+    """Wendland's functions on a lattice, see :class:`learnreg.transforms.Kernel`.
 
     Args:
-        grid: See :class:`FreeFormParametrization`, as for the rest.
-        start: Where the search starts.
+        grid: See :class:`FreeFormParametrization`.
+        start: See :class:`FreeFormParametrization`.
         smoothness: ``"C2"``, ``"C4"`` or ``"C6"``.
-        kind: ``"displacement"`` or ``"velocity"``.
-        spacing: Of the control points, in voxels of the level's fixed grid, rounded to whole ones.
-        sampling: Of a velocity.
-        steps: Squarings of a velocity.
+        kind: See :class:`FreeFormParametrization`.
+        spacing: See :class:`FreeFormParametrization`; rounded to whole voxels.
+        sampling: See :class:`FreeFormParametrization`.
+        steps: See :class:`FreeFormParametrization`.
     """
 
     def __init__(
@@ -161,7 +175,7 @@ class KernelParametrization(FreeFormParametrization[Kernel]):
         sampling: float = 2.0,
         steps: int = 3,
     ) -> None:
-        self.smoothness: Wendland = smoothness  # before the base class asks for the lattice
+        self.smoothness: Wendland = smoothness  # the base class calls lattice_over()
         super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
 
     def lattice_over(self, grid: Grid) -> Grid:
@@ -183,7 +197,10 @@ class KernelParametrization(FreeFormParametrization[Kernel]):
 def least_squares(
     linear: Callable[[Tensor], Tensor], target: Tensor, shape: tuple[int, ...], *, iterations: int = 50
 ) -> Tensor:
-    """``argmin_c |linear(c) - target|^2`` by conjugate gradients; the adjoint comes from autograd."""
+    """Solve ``argmin_c |linear(c) - target|^2`` by conjugate gradients on the normal equations.
+
+    Autograd gives the adjoint.
+    """
     probe = target.new_zeros(shape).requires_grad_()
     with torch.enable_grad():
         image = linear(probe)

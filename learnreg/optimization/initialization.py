@@ -1,4 +1,4 @@
-"""Where to begin: centers, moments, and rotations that are tried out."""
+"""Initial alignments: centers, moments, and a search over rotations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from learnreg.typing import StepCallback
 
 
 class CenterOfView(Stage):
-    """Translation that matches the middles of the fields of view: what ITK calls geometry."""
+    """Translation that matches the centers of the fields of view; ITK calls it geometry."""
 
     def forward(
         self,
@@ -37,7 +37,7 @@ class CenterOfView(Stage):
 
 
 class CenterOfMass(Stage):
-    """Translation that matches the intensity centroids; of the masks where there are any."""
+    """Translation that matches the centroids of the intensities, within the masks if there are any."""
 
     def forward(
         self,
@@ -54,7 +54,7 @@ class CenterOfMass(Stage):
 
 
 class LandmarkStart(Stage):
-    """A spline through the landmarks of both images; nothing for images without.
+    """Spline through the landmarks of both images; the identity for images without landmarks.
 
     Args:
         factor: Spacing of the samples of the spline in units of the finest voxel side.
@@ -85,18 +85,18 @@ class LandmarkStart(Stage):
 
 
 class RotationSearch(Stage):
-    """Several starts: rotations about the fixed centroid, the most promising each followed by a rigid descent.
+    """Search over rotations about the fixed centroid; the most promising ones start a rigid descent.
 
-    What ends lowest is taken if it clearly beats the descent from no turn; else nothing is turned, since at a
-    coarse resolution the objectives of images that need no turn are nearly the same.
+    The result with the lowest objective is used if it clearly beats the descent without a rotation. Otherwise nothing
+    is rotated: at a coarse resolution the objectives of images that need no rotation are nearly the same.
 
     Args:
-        objective: What ranks them, at a coarse resolution.
-        angles: Degrees about each axis, in all combinations; 0 is always among them.
+        objective: Ranks the rotations, at a coarse resolution.
+        angles: Degrees about each axis, in all combinations; 0 is always included.
         factor: Spacing in units of the finest voxel side.
-        starts: How many turns are followed, beside none at all.
-        steps: Of each descent.
-        margin: A turn must be lower than no turn by this share of its objective.
+        starts: Number of rotations that start a descent, besides none.
+        steps: Iterations of each descent.
+        margin: A rotation must lower the objective by this share.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class RotationSearch(Stage):
         return StageResult(followed[lowest] if clear else unturned)
 
     def follow(self, start: Affine, fixed: Image, moving: Image, initial: Transform | None) -> Affine:
-        """The rigid map that the descent comes to from one start."""
+        """Return the rigid map to which the descent from a start converges."""
         found = compose_found(self.descent(fixed, moving, compose_found(start, initial)).transform, start)
         assert isinstance(found, Affine)  # noqa: S101 - both are
         return found
@@ -147,19 +147,19 @@ class RotationSearch(Stage):
 def totals(
     objective: Objective, found: Sequence[Affine], fixed: Image, moving: Image, initial: Transform | None
 ) -> list[float]:
-    """The objective of each candidate."""
+    """Return the objective of each candidate."""
     score = objective.prepare(fixed, moving, initial)
     with torch.no_grad():
         return [float(score(candidate).total) for candidate in found]
 
 
 class Moments(Stage):
-    """Matches centroids and principal axes of the intensities, if that is better than the centroids alone.
+    """Match centroids and principal axes of the intensities, if that is better than the centroids alone.
 
-    The axes have no sign: all rotations that match them are tried.
+    The sign of an axis is ambiguous, so all rotations that match the axes are tried.
 
     Args:
-        objective: What ranks them, at a coarse resolution.
+        objective: Ranks the rotations, at a coarse resolution.
         factor: Spacing in units of the finest voxel side.
     """
 
@@ -196,13 +196,13 @@ class Moments(Stage):
 
 
 def principal_axes(image: Image) -> Tensor:
-    """``(1, D, D)`` unit vectors, one a column, from the shortest to the longest extent of the intensities."""
+    """Return the unit vectors of the principal axes as columns, from the shortest to the longest, ``(1, D, D)``."""
     covariance = mass_moments(image)[1][:1]
     return torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
 
 
 def rotation(angles: Sequence[float], ndim: int) -> Tensor:
-    """``(1, D, D)`` rotation by radians, in 3-D about ``x``, then ``y``, then ``z``."""
+    """Return a rotation by radians, ``(1, D, D)``; in 3-D about ``x``, then ``y``, then ``z``."""
     if ndim == 2:
         c, s = math.cos(angles[0]), math.sin(angles[0])
         return torch.tensor([[[c, -s], [s, c]]])
@@ -217,5 +217,5 @@ def rotation(angles: Sequence[float], ndim: int) -> Tensor:
 
 
 def about(linear: Tensor, center: Tensor) -> Affine:
-    """The linear map about a center that stays."""
+    """Return the linear map that keeps a center."""
     return Affine.about(linear.to(center), torch.zeros_like(center), center)

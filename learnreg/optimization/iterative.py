@@ -26,23 +26,23 @@ from learnreg.transforms import Transform
 from learnreg.transforms.affine import LinearKind
 from learnreg.typing import StepCallback
 
-IMAGES, FIELDS = 9, 12  # volumes at the peak of a descent for each channel, and for each free parameter a voxel
+IMAGES, FIELDS = 9, 12  # volumes at the peak of a descent, per channel and per free parameter of a voxel (measured)
 
 
 class IterativeStage(Stage):
-    """Descent on an objective over a pyramid of resolutions.
+    """Descent on an objective over several resolutions.
 
     Args:
-        objective: What is minimized.
-        factors: One level each, spacing in units of the finest voxel side, coarse to fine.
-        iterations: At most so many on each level.
-        learning_rate: mm an iteration for a voxel side of 1 mm; it scales with the finest voxel side.
-        rate_growth: Exponent: a level of factor ``f`` steps ``f^rate_growth`` times as far.
+        objective: Objective to minimize.
+        factors: Spacing of each level in units of the finest voxel side, coarse to fine.
+        iterations: Maximum number of iterations per level.
+        learning_rate: mm per iteration for a voxel side of 1 mm; it scales with the finest voxel side.
+        rate_growth: Exponent: the learning rate of a level with factor ``f`` is multiplied by ``f^rate_growth``.
         tolerance: See :class:`Descent`.
         optimizer: ``(parameters, lr=) -> Optimizer``.
 
     Raises:
-        ValueError: ``factors`` and ``iterations`` differ in length.
+        InputError: ``factors`` and ``iterations`` differ in length.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class IterativeStage(Stage):
         return sum(self.limits)
 
     def limited(self, iterations: int) -> IterativeStage:
-        """The same stage of one level with another number of steps, and no longer way to go.
+        """Return the same one-level stage with another number of iterations.
 
-        More steps than configured are smaller ones, so that no vector goes farther in all.
+        With more iterations than configured the steps become smaller, so that no vector can move farther in total.
 
         Raises:
-            ValueError: The stage has several levels.
+            InputError: The stage has several levels.
         """
         if len(self.limits) != 1:
             raise InputError(f"A refinement has one level, this stage has {len(self.limits)}.")
@@ -88,14 +88,14 @@ class IterativeStage(Stage):
         return other
 
     def needed_bytes(self, fixed: Image) -> float:
-        """About what the finest level takes at its peak, beside the images themselves."""
+        """Estimate the peak memory of the finest level, without the images."""
         coarse, fine = (fixed.grid.coarsened(f, smallest=8) for f in (max(self.factors), min(self.factors)))
         voxels = math.prod(fine.shape)
         free = sum(p.numel() for p in self.parametrization(fixed, coarse).parameters()) / math.prod(coarse.shape)
         return 4.0 * voxels * (IMAGES * fixed.data.shape[1] + FIELDS * free)
 
     def check_memory(self, fixed: Image) -> None:
-        """Raise ``ValueError`` if the finest level does not fit."""
+        """Raise ``InputError`` if the finest level does not fit into memory."""
         size = "x".join(map(str, fixed.grid.shape[::-1]))
         remedy = (
             "Leave out the finest level in a copy of the preset (`factors: [8, 4, 2]` takes an eighth), crop the "
@@ -106,7 +106,12 @@ class IterativeStage(Stage):
 
     @abstractmethod
     def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
-        """The free parameters of the first level, whose fixed grid is ``grid``."""
+        """Return the free parameters of the first level.
+
+        Args:
+            fixed: The fixed image at full resolution.
+            grid: Fixed grid of the level.
+        """
 
     def search(
         self,
@@ -118,7 +123,7 @@ class IterativeStage(Stage):
         initial: Transform | None,
         on_step: StepCallback | None,
     ) -> list[float]:
-        """One level: change ``parameters`` in place, return the losses; see :func:`descend`."""
+        """Optimize one level: change ``parameters`` in place and return the losses; see :func:`descend`."""
         return descend(parameters, self.objective, fixed, moving, settings, initial=initial, on_step=on_step)
 
     def forward(
@@ -147,15 +152,15 @@ class IterativeStage(Stage):
 
 
 def at_level(image: Image, factor: float) -> Image:
-    """The image at ``factor`` times its finest spacing, cells averaged; axes coarser than that stay."""
+    """Resample an image to ``factor`` times its finest spacing by averaging cells; coarser axes stay unchanged."""
     return resize_image(image, image.grid.coarsened(factor, smallest=8).shape)
 
 
 class LinearStage(IterativeStage):
-    """Searches a translation, rigid motion, similarity or affine map about the fixed centroid.
+    """Translation, rigid motion, similarity or affine map about the fixed centroid.
 
     Args:
-        objective: What is minimized; penalties do not act on linear maps.
+        objective: Objective to minimize; penalties do not act on linear maps.
         kind: See :class:`LinearParametrization`.
         factors: See :class:`IterativeStage`.
         iterations: See :class:`IterativeStage`.
@@ -182,20 +187,19 @@ class LinearStage(IterativeStage):
 
 
 class FieldStage(IterativeStage):
-    """Searches a deformation, by whatever parametrization.
+    """Deformation, by any parametrization.
 
     Args:
-        objective: What is minimized.
-        parametrization: ``(grid, start) -> Parametrization``, a class with its other arguments bound
-            (``_partial_: true`` in a configuration); ``None`` is a dense velocity.
+        objective: Objective to minimize.
+        parametrization: ``(grid, start) -> Parametrization``, a class with its other arguments bound (``_partial_:
+            true`` in a configuration); ``None`` is a dense velocity.
         factors: See :class:`IterativeStage`.
         iterations: See :class:`IterativeStage`.
         learning_rate: See :class:`IterativeStage`.
         tolerance: See :class:`Descent`.
         features: ``Image -> Image`` whose channels are matched instead of the intensities.
-        crop: Leave out what of the fixed image lies more than so many voxels from its content, see
-            :func:`learnreg.image.crop_to_content`; ``None`` leaves nothing out. Beyond, a field continues
-            with its border value.
+        crop: Crop the fixed image to its content plus this many voxels, see :func:`learnreg.image.crop_to_content`;
+            ``None`` does not crop. Outside of the crop the field has its border value.
         optimizer: See :class:`IterativeStage`.
     """
 

@@ -18,19 +18,19 @@ from learnreg.typing import PointTensor
 class LinearParametrization(Parametrization):
     """Translation, rigid motion, similarity or affine map about a center.
 
-    The linear part is a matrix exponential: of a skew matrix for a rotation, plus one isotropic
-    scale for a similarity, of any matrix for an affine map. Its entries are lengths: the
-    displacement they cause at ``radius`` from the center.
+    The linear part is a matrix exponential: of a skew matrix for a rotation, plus one isotropic scale for a similarity,
+    of any matrix for an affine map. Its parameters are lengths: the displacement that they cause at ``radius`` from the
+    center.
 
     Args:
         center: ``(1, D)``, mm.
         radius: mm, about half the size of the object.
-        kind: ``"translation"`` (D free parameters), ``"rigid"`` (3 or 6), ``"similarity"`` (4 or
-            7) or ``"affine"`` (6 or 12).
+        kind: ``"translation"`` (D free parameters), ``"rigid"`` (3 or 6), ``"similarity"`` (4 or 7) or ``"affine"`` (6
+            or 12).
         start: Where the search starts; ``None`` is the identity.
 
     Raises:
-        ValueError: The kind is unknown, or ``start`` is not of this kind.
+        InputError: The kind is unknown, or ``start`` is not of this kind.
     """
 
     def __init__(

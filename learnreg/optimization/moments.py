@@ -9,12 +9,12 @@ from learnreg.image import Image
 
 
 def center_of_mass(image: Image) -> torch.Tensor:
-    """``(B, D)`` mm, centroid of the intensities above their minimum, within the mask."""
+    """Compute the centroid of the intensities above their minimum, within the mask, ``(B, D)``, mm."""
     return mass_moments(image)[0]
 
 
 def mass_moments(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centroid ``(B, D)`` in mm and covariance ``(B, D, D)`` in mm^2 of the intensities above their minimum."""
+    """Compute centroid ``(B, D)`` in mm and covariance ``(B, D, D)`` in mm^2 of the intensities above their minimum."""
     weights = image.data.detach().sum(1)
     weights = weights.sub_(weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim)))
     if image.mask is not None:

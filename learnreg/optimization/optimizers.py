@@ -1,4 +1,4 @@
-"""Optimizers for fields, beside torch's: steps that are vectors in mm, and steps along a line."""
+"""Optimizers for fields: steps that are vectors in mm, and line search."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Closure = Callable[[], Tensor]
 
 
 class VectorAdam(torch.optim.Optimizer):
-    """Adam whose second moment is that of a vector's length, so that a step has the gradient's direction.
+    """Adam with one second moment per vector, so that a step has the direction of the gradient.
 
-    Adam by components steps along the axes of the grid and depends on its orientation. Here all components of a
-    vector share one rate, and no vector goes much farther than ``lr``.
+    Adam per component moves along the axes of the grid, so its steps depend on the grid's orientation. Here all
+    components of a vector share one rate, and no vector moves much farther than ``lr``.
 
     Args:
         params: Fields ``(B, D, *grid)``; other tensors are scaled by the norm over their second axis.
-        lr: mm an iteration.
-        betas: Decay of the moments.
+        lr: mm per iteration.
+        betas: Decay rates of the moments.
         eps: Added to the root of the second moment, as a share of its mean.
 
     Source:
-        Ling et al., VectorAdam for rotation equivariant geometry optimization, NeurIPS 2022; the moments of
-        a warp in Jena et al., FireANTs, 2024.
+        Ling et al., VectorAdam for rotation equivariant geometry optimization, NeurIPS 2022; the moments of a warp in
+        Jena et al., FireANTs, 2024.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VectorAdam(torch.optim.Optimizer):
 
 
 class LargestStep(torch.optim.Optimizer):
-    """Gradient descent whose longest vector is ``lr`` at each step, as greedy and ANTs have it.
+    """Gradient descent with steps whose longest vector is ``lr``, as in greedy and ANTs.
 
     Args:
         params: Fields ``(B, D, *grid)``.
@@ -80,13 +80,15 @@ class LargestStep(torch.optim.Optimizer):
 
 
 class LineSearch(torch.optim.Optimizer):
-    """Gradient descent that halves its step until the objective falls (Armijo's rule), and then dares twice as much.
+    """Gradient descent with a backtracking line search.
+
+    The step is halved until the objective decreases enough (Armijo's rule), and doubled for the next iteration.
 
     Args:
         params: Tensors.
-        lr: mm, the longest vector of the first step that is tried.
-        decrease: Share of the expected decrease that is enough.
-        halvings: At most so many a step.
+        lr: Longest vector of the first step, mm.
+        decrease: Share of the expected decrease that is sufficient.
+        halvings: Maximum number of halvings per step.
 
     Source:
         Nocedal and Wright, Numerical optimization, 2006, algorithm 3.1.
@@ -130,6 +132,6 @@ def _evaluated(closure: Closure | None) -> Tensor | None:
 
 
 def _longest(gradient: Tensor) -> Tensor:
-    """Length of the longest vector of ``(B, D, *grid)``."""
+    """Return the length of the longest vector of ``(B, D, *grid)``."""
     size = gradient.norm(dim=1) if gradient.ndim > 1 else gradient.abs()
     return size.max().clamp(min=torch.finfo(gradient.dtype).tiny)

@@ -1,8 +1,7 @@
 """Parametrizations: the free parameters of one pair, as modules that return a transform.
 
-They have a network's interface, ``forward(fixed, moving) -> Transform``, so that whatever
-minimizes an objective over a network's weights minimizes it over them. Every parameter is in
-mm, so a learning rate is the size of a step in mm.
+They have the interface of a network, ``forward(fixed, moving) -> Transform``. Every parameter is in mm, so a learning
+rate is the size of a step in mm.
 """
 
 from __future__ import annotations
@@ -18,24 +17,38 @@ from learnreg.transforms import Transform
 
 
 class Parametrization(nn.Module):
-    """Free parameters of one pair; ``forward(fixed, moving)`` returns the transform they stand for.
+    """Free parameters of one pair.
 
-    One whose first argument is the fixed grid of a level, and whose second is a transform to start
-    from or ``None``, is what :class:`FieldStage` takes, with its other arguments bound.
+    :class:`FieldStage` accepts a class whose first argument is the fixed grid of a level and whose second argument is a
+    transform to start from, or ``None``; bind its other arguments with ``functools.partial``.
     """
 
     @abstractmethod
-    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Transform: ...
+    def forward(self, fixed: Image | None = None, moving: Image | None = None) -> Transform:
+        """Return the transform of the current parameters.
+
+        Args:
+            fixed: The reference; the parametrizations of this package ignore the images.
+            moving: The image to align.
+        """
 
     def refined(self, grid: Grid) -> Parametrization:
-        """The same transform with the parameters of a finer level; ``grid`` is the level's fixed grid."""
+        """Return the parameters of a finer level with the same transform.
+
+        Args:
+            grid: Fixed grid of the finer level.
+        """
         return self
 
     def settle(self) -> None:
-        """Called once after the last level, for what the result has to be exactly: free of folds."""
+        """Make the result valid after the last level, for example free of folds; by default nothing."""
 
     def after_step(self, fixed: Image) -> None:
-        """Called after each step of the optimizer, for what is no gradient step: smoothing, composition."""
+        """Update the parameters after each step of the optimizer, for updates that are not gradient steps.
+
+        Args:
+            fixed: The reference of the level.
+        """
 
 
 ParametrizationFactory = Callable[[Grid, Transform | None], Parametrization]

@@ -1,4 +1,4 @@
-"""The interface of a stage, its result, and how stages are run in order."""
+"""Stages: the interface, the result, and running them in order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from learnreg.typing import StepCallback
 
 @dataclass(frozen=True)
 class LevelHistory:
-    """What happened on one level: the name of its stage, its grid's shape, the loss before each step."""
+    """History of a level: the name of its stage, the shape of its grid, the loss before each step."""
 
     stage: str
     shape: tuple[int, ...]
@@ -25,14 +25,14 @@ class LevelHistory:
 
 @dataclass(frozen=True, eq=False)
 class StageResult:
-    """The transform found by a stage, not composed with what it started from, and its history."""
+    """Result of a stage: its transform, not composed with the initial one, and its history."""
 
     transform: Transform
     history: tuple[LevelHistory, ...] = ()
 
 
 class Stage(nn.Module):
-    """Something that improves the alignment of one pair."""
+    """A step of a method that improves the alignment of one pair."""
 
     @abstractmethod
     def forward(
@@ -43,18 +43,24 @@ class Stage(nn.Module):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
-        """Search ``T`` so that ``moving o initial o T`` matches ``fixed``.
+        """Find ``T`` so that ``moving o initial o T`` matches ``fixed``.
 
         Args:
             fixed: One image.
             moving: One image.
-            initial: What earlier stages found, applied after ``T``.
+            initial: Result of earlier stages, applied after ``T``.
             on_step: Called with the number of iterations done.
+
+        Returns:
+            ``T`` and the history of the losses.
+
+        Raises:
+            InputError: The pair cannot be aligned by this stage.
         """
 
     @property
     def iterations(self) -> int:
-        """At most so many calls of the objective with a gradient."""
+        """Maximum number of gradient evaluations, for progress bars."""
         return 0
 
 
@@ -79,10 +85,17 @@ def run_stages(
     initial: Transform | None = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> StageResult:
-    """Run stages one after the other, each from what the others found.
+    """Run stages in order; each one starts from the result of those before.
+
+    Args:
+        stages: In order.
+        fixed: One image.
+        moving: One image.
+        initial: Where the first stage starts.
+        on_step: Called with the number of iterations done.
 
     Returns:
-        The composed transform, ``initial`` included, and all histories.
+        The composed transform, including ``initial``, and all histories.
     """
     total, history = initial, []
     for stage in stages:
@@ -95,7 +108,7 @@ def run_stages(
 
 
 def compose_found(found: Transform, initial: Transform | None) -> Transform:
-    """``found`` first, then ``initial``; two linear maps become one matrix."""
+    """Apply ``found`` first, then ``initial``; two affine maps become one matrix."""
     if isinstance(found, Affine) and isinstance(initial, Affine):
         return found.then(initial)
     return chain(found, initial)

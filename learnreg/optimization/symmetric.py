@@ -1,4 +1,4 @@
-"""Two maps that meet between the images, as SyN has it."""
+"""Two maps that meet between the images, as in SyN."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from learnreg.transforms import Symmetric, Transform, Velocity
 
 
 class SymmetricParametrization(Parametrization):
-    """A parametrization for each image, both from a space in the middle; see :class:`Symmetric`.
+    """A parametrization per image, both from a middle space; see :class:`learnreg.transforms.Symmetric`.
 
     Args:
-        grid: The fixed grid of the level, on which the space in the middle is sampled.
-        start: Where the search starts: a symmetric transform, a velocity, which is shared out, or
+        grid: Fixed grid of the level; the middle space is sampled on it.
+        start: Where the search starts: a symmetric transform, a velocity, which is divided between the sides, or
             ``None``.
-        side: Makes the parametrization of one side; ``None`` is a dense velocity.
+        side: Creates the parametrization of a side; ``None`` is a dense velocity.
 
     Raises:
-        ValueError: ``start`` is another transform.
+        InputError: ``start`` is another transform.
 
     Source:
-        Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image
-        Anal. 2008.
+        Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image Anal. 2008.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""Regularizers: ``(field, grid, weight=None) -> scalar``, in physical units, unchanged by resampling.
-
-Beside them: consistency of two transforms, and the smoothing of fields that demons use.
-"""
+"""Regularizers: ``(field, grid, weight=None) -> scalar``, in physical units, nearly unchanged by resampling."""
 
 import lazy_loader
 

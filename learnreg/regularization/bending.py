@@ -11,9 +11,9 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 
 @full_precision
 def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
-    """Mean over the interior of ``sum_ij |d^2 u / dx_i dx_j|^2``, in 1/mm^2 for a field in mm.
+    """Compute the mean over the interior of ``sum_ij |d^2 u / dx_i dx_j|^2``, in 1/mm^2 for a field in mm.
 
-    An axis with fewer than 3 samples does not count.
+    An axis with fewer than 3 samples is ignored.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
@@ -21,7 +21,7 @@ def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -
         weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
 
     Returns:
-        A scalar, 0 for any affine displacement.
+        A scalar, lower is smoother; 0 for any affine displacement.
 
     Source:
         Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999, eq. 8.
@@ -38,7 +38,13 @@ def bending_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -
 
 
 class Bending(Regularizer):
-    """Second-order smoothness, free for affine maps, see :func:`bending_loss`."""
+    """Second-order smoothness, see :func:`bending_loss`. Affine maps are not penalized.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((6, 6, 6))
+        >>> float(Bending()(0.1 * grid.points.movedim(-1, 1), grid)) < 1e-8
+        True
+    """
 
     def forward(self, field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
         return bending_loss(field, grid, weight)

@@ -11,9 +11,9 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 
 @full_precision
 def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
-    """Mean over the interior of ``sum_c (laplace u_c)^2``, in 1/mm^2 for a field in mm.
+    """Compute the mean over the interior of ``sum_c (laplace u_c)^2``, in 1/mm^2 for a field in mm.
 
-    An axis with fewer than 3 samples does not count.
+    An axis with fewer than 3 samples is ignored.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
@@ -21,7 +21,7 @@ def curvature_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
         weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
 
     Returns:
-        A scalar, 0 for any affine displacement, and for other harmonic fields.
+        A scalar, lower is smoother; 0 for any affine displacement, and for other harmonic fields.
 
     Source:
         Fischer and Modersitzki, Curvature based image registration, J. Math. Imaging Vis. 2003.

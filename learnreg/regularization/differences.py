@@ -1,4 +1,4 @@
-"""What the regularizers share: differences of a field in mm, and means over cells."""
+"""Differences of a field in mm and means over cells, which the regularizers share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from learnreg.typing import FieldTensor, ScalarTensor
 
 
 def cell_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over the cells, sum over the components.
+    """Average over the cells and sum over the components.
 
     Args:
         values: ``(B, K, *cells)``; an axis may have lost samples to differences, equally at both ends.
-        weight: ``(B or 1, 1, *grid)`` factor at the samples; ``None`` is 1. A cell between two
-            samples gets the mean of theirs.
+        weight: ``(B or 1, 1, *grid)``, factor at the samples; ``None`` is 1. A cell between two samples gets their
+            mean.
 
     Returns:
         ``(B,)``.
@@ -29,7 +29,7 @@ def cell_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def at_cells(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """``(B, 1, *grid)`` factors at the cells of ``(B, K, *cells)`` values, see :func:`cell_mean`."""
+    """Convert factors at the samples ``(B, 1, *grid)`` to factors at the cells of ``(B, K, *cells)`` values."""
     for axis in range(2, len(shape)):
         n = shape[axis]
         lost = weight.shape[axis] - n
@@ -40,19 +40,19 @@ def at_cells(weight: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def spacing_along(grid: Grid, axis: int) -> Tensor:
-    """``(N,)`` mm along an array axis."""
+    """Return the spacing in mm along an array axis, ``(N,)``."""
     return grid.spacing.flip(1)[:, axis]
 
 
 def gradient(field: FieldTensor, grid: Grid) -> Tensor:
-    """``d u_i / d x_j`` along the physical axes, by forward differences: not blind to a checkerboard.
+    """Compute ``d u_i / d x_j`` along the physical axes by forward differences, which also see a checkerboard.
 
     Args:
         field: ``(B, D, *grid.shape)``.
         grid: Where it is sampled.
 
     Returns:
-        ``(B, D, D, *cells)``: component, direction; one sample less along each axis that has two.
+        ``(B, D, D, *cells)``: component, direction; one sample less along each axis with at least two.
     """
     ndim = grid.ndim
     first = [0] * ndim
@@ -62,10 +62,10 @@ def gradient(field: FieldTensor, grid: Grid) -> Tensor:
 
 
 def corner_determinants(displacement: FieldTensor, grid: Grid) -> Tensor:
-    """``det d(x + u)/dx`` in each corner of each cell, ``(B, 2^D, *cells)``.
+    """Compute ``det d(x + u)/dx`` in each corner of each cell, ``(B, 2^D, *cells)``.
 
-    A map of a grid can fold in a corner whose neighbors, or whose mean, do not tell. The determinant is
-    that of the moved edges of a cell over that of the edges themselves.
+    A map of a grid can fold in one corner while its neighbors and the mean of the cell do not show it. The determinant
+    is the volume of the moved edges of a cell over the volume of the edges.
 
     Source:
         Liu et al., On finite difference Jacobian computation in deformable image registration, IJCV 2024.
@@ -82,14 +82,14 @@ def corner_determinants(displacement: FieldTensor, grid: Grid) -> Tensor:
 
 
 def _edges(field: Tensor) -> list[tuple[int, Tensor]]:
-    """Differences along ``x, y, z``, each with its array axis; 0 along an axis of one sample."""
+    """Return the differences along ``x, y, z``, each with its array axis; 0 along an axis of one sample."""
     ndim = field.shape[1]
     axes = reversed(range(ndim))
     return [(a, field.diff(dim=a + 2) if field.shape[a + 2] > 1 else torch.zeros_like(field)) for a in axes]
 
 
 def _in_corner(edge: Tensor, corner: Sequence[int], axis: int) -> Tensor:
-    """Of the edges along ``axis`` those that meet the given corner of each cell."""
+    """Select the edges along ``axis`` that meet in the given corner of each cell."""
     for other, side in enumerate(corner):
         n = edge.shape[other + 2]
         if other != axis and n > 1:
@@ -98,7 +98,7 @@ def _in_corner(edge: Tensor, corner: Sequence[int], axis: int) -> Tensor:
 
 
 def _volume(edges: Sequence[Tensor]) -> ScalarTensor:
-    """Signed volume of ``D`` vectors ``(B, D, *cells)``."""
+    """Compute the signed volume of ``D`` vectors ``(B, D, *cells)``."""
     if len(edges) == 2:
         a, b = (edge.unbind(1) for edge in edges)
         return a[0] * b[1] - a[1] * b[0]

@@ -17,10 +17,10 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 
 @full_precision
 def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
-    """Mean over the grid of ``|grad u|^2``, dimensionless for a displacement in mm.
+    """Compute the mean over the grid of ``|grad u|^2``, dimensionless for a displacement in mm.
 
-    Forward differences over the spacing: the value hardly changes when the field is resampled,
-    and it does not depend on the orientation of the grid.
+    The differences are divided by the spacing, so the value hardly changes when the field is resampled, and it does not
+    depend on the orientation of the grid.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
@@ -28,10 +28,15 @@ def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
         weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
 
     Returns:
-        A scalar, 0 for a translation.
+        A scalar, lower is smoother; 0 for a translation.
 
     Source:
         Fischer and Modersitzki, Fast diffusion registration, 2002.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((6, 6, 6))
+        >>> round(float(diffusion_loss(0.1 * grid.points.movedim(-1, 1), grid)), 4)
+        0.03
     """
     shares = torch.stack([spacing_along(grid, axis) for axis in range(grid.ndim)]).square().reciprocal().to(field)
     needed = field.requires_grad and torch.is_grad_enabled()
@@ -41,7 +46,7 @@ def diffusion_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None)
 
 
 class _SquaredGradient(torch.autograd.Function):
-    """``(B,)`` weighted squares of the differences; the gradient is made beside them, and alone is kept."""
+    """``(B,)`` weighted squares of the differences, with their gradient, which alone is kept."""
 
     @staticmethod
     def forward(field: Tensor, shares: Tensor, weight: Tensor | None, needed: bool) -> tuple[Tensor, Tensor | None]:

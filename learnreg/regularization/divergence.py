@@ -1,4 +1,4 @@
-"""Divergence: the mean squared rate at which a field creates volume."""
+"""Divergence: the mean squared rate of volume change of a velocity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 
 @full_precision
 def divergence_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None) -> Scalar:
-    """Mean of ``(div u)^2``, dimensionless for a displacement in mm.
+    """Compute the mean of ``(div u)^2``, dimensionless for a displacement in mm.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.

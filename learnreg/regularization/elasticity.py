@@ -1,4 +1,4 @@
-"""Linear elasticity: the energy of a body that is deformed a little."""
+"""Linear elasticity: the energy of a small deformation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 def elasticity_loss(
     field: FieldTensor, grid: Grid, weight: Tensor | None = None, *, mu: float = 1.0, lam: float = 0.0
 ) -> Scalar:
-    """Mean of ``mu / 4 sum_ij (d_i u_j + d_j u_i)^2 + lam / 2 (div u)^2``, dimensionless for mm.
+    """Compute the mean of ``mu / 4 sum_ij (d_i u_j + d_j u_i)^2 + lam / 2 (div u)^2``, dimensionless for mm.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
@@ -26,8 +26,8 @@ def elasticity_loss(
         A scalar, 0 for a translation and an infinitesimal rotation.
 
     Source:
-        Broit, Optimal registration of deformed images, 1981; Modersitzki, Numerical methods for image
-        registration, 2004, section 9.
+        Broit, Optimal registration of deformed images, 1981; Modersitzki, Numerical methods for image registration,
+        2004, section 9.
     """
     g = gradient(field, grid)
     strain = (g + g.transpose(1, 2)).square().sum((1, 2))

@@ -1,4 +1,4 @@
-"""Folding: how far below a margin the Jacobian determinant falls."""
+"""Folding: a penalty on Jacobian determinants below a margin."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 
 @full_precision
 def folding_loss(displacement: FieldTensor, grid: Grid, weight: Tensor | None = None, *, margin: float = 0.0) -> Scalar:
-    """Mean over the corners of all cells of ``max(margin - det d(x + u)/dx, 0)``, dimensionless.
+    """Compute the mean over the corners of all cells of ``max(margin - det d(x + u)/dx, 0)``, dimensionless.
 
     Args:
-        displacement: ``(B, D, *grid.shape)``, mm; of a velocity it means nothing.
+        displacement: ``(B, D, *grid.shape)``, mm. Not meaningful for a velocity.
         grid: Where it is sampled.
         weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
         margin: Determinants below it are penalized.
 
     Returns:
-        A scalar, 0 where nothing folds.
+        A scalar, lower is better, 0 without folds.
 
     Source:
-        Mok and Chung, Fast symmetric diffeomorphic image registration with convolutional neural
-        networks, CVPR 2020, eq. 6.
+        Mok and Chung, Fast symmetric diffeomorphic image registration with convolutional neural networks, CVPR 2020,
+        eq. 6.
     """
     short = (margin - corner_determinants(displacement, grid)).clamp(min=0)
     return cell_mean(short.mean(1, keepdim=True), weight).mean()
 
 
 class Folding(Regularizer):
-    """Negative Jacobian determinants, see :func:`folding_loss`; for a penalty on the displacement."""
+    """Penalty on folds, see :func:`folding_loss`; use it with ``Penalty(acts_on="displacement")``.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((6, 6, 6))
+        >>> float(Folding()(-2 * grid.points.movedim(-1, 1), grid)) > 0
+        True
+    """
 
     def __init__(self, margin: float = 0.0) -> None:
         super().__init__()

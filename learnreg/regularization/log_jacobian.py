@@ -1,4 +1,4 @@
-"""Log-Jacobian: how much a map changes volume, growth and shrinkage alike."""
+"""Log-Jacobian: a penalty on change of volume, growth and shrinkage alike."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 def log_jacobian_loss(
     displacement: FieldTensor, grid: Grid, weight: Tensor | None = None, *, floor: float = 0.05
 ) -> Scalar:
-    """Mean over the corners of all cells of ``log(det d(x + u)/dx)^2``, dimensionless.
+    """Compute the mean over the corners of all cells of ``log(det d(x + u)/dx)^2``, dimensionless.
 
     Args:
-        displacement: ``(B, D, *grid.shape)``, mm; of a velocity it means nothing.
+        displacement: ``(B, D, *grid.shape)``, mm. Not meaningful for a velocity.
         grid: Where it is sampled.
         weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
-        floor: Below it the logarithm goes on as its tangent, so that a fold is pushed open.
+        floor: Below it the logarithm continues as its tangent, so that folds have a gradient that opens them.
 
     Returns:
         A scalar, 0 where no volume changes, as in a rotation.
 
     Source:
-        Rohlfing et al., Volume-preserving nonrigid registration of MR breast images using free-form
-        deformation with an incompressibility constraint, IEEE TMI 2003. Differs in: squared.
+        Rohlfing et al., Volume-preserving nonrigid registration of MR breast images using free-form deformation with an
+        incompressibility constraint, IEEE TMI 2003. Differs in: squared.
     """
     det = corner_determinants(displacement, grid)
     log = torch.where(det > floor, det.clamp(min=floor).log(), math.log(floor) + (det - floor) / floor)
@@ -38,7 +38,7 @@ def log_jacobian_loss(
 
 
 class LogJacobian(Regularizer):
-    """Change of volume, see :func:`log_jacobian_loss`; for a penalty on the displacement."""
+    """Penalty on change of volume, see :func:`log_jacobian_loss`; use it with ``Penalty(acts_on="displacement")``."""
 
     def __init__(self, floor: float = 0.05) -> None:
         super().__init__()

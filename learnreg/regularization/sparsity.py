@@ -11,7 +11,7 @@ from learnreg.typing import FieldTensor, Scalar, Tensor
 
 @full_precision
 def sparsity_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None, *, floor: float = 1e-3) -> Scalar:
-    """Mean of ``sqrt(|u|^2 + e^2) - e``, in mm for a displacement: the L1 norm of the lengths.
+    """Compute the mean of ``sqrt(|u|^2 + e^2) - e``, the L1 norm of the vector lengths, in mm for a displacement.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
@@ -26,7 +26,7 @@ def sparsity_loss(field: FieldTensor, grid: Grid, weight: Tensor | None = None, 
 
 
 class Sparsity(Regularizer):
-    """L1 norm of the vectors, see :func:`sparsity_loss`: few of them move."""
+    """L1 norm of the vectors, see :func:`sparsity_loss`. Few vectors differ from 0."""
 
     def __init__(self, floor: float = 1e-3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Total variation: smooth in parts, with jumps between them, as where organs slide."""
+"""Total variation: piecewise smooth fields with jumps between the pieces, as where organs slide."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def total_variation_loss(
     isotropic: bool = True,
     floor: float = 1e-3,
 ) -> Scalar:
-    """Mean of ``sqrt(|grad u|^2 + e^2) - e``, or the sum of such terms along the axes of the grid.
+    """Compute the mean of ``sqrt(|grad u|^2 + e^2) - e``, or the sum of such terms along the axes of the grid.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
         grid: Where it is sampled.
         weight: ``(B or 1, 1, *grid.shape)``, local factor; ``None`` is 1.
-        isotropic: ``True`` couples all derivatives in one norm; ``False`` adds up, over the axes of
-            the grid, the norm of the derivative along it.
+        isotropic: ``True`` takes one norm of all derivatives; ``False`` adds the norms of the derivatives along each
+            axis.
         floor: ``e``, below which the energy is quadratic; dimensionless.
 
     Returns:
         A scalar, 0 for a translation.
 
     Source:
-        Rudin, Osher and Fatemi, Nonlinear total variation based noise removal, Physica D 1992;
-        Vishnevskiy et al., Isotropic total variation regularization of displacements, IEEE TMI 2017.
+        Rudin, Osher and Fatemi, Nonlinear total variation based noise removal, Physica D 1992; Vishnevskiy et al.,
+        Isotropic total variation regularization of displacements, IEEE TMI 2017.
     """
     if isotropic:
         square = gradient(field, grid).square().sum((1, 2)).unsqueeze(1)

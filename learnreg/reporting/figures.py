@@ -1,4 +1,4 @@
-"""Pictures of a registration."""
+"""Figures of a registration."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Slice = NDArray[np.floating[Any]]
 def registration_figure(
     fixed: Image, moving: Image, transform: Transform, *, initial: Transform | None = None, title: str = ""
 ) -> Figure:
-    """Before, after, difference, deformed grid and Jacobian of the first pair of a batch.
+    """Draw images before and after, their difference, the deformed grid and the Jacobian of the first pair of a batch.
 
     Args:
         fixed: The reference.
         moving: The image that was aligned.
         transform: The result.
-        initial: What "before" means; ``None`` is the identity.
+        initial: Transform of the "before" image; ``None`` is the identity.
         title: A line above.
 
     Returns:
-        A figure with one row for each anatomical plane (3-D) or one row (2-D).
+        A figure with one row per anatomical plane (3-D), or one row (2-D).
     """
     grid = fixed.grid
     before = initial if initial is not None else Affine.identity(fixed.ndim).to(fixed.data.device)
@@ -70,7 +70,7 @@ def registration_figure(
 
 
 def template_figure(template: Image, *, title: str = "") -> Figure:
-    """A template in each anatomical plane, with its labels below if it has them."""
+    """Draw a template in each anatomical plane, with its labels below if it has any."""
     window, planes = _window(template.data), _planes(template)
     volumes = [_shown(template.data, window)]
     if template.labels is not None:
@@ -94,7 +94,7 @@ def save_figure(figure: Figure, path: PathLike, *, dpi: int = 100) -> None:
 
 
 def _planes(image: Image) -> list[int]:
-    """Array axes to cut across; all three in 3-D."""
+    """Return the array axes to cut across; all three in 3-D."""
     return [0] if image.ndim == 2 else [0, 1, 2]
 
 
@@ -113,7 +113,7 @@ def _shown(data: Tensor, window: tuple[float, float]) -> Slice:
 def _row(
     axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slice, index: Tensor, axis: int, grid: Grid
 ) -> None:
-    """One plane: the images, their differences, the grid and the determinant."""
+    """Draw one plane: the images, their differences, the grid and the determinant."""
     plane = _Plane.through(volumes["fixed"], axis, grid)
     for ax, (name, volume) in zip(axes, volumes.items(), strict=False):
         signed = name.startswith("difference")
@@ -155,7 +155,7 @@ class _Plane:
 
 
 def _middle(volume: Slice, axis: int) -> int:
-    """Slice through the middle of what is bright."""
+    """Return the slice through the middle of the bright voxels."""
     profile = volume.sum(axis=tuple(a for a in range(volume.ndim) if a != axis))
     total = float(profile.sum())
     if total <= 0:
@@ -164,19 +164,22 @@ def _middle(volume: Slice, axis: int) -> int:
 
 
 def _upright(axes: list[int], grid: Grid) -> list[int]:
-    """The two array axes of a plane, the one closer to the head (or the front) first: it runs down the page."""
+    """Return the two array axes of a plane.
+
+    The axis closer to the head (or the front) comes first and runs down the page.
+    """
     if grid.ndim == 2:
         return axes
     return sorted(axes, key=lambda a: -_main_axis(grid, a))
 
 
 def _main_axis(grid: Grid, array_axis: int) -> int:
-    """Which of x, y, z an array axis runs along, closest."""
+    """Return which of x, y, z an array axis is closest to."""
     return int(grid.direction[0, :, grid.ndim - 1 - array_axis].abs().argmax())
 
 
 def _is_reversed(grid: Grid, array_axis: int) -> bool:
-    """Whether to mirror an axis so that superior and anterior are up and the patient's left is right."""
+    """Return whether to mirror an axis so that superior and anterior are up and the patient's left is right."""
     if grid.ndim == 2:
         return False
     main = _main_axis(grid, array_axis)
@@ -184,7 +187,7 @@ def _is_reversed(grid: Grid, array_axis: int) -> bool:
 
 
 def _draw_grid(ax: Axes, lattice: Slice, aspect: float, flips: tuple[bool, bool]) -> None:
-    """Every few lines of the mapped lattice, ``(rows, columns, 2)``, ``(x, y)`` in voxels of the fixed grid."""
+    """Draw every few lines of the mapped lattice ``(rows, columns, 2)``, ``(x, y)`` in voxels of the fixed grid."""
     x, y = lattice[..., 0], lattice[..., 1]
     height, width = x.shape
     down, across = max(1, round(height / 32)), max(1, round(width / 32))

@@ -1,4 +1,4 @@
-"""Correlation ratio: how far one image is a function of the other."""
+"""Correlation ratio: how well one image predicts the other."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ def correlation_ratio_loss(
     order: int = 1,
     known: tuple[Bins, Tensor] | None = None,
 ) -> Scalar:
-    """``sum_k n_k Var(w | f in bin k) / (n Var(w))``, the share of ``warped`` that ``fixed`` leaves unexplained.
+    """Compute ``sum_k n_k Var(w | f in bin k) / (n Var(w))``, the variance that ``fixed`` does not explain.
 
     Args:
         warped: ``(B, C, *grid)``.
-        fixed: ``(B, C, *grid)``, its bins span its intensities.
+        fixed: ``(B, C, *grid)``; the bins span its intensities.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
-        bins: Of ``fixed``, two empty ones at both ends included.
-        order: B-spline window of ``fixed``: 0, 1 or 3.
+        bins: Number of bins of ``fixed``, including two empty ones at each end.
+        order: Order of the B-spline window of ``fixed``: 0, 1 or 3.
         known: What :func:`learnreg.similarity.parzen.fixed_bins` returns; ``None`` computes it.
 
     Returns:
-        A scalar in [0, 1]: 0 where ``warped`` is a function of ``fixed``, 1 for no relation or a
-        constant ``warped``. Not symmetric in its arguments.
+        A scalar in [0, 1], lower is better: 0 if ``warped`` is a function of ``fixed``, 1 if they are unrelated or
+        ``warped`` is constant. Not symmetric in its arguments.
 
     Source:
         Roche et al., The correlation ratio as a new similarity measure, MICCAI 1998.
+
+    Example:
+        >>> fixed = torch.arange(8.0).repeat(64).reshape(1, 1, 8, 8, 8)
+        >>> float(correlation_ratio_loss(fixed.square(), fixed, order=0)) < 1e-3
+        True
     """
     w = standardized(warped, mask)
     f, weights = fixed_bins(fixed, mask, None, bins, order) if known is None else known
@@ -50,7 +55,7 @@ def correlation_ratio_loss(
 
 
 def _by_bin(bins: Bins, values: Tensor) -> Tensor:
-    """``(R, bins.count)`` sums of ``values`` ``(R, N)`` over the samples of each bin."""
+    """Return ``(R, bins.count)``, the sums of ``values`` ``(R, N)`` over the samples of each bin."""
     total = values.new_zeros(values.shape[0], bins.count)
     for index, share in zip(bins.index, bins.share, strict=True):
         total = total.scatter_add(1, index, share * values)
@@ -58,7 +63,7 @@ def _by_bin(bins: Bins, values: Tensor) -> Tensor:
 
 
 class CorrelationRatio(Similarity):
-    """Correlation ratio, see :func:`correlation_ratio_loss`. For two modalities, with a fixed image of few tissues."""
+    """Correlation ratio, see :func:`correlation_ratio_loss`. For two modalities, if the fixed image has few tissues."""
 
     def __init__(self, bins: int = 32, *, order: int = 1) -> None:
         super().__init__()

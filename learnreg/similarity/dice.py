@@ -13,17 +13,26 @@ from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, Scalar
 
 @full_precision
 def dice_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
-    """``1 - mean Dice`` of membership maps, over images and the channels that are not empty.
+    """Compute ``1 - mean Dice`` of membership maps, over images and the channels that are not empty.
 
     ``Dice = 2 sum(w f) / (sum(w^2) + sum(f^2))``: 1 for equal maps, hard or soft.
 
     Args:
-        warped: ``(B, K, *grid)``, memberships in [0, 1], one channel a label.
+        warped: ``(B, K, *grid)``, memberships in [0, 1], one channel per label.
         fixed: ``(B, K, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
 
+    Returns:
+        A scalar in [0, 1], lower is better.
+
     Source:
         Milletari et al., V-Net, 3DV 2016, section 3.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 1, 2]).reshape(1, 1, 2, 2)
+        >>> maps = one_hot(labels, [1, 2])
+        >>> float(dice_loss(maps, maps))
+        0.0
     """
     weights = torch.ones_like(fixed) if mask is None else mask.to(fixed.dtype).expand_as(fixed)
     dims = list(range(2, fixed.ndim))
@@ -34,7 +43,7 @@ def dice_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None =
 
 
 def one_hot(labels: LabelTensor, values: Sequence[int], dtype: torch.dtype = torch.float32) -> ImageTensor:
-    """``(B, 1, *grid)`` integers to ``(B, len(values), *grid)`` memberships."""
+    """Convert integer labels ``(B, 1, *grid)`` to memberships ``(B, len(values), *grid)``."""
     return torch.cat([labels == value for value in values], dim=1).to(dtype)
 
 

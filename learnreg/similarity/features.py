@@ -15,15 +15,21 @@ from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 
 class FeatureSimilarity(Similarity):
-    """``mean_k similarity(features_k(warped), features_k(fixed))``.
+    """Mean similarity of feature maps, ``mean_k similarity(features_k(warped), features_k(fixed))``.
 
     Args:
-        extractor: ``(B, C, *grid) -> (B, K, *any)``, or a sequence of such maps; any module, a
-            trained segmentation network or MONAI's included. It is frozen and put into evaluation mode.
+        extractor: ``(B, C, *grid) -> (B, K, *any)``, or a sequence of such maps: any module, such as a trained
+            segmentation network or one of MONAI's. It is frozen and set to evaluation mode.
         similarity: Compares the maps; ``None`` is the mean squared error.
 
     Raises:
-        TypeError: ``extractor`` returned neither a tensor nor tensors.
+        InputTypeError: ``extractor`` returned neither a tensor nor a sequence of tensors.
+
+    Example:
+        >>> similarity = FeatureSimilarity(torch.nn.Conv3d(1, 4, 3))
+        >>> image = torch.rand(1, 1, 8, 8, 8)
+        >>> float(similarity(image, image))
+        0.0
     """
 
     def __init__(self, extractor: nn.Module, similarity: Similarity | None = None) -> None:
@@ -51,7 +57,7 @@ class FeatureSimilarity(Similarity):
 
 
 def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]:
-    """The maps that ``extractor`` makes of an image, in full precision."""
+    """Compute the feature maps of an image in full precision."""
     with torch.autocast(image.device.type, enabled=False):
         maps = extractor(image.to(torch.promote_types(image.dtype, torch.float32)))
     maps = (maps,) if isinstance(maps, Tensor) else maps
@@ -64,7 +70,7 @@ def feature_maps(extractor: nn.Module, image: ImageTensor) -> tuple[Tensor, ...]
 
 
 def _at(mask: MaskTensor | None, features: Tensor) -> Tensor | None:
-    """The mask at the resolution of a feature map."""
+    """Resample the mask to the resolution of a feature map."""
     if mask is None or mask.shape[2:] == features.shape[2:]:
         return mask
     return resize(mask.to(features.dtype), tuple(features.shape[2:]))

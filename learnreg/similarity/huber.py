@@ -15,16 +15,19 @@ from learnreg.typing import ImageTensor, MaskTensor, Scalar
 def huber_loss(
     warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, delta: float = 0.1
 ) -> Scalar:
-    """Mean over the mask of ``d^2 / 2`` for ``|d| <= delta``, else ``delta (|d| - delta / 2)``.
+    """Compute the mean over the mask of ``d^2 / 2`` for ``|d| <= delta``, else ``delta (|d| - delta / 2)``.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
-        delta: Difference from which the loss grows linearly, in units of the intensities.
+        delta: Difference above which the loss grows linearly, in units of the intensities.
+
+    Returns:
+        A scalar, lower is better, 0 for equal images.
 
     Raises:
-        ValueError: ``delta`` is not positive.
+        InputError: ``delta`` is not positive.
 
     Source:
         Huber, Robust estimation of a location parameter, Ann. Math. Statist. 1964.
@@ -35,7 +38,12 @@ def huber_loss(
 
 
 class Huber(Similarity):
-    """Huber's loss, see :func:`huber_loss`. Smooth near a match, and outliers count less than squared."""
+    """Huber's loss, see :func:`huber_loss`. Smooth near a match; outliers count less than with squares.
+
+    Example:
+        >>> float(Huber(delta=0.5)(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)))
+        0.375
+    """
 
     def __init__(self, delta: float = 0.1) -> None:
         super().__init__()

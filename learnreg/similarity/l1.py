@@ -10,18 +10,26 @@ from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 @full_precision
 def l1_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
-    """Mean of ``|warped - fixed|`` over the mask, 0 for equal images.
+    """Compute the mean of ``|warped - fixed|`` over the mask, 0 for equal images.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
+
+    Returns:
+        A scalar, lower is better.
     """
     return masked_mean((warped - fixed).abs(), mask)
 
 
 class L1(Similarity):
-    """Mean absolute error, see :func:`l1_loss`. One intensity scale, with outliers such as lesions."""
+    """Mean absolute error, see :func:`l1_loss`. For one intensity scale, with outliers such as lesions.
+
+    Example:
+        >>> float(L1()(torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)))
+        1.0
+    """
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return l1_loss(warped, fixed, mask)

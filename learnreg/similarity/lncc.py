@@ -26,33 +26,38 @@ def lncc_loss(  # noqa: PLR0913 - the settings of the similarity
     floor: float = 1e-4,
     known: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Scalar:
-    """``1 - mean of the squared correlation`` of the two images in a window around each voxel.
+    """Compute ``1 - mean of the squared correlation`` of both images in a window around each voxel.
 
-    ``cov(w, f)^2 / ((var(w) + e) (var(f) + e))`` with the moments of the window, and ``e`` a
-    share ``floor`` of each image's own variance: the loss does not change under ``a I + b``.
+    ``cov(w, f)^2 / ((var(w) + e) (var(f) + e))`` with the moments of the window. ``e`` is a share ``floor`` of each
+    image's own variance, so the loss does not change under ``a I + b``.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
-        mask: ``(B, 1, *grid)``, weights of the voxels, inside the windows and of the windows;
-            ``None`` counts every voxel.
-        window: Width of the box in voxels, odd; at the border it is cut off.
+        mask: ``(B, 1, *grid)``, weights of the voxels inside the windows, and of the windows; ``None`` counts every
+            voxel.
+        window: Width of the box in voxels, odd; at the border it is cropped.
         kernel: ``"box"``, or ``"gaussian"`` with the variance of that box.
-        stride: Windows at every so many voxels stand for all of them: neighboring windows share most of
-            their voxels, and 2 takes half the time.
+        stride: Compute every ``stride``-th window along each axis. Neighboring windows share most of their voxels, and
+            a stride of 2 takes half the time.
         squared: ``True`` accepts inverted contrast; ``False`` uses the signed correlation.
-        floor: Windows whose variance is far below this share of the image's count as flat.
+        floor: Windows whose variance is far below this share of the image's variance count as flat.
         known: What :func:`learnreg.similarity.windows.local_moments` returns for ``fixed``; ``None`` computes it.
 
     Returns:
-        A scalar in [0, 1] (signed: [0, 2]); lower is better, least for ``warped = a fixed + b``.
+        A scalar in [0, 1] (signed: [0, 2]), lower is better; lowest for ``warped = a fixed + b``.
 
     Raises:
-        ValueError: ``window`` is even or below 3.
+        InputError: ``window`` is even or below 3.
 
     Source:
-        Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image
-        Anal. 2008, eq. 5. Differs in: relative floor, windows cut off at the border.
+        Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image Anal. 2008, eq. 5.
+        Differs in: relative floor, windows cropped at the border.
+
+    Example:
+        >>> image = torch.rand(1, 1, 12, 12, 12)
+        >>> float(lncc_loss(2 * image + 1, image)) < 0.01 < 0.9 < float(lncc_loss(image.flip(2), image))
+        True
     """
     f, mean_f, var_f = local_moments(fixed, mask, window, kernel, stride) if known is None else known
     average = LocalAverage(warped, window, mask, kernel, stride)

@@ -1,4 +1,4 @@
-"""What the similarities share: weighted means, and values free of scale and offset."""
+"""Weighted means and moments that the similarities share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from learnreg.typing import MaskTensor
 
 
 def masked_mean(values: Tensor, mask: MaskTensor | None) -> Tensor:
-    """Mean over the voxels of an image, weighted by ``mask``, then over the batch; an empty mask gives 0."""
+    """Average over the voxels of each image, weighted by a mask, then over the batch.
+
+    Args:
+        values: ``(B, C, *grid)``.
+        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
+
+    Returns:
+        A scalar; 0 for an empty mask.
+
+    Example:
+        >>> values = torch.tensor([1.0, 2.0, 30.0]).reshape(1, 1, 3)
+        >>> masked_mean(values, torch.tensor([1, 1, 0]).reshape(1, 1, 3))
+        tensor(1.5000)
+    """
     if mask is None:
         return values.mean()
     weights = mask.to(values.dtype).expand_as(values)
@@ -19,7 +32,7 @@ def masked_mean(values: Tensor, mask: MaskTensor | None) -> Tensor:
 
 
 def masked_moments(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance an image and channel, ``(B, C, 1, ...)``, over the mask."""
+    """Compute mean and variance per image and channel, ``(B, C, 1, ...)``, over the mask."""
     dims = list(range(2, values.ndim))
     if mask is None:
         mean = values.mean(dims, keepdim=True)
@@ -33,7 +46,7 @@ def masked_moments(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Ten
 
 
 def masked_range(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tensor]:
-    """Least and greatest value an image and channel, ``(B, C, 1, ...)``, where the mask is not 0."""
+    """Compute the lowest and highest value per image and channel, ``(B, C, 1, ...)``, where the mask is not 0."""
     dims = list(range(2, values.ndim))
     if mask is None:
         return values.amin(dims, keepdim=True), values.amax(dims, keepdim=True)
@@ -45,10 +58,10 @@ def masked_range(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tenso
 
 
 def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
-    """``(x - mean) / std`` an image and channel, in at least float32; a constant image becomes 0.
+    """Compute ``(x - mean) / std`` per image and channel, in at least float32; a constant image becomes 0.
 
-    It takes scale and offset out before any product is formed: in float32, and more so under
-    autocast, ``E[x^2] - E[x]^2`` of an image with a large offset is noise.
+    Scale and offset are removed before any product is formed. In float32, ``E[x^2] - E[x]^2`` of an image with a large
+    offset is only rounding error.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     center, scale = standardization(values.detach(), mask)
@@ -57,14 +70,17 @@ def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
 
 
 def standardization(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and factor, ``(B, C, 1, ...)``, that standardize an image; the factor of a constant one is 0."""
+    """Compute the mean and the factor, ``(B, C, 1, ...)``, that standardize an image.
+
+    The factor of a constant image is 0.
+    """
     mean, variance = masked_moments(values, mask)
     flat = variance <= 1e-12 * mean.square() + torch.finfo(values.dtype).tiny
     return mean, torch.where(flat, 0.0, torch.where(flat, 1.0, variance).rsqrt())
 
 
 class _Standardized(torch.autograd.Function):
-    """Only the result is kept for the gradient."""
+    """Standardize values; only the result is kept for the gradient."""
 
     @staticmethod
     def forward(values: Tensor, mask: MaskTensor | None, center: Tensor, scale: Tensor) -> Tensor:
@@ -85,7 +101,7 @@ class _Standardized(torch.autograd.Function):
 
 
 def count_of(values: Tensor, mask: MaskTensor | None) -> Tensor | float:
-    """The voxels of an image, or their weights in all."""
+    """Return the number of voxels of an image, or the sum of their weights."""
     if mask is None:
         return float(values[0, 0].numel())
     return mask.sum(list(range(2, mask.ndim)), keepdim=True).clamp(min=1e-6)
@@ -100,16 +116,16 @@ def through_standardization(
     slope: Tensor,
     count: Tensor | float,
 ) -> Tensor:
-    """The gradient for an image from that for the standardized one, in a part of the grid.
+    """Compute the gradient for an image from the gradient for the standardized image, in a part of the grid.
 
     Args:
-        outer: The gradient for the standardized image there.
-        result: The standardized image there.
+        outer: Gradient for the standardized image in this part.
+        result: The standardized image in this part.
         scale: Its factor.
-        mask: Its weights there.
+        mask: Its weights in this part.
         total: Sum of ``outer`` over the whole grid.
         slope: Sum of ``outer * result`` over the whole grid.
-        count: See :func:`count_of`, of the whole grid.
+        count: :func:`count_of` the whole grid.
     """
     moved = torch.addcmul(total / count, slope / count, result)
     moved = moved if mask is None else moved * mask

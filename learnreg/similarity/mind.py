@@ -1,4 +1,4 @@
-"""MIND-SSC: what the neighborhood of a voxel looks like to itself, whatever the modality."""
+"""MIND-SSC: self-similarity of the neighborhood of each voxel, for any pair of modalities."""
 
 from __future__ import annotations
 
@@ -20,28 +20,32 @@ from learnreg.typing import FeatureTensor, ImageTensor, MaskTensor, Scalar
 def self_similarity(
     image: ImageTensor, mask: MaskTensor | None = None, *, radius: int = 1, dilation: int = 2
 ) -> FeatureTensor:
-    """MIND-SSC descriptor: distances between the patches around a voxel, not to the voxel itself.
+    """Compute the MIND-SSC descriptor: distances between the patches around a voxel.
 
-    For each pair of the 2 D neighbors at ``dilation`` voxels that lie at a right angle, ``d`` is the
-    mean squared difference of the patches around the two; the channel is ``exp(-(d - min d) / v)``,
-    ``v`` the mean of ``d - min d`` over the pairs.
+    For each pair of the 2 D neighbors at distance ``dilation`` that form a right angle, ``d`` is the mean squared
+    difference of the patches around the two. The channel is ``exp(-(d - min d) / v)``, where ``v`` is the mean of ``d -
+    min d`` over the pairs.
 
     Args:
         image: ``(B, C, *grid)``.
-        mask: ``(B, 1, *grid)``, what the patches may see; ``None`` is everything.
+        mask: ``(B, 1, *grid)``, voxels that the patches use; ``None`` uses every voxel.
         radius: Of a patch in voxels, at least 1.
         dilation: Distance of the neighbors in voxels.
 
     Returns:
-        ``(B, K C, *grid)`` in [0, 1], ``K`` 12 in 3-D and 4 in 2-D; it does not change under
-        ``a I + b`` with any ``a`` but 0.
+        ``(B, K C, *grid)`` in [0, 1], with ``K`` 12 in 3-D and 4 in 2-D. It does not change under ``a I + b`` for ``a
+        != 0``.
 
     Raises:
-        ValueError: ``radius`` or ``dilation`` is below 1.
+        InputError: ``radius`` or ``dilation`` is below 1.
 
     Source:
-        Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using
-        self-similarities, MICCAI 2013. Differs in: borders repeat the last voxel, patches see a mask.
+        Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using self-similarities,
+        MICCAI 2013. Differs in: the border voxel is repeated, patches respect a mask.
+
+    Example:
+        >>> self_similarity(torch.rand(1, 1, 8, 8, 8)).shape
+        torch.Size([1, 12, 8, 8, 8])
     """
     if radius < 1 or dilation < 1:
         raise InputError(f"self_similarity needs a radius and dilation of at least 1, got {radius}, {dilation}.")
@@ -69,7 +73,7 @@ def self_similarity(
 
 
 def _right_angles(ndim: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pairs of unit steps along different axes."""
+    """Return the pairs of unit steps along different axes."""
     steps = [tuple(sign * (a == axis) for a in range(ndim)) for axis in range(ndim) for sign in (-1, 1)]
     return [(a, b) for a, b in combinations(steps, 2) if sum(i * j for i, j in zip(a, b, strict=True)) == 0]
 
@@ -79,7 +83,7 @@ def _padded(x: Tensor, width: int) -> Tensor:
 
 
 def _shifted(padded: Tensor, step: tuple[int, ...], width: int, shape: list[int]) -> Tensor:
-    """The unpadded image seen from ``step * width`` voxels away."""
+    """Return the unpadded image shifted by ``step * width`` voxels."""
     for axis, (direction, n) in enumerate(zip(step, shape, strict=True)):
         padded = padded.narrow(axis + 2, width * (1 + direction), n)
     return padded
@@ -95,18 +99,19 @@ def mind_loss(
     dilation: int = 2,
     known: FeatureTensor | None = None,
 ) -> Scalar:
-    """Mean squared difference of the MIND-SSC descriptors.
+    """Compute the mean squared difference of the MIND-SSC descriptors.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
-        mask: ``(B, 1, *grid)``, weights of the voxels, and what the patches may see; ``None`` is everything.
+        mask: ``(B, 1, *grid)``, weights of the voxels, and the voxels that the patches use; ``None`` counts every
+            voxel.
         radius: See :func:`self_similarity`.
         dilation: See :func:`self_similarity`.
         known: What :func:`self_similarity` returns for ``fixed``; ``None`` computes it.
 
     Returns:
-        A scalar in [0, 1]; 0 for equal images, also up to scale and offset.
+        A scalar in [0, 1]; 0 for images that are equal up to scale and offset.
     """
     w = self_similarity(warped, mask, radius=radius, dilation=dilation)
     f = self_similarity(fixed, mask, radius=radius, dilation=dilation) if known is None else known
@@ -114,7 +119,7 @@ def mind_loss(
 
 
 class MIND(Similarity):
-    """MIND-SSC, see :func:`mind_loss`. For two modalities whose contrast differs from place to place."""
+    """MIND-SSC, see :func:`mind_loss`. For two modalities whose contrast varies in space."""
 
     def __init__(self, radius: int = 1, dilation: int = 2) -> None:
         super().__init__()

@@ -12,12 +12,15 @@ from learnreg.typing import ImageTensor, MaskTensor, Scalar
 
 @full_precision
 def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
-    """Mean of ``(warped - fixed)^2`` over the mask, 0 for equal images.
+    """Compute the mean of ``(warped - fixed)^2`` over the mask, 0 for equal images.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
+
+    Returns:
+        A scalar, lower is better.
     """
     if mask is None:
         return F.mse_loss(warped, fixed, reduction="none").mean()  # keeps no difference for the gradient
@@ -25,7 +28,12 @@ def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
 
 
 class MSE(Similarity):
-    """Mean squared error, see :func:`mse_loss`. For images of one intensity scale."""
+    """Mean squared error, see :func:`mse_loss`. For images of one intensity scale.
+
+    Example:
+        >>> float(MSE()(2 * torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)))
+        4.0
+    """
 
     def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
         return mse_loss(warped, fixed, mask)

@@ -26,32 +26,37 @@ def mutual_information_loss(  # noqa: PLR0913 - the settings of the similarity
     orders: tuple[int, int] = (3, 1),
     known: tuple[Bins, Tensor] | None = None,
 ) -> Scalar:
-    """``-MI(warped, fixed)`` of the joint histogram, or ``2 - NMI``.
+    """Compute ``-MI(warped, fixed)`` from the joint histogram, or ``2 - NMI``.
 
-    ``MI = H(w) + H(f) - H(w, f)``, ``NMI = (H(w) + H(f)) / H(w, f)``. The bins span the intensities
-    of each image, so that scale and offset do not matter.
+    ``MI = H(w) + H(f) - H(w, f)`` and ``NMI = (H(w) + H(f)) / H(w, f)``. The bins span the intensities of each image,
+    so scale and offset do not matter.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
-        bins: Number of bins an image, two empty ones at both ends included.
+        bins: Number of bins per image, including two empty ones at each end.
         normalized: ``True`` for ``2 - NMI``.
-        samples: So many voxels, chosen at random, stand for all; ``None`` uses all.
-        seed: The same seed chooses the same voxels.
-        orders: B-spline windows of ``warped`` and ``fixed``. (3, 0) is Mattes' choice; with order 0
-            an image has no gradient, which matters where both are warped.
-        known: What :func:`fixed_bins` returns for the chosen voxels; ``None`` computes it.
+        samples: Number of voxels, chosen at random; ``None`` uses all.
+        seed: Of the choice.
+        orders: Orders of the B-spline windows of ``warped`` and ``fixed``. (3, 0) is Mattes' choice. With order 0 an
+            image has no gradient, which matters if both are warped.
+        known: What :func:`learnreg.similarity.parzen.fixed_bins` returns for the chosen voxels; ``None`` computes it.
 
     Returns:
-        A scalar: minus the information in nats, or a value in [0, 1]; lower is better.
+        A scalar, lower is better: minus the information in nats, or a value in [0, 1].
 
     Raises:
-        ValueError: Fewer than 8 bins, or an unknown order.
+        InputError: There are fewer than 8 bins, or an order is unknown.
 
     Source:
-        Mattes et al., PET-CT image registration in the chest using free-form deformations, IEEE TMI
-        2003; Studholme et al., An overlap invariant entropy measure, Pattern Recognition 1999.
+        Mattes et al., PET-CT image registration in the chest using free-form deformations, IEEE TMI 2003; Studholme et
+        al., An overlap invariant entropy measure, Pattern Recognition 1999.
+
+    Example:
+        >>> image = torch.rand(1, 1, 12, 12, 12)
+        >>> float(mutual_information_loss(1 - image, image)) < float(mutual_information_loss(image.flip(2), image))
+        True
     """
     chosen = choose(warped[0, 0].numel(), samples, seed, warped.device)
     f, weights = fixed_bins(fixed, mask, chosen, bins, orders[1]) if known is None else known
@@ -64,7 +69,7 @@ def mutual_information_loss(  # noqa: PLR0913 - the settings of the similarity
 
 
 def entropy(distribution: Tensor) -> Tensor:
-    """``-sum p log p`` of each row ``(R, K)``, in nats."""
+    """Compute ``-sum p log p`` per row ``(R, K)``, in nats."""
     return -torch.xlogy(distribution, distribution.clamp(min=torch.finfo(distribution.dtype).tiny)).sum(1)
 
 

@@ -14,17 +14,22 @@ from learnreg.typing import ImageTensor, MaskTensor, Scalar
 def ncc_loss(
     warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, known: Tensor | None = None
 ) -> Scalar:
-    """``1 - Pearson correlation``, a mean over batch and channels.
+    """Compute ``1 - Pearson correlation``, averaged over batch and channels.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
-        known: ``fixed`` as :func:`learnreg.similarity.masking.standardized` returns it; ``None`` computes it.
+        known: What :func:`learnreg.similarity.masking.standardized` returns for ``fixed``; ``None`` computes it.
 
     Returns:
-        A scalar in [0, 2]: 0 for ``warped = a fixed + b`` with ``a > 0``, 1 for no relation or a
+        A scalar in [0, 2], lower is better: 0 for ``warped = a fixed + b`` with ``a > 0``, 1 for unrelated images or a
         constant image.
+
+    Example:
+        >>> image = torch.rand(1, 1, 8, 8, 8)
+        >>> round(float(ncc_loss(3 * image + 1, image)), 4), round(float(ncc_loss(-image, image)), 4)
+        (0.0, 2.0)
     """
     f = standardized(fixed, mask) if known is None else known
     return 1 - masked_mean(standardized(warped, mask) * f, mask)

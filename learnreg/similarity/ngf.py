@@ -1,4 +1,4 @@
-"""Normalized gradient fields: edges of two images that run in parallel."""
+"""Normalized gradient fields: parallel edges of two images."""
 
 from __future__ import annotations
 
@@ -22,26 +22,30 @@ def ngf_loss(
     edge: float = 1.0,
     known: tuple[Tensor, Tensor | None] | None = None,
 ) -> Scalar:
-    """``1 - mean <grad w, grad f>^2 / ((|grad w|^2 + e_w^2) (|grad f|^2 + e_f^2))``.
+    """Compute ``1 - mean <grad w, grad f>^2 / ((|grad w|^2 + e_w^2) (|grad f|^2 + e_f^2))``.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
-        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel. A voxel also has to have all
-            its neighbors in the mask.
-        edge: Gradients far below ``e``, this multiple of an image's mean gradient, count as noise.
+        mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel. A voxel counts if all its neighbors are in the
+            mask.
+        edge: ``e`` as a multiple of an image's mean gradient; gradients far below it count as noise.
         known: What :func:`normalized_gradient` returns for ``fixed``; ``None`` computes it.
 
     Returns:
-        A scalar in [0, 1]; lower is better. It does not change with scale, offset or sign of either
-        image. Gradients are per voxel.
+        A scalar in [0, 1], lower is better. It does not change with scale, offset or sign of either image. Gradients
+        are per voxel.
 
     Raises:
-        ValueError: ``edge`` is not positive.
+        InputError: ``edge`` is not positive.
 
     Source:
-        Haber and Modersitzki, Intensity gradient based registration and fusion of multi-modal images,
-        MICCAI 2006.
+        Haber and Modersitzki, Intensity gradient based registration and fusion of multi-modal images, MICCAI 2006.
+
+    Example:
+        >>> image = torch.rand(1, 1, 8, 8, 8)
+        >>> float(ngf_loss(-image, image)) < float(ngf_loss(image.flip(2), image))
+        True
     """
     if edge <= 0:
         raise InputError(f"ngf_loss needs a positive edge, got {edge}.")
@@ -69,14 +73,14 @@ def _normalized(image: Tensor, mask: Tensor | None, inner: Tensor | None, edge: 
 
 
 def _central(x: Tensor, axis: int) -> Tensor:
-    """Central difference along an axis, the border sample repeated beyond it."""
+    """Compute central differences along an axis; the border voxel is repeated."""
     first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
     padded = torch.cat([first, x, last], dim=axis)
     return (padded.narrow(axis, 2, x.shape[axis]) - padded.narrow(axis, 0, x.shape[axis])) / 2
 
 
 def _inner(mask: Tensor) -> Tensor:
-    """The mask without the voxels that have a neighbor outside of it."""
+    """Return the mask without the voxels that have a neighbor outside of it."""
     outside = (mask <= 0).float()
     ndim = mask.ndim - 2
     reach = outside
@@ -89,7 +93,7 @@ def _inner(mask: Tensor) -> Tensor:
 
 
 class NGF(Similarity):
-    """Normalized gradient fields, see :func:`ngf_loss`. For two modalities that share their borders."""
+    """Normalized gradient fields, see :func:`ngf_loss`. For two modalities with the same edges."""
 
     def __init__(self, edge: float = 1.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parzen windows: histograms that have a gradient."""
+"""Parzen windows: differentiable histograms."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from learnreg.separable import spline_weights
 from learnreg.similarity.masking import masked_range
 from learnreg.typing import ImageTensor, MaskTensor
 
-PADDING = 2  # empty bins at both ends, so that a cubic window fits
+PADDING = 2  # empty bins at each end, so that a cubic window fits
 
 
 @dataclass(frozen=True, eq=False)
 class Bins:
-    """How samples share themselves among bins.
+    """Assignment of samples to bins.
 
     Args:
-        index: ``K`` tensors ``(R, N)``, the bins that each sample touches, one row an image and channel.
-        share: ``K`` tensors ``(R, N)``, how much of it each gets; they sum to 1.
+        index: ``K`` tensors ``(R, N)``, the bins of each sample; one row per image and channel.
+        share: ``K`` tensors ``(R, N)``, the share of a sample that each of its bins gets; shares sum to 1.
         count: Number of bins.
     """
 
@@ -33,17 +33,17 @@ class Bins:
 
 
 def binned(values: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, count: int, order: int) -> Bins:
-    """Spread intensities over bins that span the values inside the mask.
+    """Assign intensities to bins that span the values inside the mask.
 
     Args:
         values: ``(B, C, *grid)``.
-        mask: ``(B, 1, *grid)``; only the values where it is not 0 set the range.
-        chosen: Flat indices of the voxels that are used; ``None`` takes all.
-        count: Number of bins, two empty ones at both ends included.
+        mask: ``(B, 1, *grid)``; only values where it is not 0 set the range.
+        chosen: Flat indices of the voxels to use; ``None`` uses all.
+        count: Number of bins, including two empty ones at each end.
         order: Of the B-spline window: 0 puts a sample into one bin, 1 into two, 3 into four.
 
     Raises:
-        ValueError: Fewer than 8 bins, or an unknown order.
+        InputError: There are fewer than 8 bins, or the order is unknown.
     """
     if count < 8:
         raise InputError(f"A Parzen histogram needs at least 8 bins, got {count}.")
@@ -63,12 +63,12 @@ def binned(values: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, 
 
 
 def joint_histogram(first: Bins, second: Bins, weights: Tensor) -> Tensor:
-    """Joint distribution ``(R, first.count, second.count)`` of two samples, each row of sum 1.
+    """Compute the joint distribution ``(R, first.count, second.count)`` of two images; each row sums to 1.
 
     Args:
         first: Bins of one image.
-        second: Bins of the other.
-        weights: ``(R, N)`` how much each sample counts.
+        second: Bins of the other image.
+        weights: ``(R, N)``, weight of each sample.
     """
     rows, size = weights.shape[0], first.count * second.count
     offset = torch.arange(rows, device=weights.device).unsqueeze(1) * size
@@ -82,7 +82,7 @@ def joint_histogram(first: Bins, second: Bins, weights: Tensor) -> Tensor:
 
 
 def sample_weights(mask: MaskTensor | None, like: ImageTensor, chosen: Tensor | None) -> Tensor:
-    """``(B C, N)`` the mask at the chosen voxels, ones without a mask."""
+    """Return the mask at the chosen voxels, ``(B C, N)``; ones without a mask."""
     weights = torch.ones_like(like) if mask is None else mask.to(like.dtype).expand_as(like)
     rows = weights.flatten(0, 1).flatten(1)
     return rows if chosen is None else rows[:, chosen]
@@ -98,7 +98,7 @@ def fixed_bins(
 
 @lru_cache(maxsize=8)
 def choose(total: int, samples: int | None, seed: int, device: torch.device) -> Tensor | None:
-    """``samples`` of ``total`` voxels, the same ones for the same seed; ``None`` where all are wanted."""
+    """Choose ``samples`` of ``total`` voxels, the same ones for the same seed; ``None`` if all are used."""
     if samples is None or samples >= total:
         return None
     generator = torch.Generator().manual_seed(seed)

@@ -28,15 +28,15 @@ def structural_similarity(
     data_range: float | None = None,
     known: Statistics | None = None,
 ) -> ImageTensor:
-    """SSIM of each window, ``(2 m_w m_f + c1) (2 cov + c2) / ((m_w^2 + m_f^2 + c1) (v_w + v_f + c2))``.
+    """Compute the SSIM per window, ``(2 m_w m_f + c1) (2 cov + c2) / ((m_w^2 + m_f^2 + c1) (v_w + v_f + c2))``.
 
     Args:
         warped: ``(B, C, *grid)``.
         fixed: ``(B, C, *grid)``.
-        mask: ``(B, 1, *grid)``, what the windows see; ``None`` is everything.
-        window: Width of the box in voxels, odd; at the border it is cut off.
+        mask: ``(B, 1, *grid)``, voxels that the windows use; ``None`` uses every voxel.
+        window: Width of the box in voxels, odd; at the border it is cropped.
         kernel: ``"box"``, or ``"gaussian"`` with the variance of that box.
-        data_range: ``L`` in ``c1 = (0.01 L)^2``, ``c2 = (0.03 L)^2``; ``None`` takes that of ``fixed``.
+        data_range: ``L`` in ``c1 = (0.01 L)^2`` and ``c2 = (0.03 L)^2``; ``None`` is the range of ``fixed``.
         known: What :func:`ssim_statistics` returns for ``fixed``; ``None`` computes it.
 
     Returns:
@@ -84,10 +84,15 @@ def ssim_loss(
     data_range: float | None = None,
     known: Statistics | None = None,
 ) -> Scalar:
-    """``1 - mean SSIM`` over the mask, see :func:`structural_similarity` for the arguments.
+    """Compute ``1 - mean SSIM`` over the mask; see :func:`structural_similarity` for the arguments.
 
     Returns:
-        A scalar in [0, 2]; lower is better, 0 for equal images.
+        A scalar in [0, 2], lower is better, 0 for equal images.
+
+    Example:
+        >>> image = torch.rand(1, 1, 8, 8, 8)
+        >>> round(float(ssim_loss(image, image)), 4)
+        0.0
     """
     values = structural_similarity(
         warped, fixed, mask, window=window, kernel=kernel, data_range=data_range, known=known

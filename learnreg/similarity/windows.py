@@ -1,4 +1,4 @@
-"""Averages in a window around each voxel, over the voxels that a mask counts."""
+"""Averages in a window around each voxel, over the voxels of a mask."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Kernel = Literal["box", "gaussian"]
 
 
 class LocalAverage:
-    """Mean in a window, cut off at the border.
+    """Mean in a window; at the border the window is cropped.
 
     Args:
-        like: ``(B, C, *grid)``, of the shape and type to be averaged.
+        like: ``(B, C, *grid)``, of the shape and type of the values to average.
         window: Width of the box in voxels, odd. ``"gaussian"`` has the variance of that box.
         mask: ``(B, 1, *grid)``, weights; ``None`` counts every voxel.
         kernel: ``"box"`` or ``"gaussian"``.
-        stride: Only at every so many voxels along each axis.
+        stride: Compute every ``stride``-th window along each axis.
 
     Raises:
-        ValueError: ``window`` is even or below 3, the kernel is unknown, or the stride below 1.
+        InputError: ``window`` is even or below 3, the kernel is unknown, or the stride is below 1.
     """
 
     def __init__(
@@ -59,12 +59,13 @@ class LocalAverage:
         return apply_separable(values * self.mask, self.matrices) / self.share
 
     def products(self, x: Tensor, y: Tensor, *, standardizing: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Means of ``x``, ``x^2`` and ``x y``; nothing of full size is made or kept for the gradient.
+        """Compute the means of ``x``, ``x^2`` and ``x y`` without keeping anything of full size for the gradient.
 
         Args:
             x: ``(B, C, *grid)``.
-            y: Of the same shape.
-            standardizing: Take :func:`standardized` ``x`` in its place, which is then not made either.
+            y: ``(B, C, *grid)``.
+            standardizing: Use :func:`learnreg.similarity.masking.standardized` ``x`` in place of ``x``, without
+                computing it as a whole.
         """
         center, scale = standardization(x.detach(), self.mask) if standardizing else (None, None)
         means: Tensor = _Products.apply(x, y, self.mask, center, scale, self.matrices)
@@ -75,7 +76,7 @@ class LocalAverage:
 
 
 class _Products(torch.autograd.Function):
-    """Window means of ``x``, ``x^2`` and ``x y`` times a mask, one after the other, slab by slab."""
+    """Window means of ``x``, ``x^2`` and ``x y`` times a mask, computed slab by slab."""
 
     @staticmethod
     def forward(
@@ -94,7 +95,7 @@ class _Products(torch.autograd.Function):
             parts = parts if mask is None else parts * _in_channels(mask[:, :, rows], 3)
             parts = apply_separable(parts, [None, *matrices[1:]])
             first, reach = rows_of(matrices[0].T, rows)
-            assert first is not None  # noqa: S101 - there is a matrix an axis
+            assert first is not None  # noqa: S101 - there is a matrix per axis
             means[:, :, reach] += apply_separable(parts, [first.T, *[None] * (len(shape) - 1)])
         return means
 
@@ -141,12 +142,12 @@ def _slab(x: Tensor, rows: slice, center: Tensor | None, scale: Tensor | None) -
 
 
 def _in_channels(mask: Tensor, times: int) -> Tensor:
-    """A mask of one channel as it is, one of several for as many groups of them."""
+    """Repeat a mask of several channels for each group of channels; a mask of one channel is broadcast."""
     return mask if mask.shape[1] == 1 else mask.repeat(1, times, *[1] * (mask.ndim - 2))
 
 
 def at_windows(values: Tensor | None, stride: int) -> Tensor | None:
-    """``(B, C, *grid)`` at the voxels where :class:`LocalAverage` of this stride has its windows."""
+    """Select the voxels where :class:`LocalAverage` of this stride has its windows."""
     if values is None or stride == 1:
         return values
     for axis in range(2, values.ndim):
@@ -159,7 +160,7 @@ def at_windows(values: Tensor | None, stride: int) -> Tensor | None:
 def local_moments(
     image: Tensor, mask: MaskTensor | None, window: int, kernel: Kernel, stride: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The standardized image, and its mean and variance in each window."""
+    """Compute the standardized image, and its mean and variance in each window."""
     average = LocalAverage(image, window, mask, kernel, stride)
     x = standardized(image, mask)
     mean, square, _ = average.products(x, x)

@@ -1,4 +1,4 @@
-"""Training: the Lightning module and its callbacks."""
+"""Training: the Lightning module, its callbacks, and distillation."""
 
 import lazy_loader
 

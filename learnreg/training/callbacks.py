@@ -1,4 +1,4 @@
-"""What a training run records beside its losses: pictures, and the amortization gap."""
+"""Callbacks: amortization gap, progressive levels, learned templates, pictures."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from learnreg.transforms import chain
 
 
 class AmortizationGap(pl.Callback):
-    """Logs what is left for the classical engine: objective and Dice after k steps from the network's answer.
+    """Log how much the classical solver improves the network's answer.
 
-    ``val/objective_after_k`` (of images and fields, without labels or landmarks) and ``val/dice_after_k`` for
-    k = 0 and each of ``steps``, means over the first validation batches; ``val/amortization_gap`` is by how much the
-    objective falls with the most steps. A gap that stays large says that the network, not the objective, is
-    what limits accuracy; a Dice that falls with the objective says that of the objective.
+    ``val/objective_after_k`` (images and fields, without labels or landmarks) and ``val/dice_after_k`` for k = 0 and
+    each of ``steps``, averaged over the first validation batches. ``val/amortization_gap`` is the decrease of the
+    objective with the most steps. If it stays large, the network limits the accuracy; if Dice decreases with the
+    objective, the objective does.
 
     Args:
-        refinement: Of one level, as in ``conf/refinement``; its correction is composed with the answer. Without one
-            nothing is logged.
+        refinement: A stage of one level, as in ``conf/refinement``; its correction is composed with the answer.
+            ``None`` logs nothing.
         steps: Numbers of classical steps.
-        pairs: How many validation batches.
-        every: Once in so many validations.
+        pairs: Number of validation batches.
+        every: Log at every ``every``-th validation.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class AmortizationGap(pl.Callback):
 def amortization(
     module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
 ) -> dict[str, float]:
-    """``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
+    """Return ``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
     task = module.task(batch)
     fixed, moving = task.fixed, task.moving
     objective = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))
@@ -90,11 +90,10 @@ def amortization(
 
 
 class Progressive(pl.Callback):
-    """Lets the finer levels of a network join one after the other, as its :attr:`levels`.
+    """Activate the levels of a :class:`learnreg.networks.LaplacianPyramid` one after the other.
 
     Args:
-        joins: Shares of the training at which the second level joins, the third, and so on; equal shares
-            unless given.
+        joins: Shares of the training at which the second level joins, the third, and so on; ``None`` is equal shares.
 
     Source:
         Mok and Chung, LapIRN, MICCAI 2020.
@@ -109,7 +108,7 @@ class Progressive(pl.Callback):
         """Set the number of levels.
 
         Raises:
-            ValueError: The network has no levels to let join.
+            InputError: The network has no levels.
         """
         if not isinstance(pl_module, RegistrationModule) or not isinstance(pl_module.network, LaplacianPyramid):
             raise InputError(
@@ -121,12 +120,12 @@ class Progressive(pl.Callback):
 
 
 class SaveTemplate(pl.Callback):
-    """Writes what a :class:`learnreg.networks.LearnedTemplate` has learned, at the end of the training.
+    """Write the template of a :class:`learnreg.networks.LearnedTemplate` at the end of the training.
 
     Args:
-        file: Such as ``template.nii.gz``; its middle is at 0, as the training images lie.
+        file: Such as ``template.nii.gz``; its center is at 0, as in the training images.
         spacing: mm, of the training images.
-        covariates: Rows of values, for a :class:`learnreg.networks.ConditionalTemplate`: a file for each, such as
+        covariates: Rows of values for a :class:`learnreg.networks.ConditionalTemplate`: one file per row, such as
             ``template_70.nii.gz``.
     """
 
@@ -135,10 +134,10 @@ class SaveTemplate(pl.Callback):
         self.covariates = None if covariates is None else [[float(v) for v in row] for row in covariates]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find out before the training.
+        """Check the network before the training.
 
         Raises:
-            ValueError: The network has no template, or one that needs covariates, or none.
+            InputError: The network has no template, or ``covariates`` does not fit it.
         """
         network = pl_module.network if isinstance(pl_module, RegistrationModule) else None
         if not isinstance(network, LearnedTemplate):
@@ -152,7 +151,7 @@ class SaveTemplate(pl.Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it."""
+        """Write the template."""
         if not trainer.is_global_zero:
             return
         network: LearnedTemplate = pl_module.network  # type: ignore[assignment]
@@ -167,11 +166,11 @@ class SaveTemplate(pl.Callback):
 
 
 class Pictures(pl.Callback):
-    """Saves, and sends to the logger, the figure of the first validation pair.
+    """Save the figure of the first validation pair, and send it to the logger.
 
     Args:
-        folder: Where ``<step>.png`` files go.
-        every: Once in so many validations.
+        folder: Of the ``step_<step>.png`` files.
+        every: Save at every ``every``-th validation.
     """
 
     def __init__(self, folder: str, every: int = 5) -> None:

@@ -1,4 +1,4 @@
-"""Supervision by the classical engine: a network learns to answer as a solver does."""
+"""Distillation: a network learns from the results of a classical method."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ from learnreg.typing import FieldTensor, MaskTensor, PathLike, Scalar
 
 
 class Distillation(Supervision):
-    """Mean squared distance, in mm^2, of the network's map to that of a classical method on the same pair.
+    """Mean squared distance, mm^2, of the network's map to the result of a classical method on the same pair.
 
-    The method runs while the network trains; what it found for a pair is kept, so that pairs that come again
-    unchanged (no augmentation) cost nothing.
+    The method runs during the training. Its results are kept, so pairs that are repeated without augmentation cost
+    nothing.
 
     Args:
-        stages: Of the method, as in ``conf/method``.
-        from_answer: The stages start from the network's answer, and correct it; else from the identity. What is
-            corrected changes with the network and is not kept.
-        keep: Displacements of so many pairs are kept in memory, at half precision.
-        folder: Where those of all pairs are kept, for later trainings and other processes; a file a pair. ``None``
-            keeps none.
+        stages: Of the method, by name, as in ``conf/method``.
+        from_answer: If ``True``, the stages start from the network's answer and refine it; such results change with the
+            network and are not kept. Otherwise they start from the identity.
+        keep: Number of displacements kept in memory, at half precision.
+        folder: Where the results of all pairs are kept, one file per pair, for later trainings and other processes;
+            ``None`` keeps them in memory only.
+
+    Raises:
+        InputError: There are no stages.
 
     Source:
         Hinton et al., Distilling the knowledge in a neural network, 2015. Differs in: the teacher is a solver.
@@ -68,7 +71,7 @@ class Distillation(Supervision):
         return (distance * mask).sum() / mask.sum().clamp(min=1)
 
     def target(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
-        """``(1, D, *grid)`` mm, what the method finds."""
+        """Return the displacement of the method, ``(1, D, *grid)``, mm."""
         if answer is not None:
             return self.solved(fixed, moving, answer)
         key = self.fingerprint(fixed, moving)
@@ -87,14 +90,14 @@ class Distillation(Supervision):
         return wanted
 
     def solved(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
-        """``(1, D, *grid)`` mm, what the method finds now."""
+        """Run the method and return its displacement, ``(1, D, *grid)``, mm."""
         with torch.enable_grad(), torch.autocast(fixed.data.device.type, enabled=False):
             found = run_stages(list(self.stages.values()), fixed, moving, initial=answer).transform
         with torch.no_grad():
             return found.detach().displacement(fixed.grid)
 
     def fingerprint(self, fixed: Image, moving: Image) -> str:
-        """The same for the same intensities, masks and grids, and in a folder the same stages."""
+        """Return a hash of the intensities, masks and grids, and with a folder also of the stages."""
         known = hashlib.blake2b(self._method, digest_size=16)
         for image in (fixed, moving):
             for values in (image.data, image.grid.affine, image.mask):
@@ -103,6 +106,6 @@ class Distillation(Supervision):
 
 
 def _singles(images: Image) -> list[Image]:
-    """Each image of a batch with its mask, as a method takes them."""
+    """Split a batch into single images with their masks."""
     masks = [None] * images.batch_size if images.mask is None else images.mask.split(1)
     return [Image(data, images.grid, mask) for data, mask in zip(images.data.detach().split(1), masks, strict=True)]

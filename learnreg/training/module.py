@@ -29,19 +29,18 @@ Batch = tuple[Image, Image]
 
 
 class RegistrationModule(pl.LightningModule):
-    """Minimizes ``objective(fixed, moving, network(fixed, moving))`` over the network's weights.
+    """Minimize ``objective(fixed, moving, network(fixed, moving))`` over the network's weights.
 
     Args:
-        network: ``(fixed, moving) -> Transform``, or any module that :func:`learnreg.networks.as_network` takes.
-        objective: What is minimized.
+        network: A :class:`learnreg.networks.Network`, or any module that :func:`learnreg.networks.as_network` accepts.
+        objective: Objective to minimize.
         optimizer: ``(parameters) -> Optimizer``.
-        consistency: ``(there, back, grid) -> scalar`` with a ``weight``: also ask the network for the way
-            back, directly or ``through`` other images, and penalize where both do not undo each other.
-        features: ``Image -> Image`` whose channels the objective compares instead of the intensities; the network sees
+        consistency: Also predict the way back, and penalize where the two answers do not undo each other.
+        features: ``Image -> Image`` whose channels the objective compares instead of the intensities; the network gets
             the images themselves.
         symmetric: Also score the inverse of the transform on the exchanged pair.
-        warmup: Share of the training in which the learning rate rises; then it falls by a cosine
-            to 0 at ``max_steps``, ``max_epochs`` or ``max_time``, whichever ends the training first.
+        warmup: Share of the training in which the learning rate rises; then it decays by a cosine to 0 at
+            ``max_steps``, ``max_epochs`` or ``max_time``, whichever ends the training first.
         recipe: Stored in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
     """
 
@@ -68,7 +67,7 @@ class RegistrationModule(pl.LightningModule):
         return self.predict(fixed, moving).transform
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
-        """Ask the network, see :meth:`learnreg.networks.Network.predict`."""
+        """Predict, see :meth:`learnreg.networks.Network.predict`."""
         with FullPrecisionOfSmall():
             return self.network.predict(fixed, moving, weight=weight)
 
@@ -101,14 +100,14 @@ class RegistrationModule(pl.LightningModule):
             return self.network.task(*batch, self.objective)
 
     def compared(self, image: Image) -> Image:
-        """What the objective sees of an image."""
+        """Return what the objective compares of an image."""
         return image if self.features is None else self.features(image)  # type: ignore[no-any-return]
 
     def way_back(self, task: Task, *, through: int = 0) -> Transform:
-        """Ask the network for the way from the moving to the fixed images, by way of other fixed images of the batch.
+        """Predict the way from the moving to the fixed images, through other fixed images of the batch.
 
         Args:
-            task: What the forward way was asked for.
+            task: Task of the forward way.
             through: Number of other images on the way.
 
         Raises:
@@ -154,7 +153,7 @@ class RegistrationModule(pl.LightningModule):
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
 
     def progress(self) -> float:
-        """Share of the training that is done, by steps or by time."""
+        """Return the share of the training that is done, by steps or by time."""
         if self._trainer is None:
             return 0.0
         total = self.trainer.estimated_stepping_batches
@@ -170,6 +169,6 @@ class RegistrationModule(pl.LightningModule):
 
 
 def rolled(images: Image, by: int) -> Image:
-    """The intensities of the image that comes ``by`` later in the batch, in the place of each."""
+    """Replace each image of a batch by the one ``by`` places later, intensities and grid only."""
     affine = images.grid.affine.roll(-by, 0)
     return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))

@@ -1,4 +1,4 @@
-"""Transforms: immutable maps from the fixed to the moving space."""
+"""Transforms: immutable maps from the fixed space to the moving space."""
 
 import lazy_loader
 

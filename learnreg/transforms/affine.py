@@ -1,4 +1,4 @@
-"""``Affine``: a linear map in homogeneous coordinates; rigid motions are a case of it."""
+"""``Affine``: a linear map and a translation in homogeneous coordinates."""
 
 from __future__ import annotations
 
@@ -21,13 +21,18 @@ LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
 @dataclass(frozen=True, eq=False)
 class Affine(Transform):
-    """``x -> A x + t``.
+    """Affine map ``x -> A x + t``; rigid motions are a special case.
 
     Args:
         matrix: ``(B, D+1, D+1)`` or ``(D+1, D+1)``, homogeneous, mm LPS to mm LPS.
 
     Raises:
-        ValueError: The matrix is not homogeneous 2-D or 3-D.
+        InputError: The matrix is not homogeneous 2-D or 3-D.
+
+    Example:
+        >>> shift = Affine.translation([1.0, 0.0, 0.0])
+        >>> shift.then(shift)(torch.zeros(1, 1, 3))
+        tensor([[[2., 0., 0.]]])
     """
 
     matrix: MatrixTensor | OneMatrix
@@ -42,12 +47,12 @@ class Affine(Transform):
 
     @staticmethod
     def identity(ndim: int, *, dtype: torch.dtype = torch.float32) -> Affine:
-        """The map that leaves every point."""
+        """Return the map ``x -> x``."""
         return Affine(torch.eye(ndim + 1, dtype=dtype))
 
     @staticmethod
     def translation(vector: Tensor | Sequence[float]) -> Affine:
-        """``x -> x + vector``, ``(D,)`` or ``(B, D)``, mm."""
+        """Return ``x -> x + vector``; ``vector`` is ``(D,)`` or ``(B, D)``, mm."""
         shift = torch.as_tensor(vector)
         shift = shift if shift.is_floating_point() else shift.float()
         shift = shift if shift.ndim == 2 else shift.unsqueeze(0)
@@ -55,20 +60,20 @@ class Affine(Transform):
 
     @staticmethod
     def about(linear: Tensor, translation: Tensor, center: Tensor) -> Affine:
-        """``x -> L (x - c) + c + t``: ``(B, D, D)``, ``(B, D)`` mm and ``(B, D)`` mm."""
+        """Return ``x -> L (x - c) + c + t`` for ``L`` ``(B, D, D)``, ``t`` ``(B, D)`` mm and ``c`` ``(B, D)`` mm."""
         offset = center + translation - (linear @ center.unsqueeze(-1)).squeeze(-1)
         return Affine(homogeneous(linear, offset))
 
     @property
     def ndim(self) -> int:
-        """2 or 3."""
+        """Number of spatial dimensions, 2 or 3."""
         return self.matrix.shape[-1] - 1
 
     def __call__(self, points: PointTensor) -> PointTensor:
         return apply_affine(self.matrix, points)
 
     def separable(self, grid: Grid) -> SeparableMap | None:
-        """A linear map is known from the corners of a grid, and linear between them."""
+        """Return the displacement at the corners of the grid, with linear interpolation between them."""
         corners = grid.corners
         field = channels_first(self(corners.points) - corners.points)
         ramps = [torch.linspace(0, 1, n, dtype=grid.dtype, device=grid.device) for n in grid.shape]
@@ -78,7 +83,7 @@ class Affine(Transform):
         return Affine(torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype))
 
     def then(self, following: Affine) -> Affine:
-        """``x -> following(self(x))`` as one matrix."""
+        """Return ``x -> following(self(x))`` as one matrix."""
         return Affine(following.matrix @ self.matrix)
 
     def to(self, *args: object, **kwargs: object) -> Affine:
@@ -89,7 +94,7 @@ class Affine(Transform):
 
 
 def homogeneous(linear: Tensor, offset: Tensor) -> MatrixTensor:
-    """``(B, D, D)`` and ``(B, D)`` to ``(B, D+1, D+1)``."""
+    """Combine ``(B, D, D)`` matrices and ``(B, D)`` offsets into ``(B, D+1, D+1)``."""
     batch, ndim = offset.shape
     top = torch.cat([linear.expand(batch, -1, -1), offset.unsqueeze(-1)], dim=-1)
     bottom = torch.zeros(batch, 1, ndim + 1, dtype=top.dtype, device=top.device)
@@ -98,15 +103,15 @@ def homogeneous(linear: Tensor, offset: Tensor) -> MatrixTensor:
 
 
 def align_centers(fixed: Grid, moving: Grid) -> Affine:
-    """Translation that puts the middle of one field of view onto the other's."""
+    """Return the translation that moves the center of one field of view onto the center of the other."""
     return Affine.translation(moving.center - fixed.center)
 
 
 def linear_basis(kind: LinearKind, ndim: int) -> Tensor:
-    """``(K, D, D)`` generators of the linear part, whose exponentials are the linear maps of a kind.
+    """Return the generators of the linear part, ``(K, D, D)``; their matrix exponentials are the linear maps of a kind.
 
     Raises:
-        ValueError: The kind is unknown.
+        InputError: The kind is unknown.
     """
     units = torch.eye(ndim * ndim).reshape(-1, ndim, ndim)
     skew = [units[i * ndim + j] - units[j * ndim + i] for i in range(ndim) for j in range(i)]
@@ -124,24 +129,29 @@ def linear_basis(kind: LinearKind, ndim: int) -> Tensor:
 def linear_through_landmarks(
     fixed: PointTensor, moving: PointTensor, kind: LinearKind = "affine", *, ridge: float = 1e-6
 ) -> Affine:
-    """The map of a kind that takes the fixed landmarks nearest to their counterparts, in least squares.
+    """Fit a linear map of a kind to pairs of landmarks, by least squares.
 
     Args:
         fixed: ``(B, K, D)``, mm LPS.
         moving: ``(B, K, D)``, mm LPS, in the same order.
         kind: ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
-        ridge: Draws the linear part to the identity, by this share of the landmarks' mean square distance from
-            their middle (an affine map alone); what landmarks in a plane leave open stays as it is.
+        ridge: Weight that draws the linear part of an affine map to the identity, relative to the landmarks' squared
+            distances from their center. It decides what landmarks in a plane leave undetermined.
 
     Returns:
-        The transform. Differentiable in the landmarks.
+        The transform, differentiable in the landmarks.
 
     Raises:
-        ValueError: The shapes differ, or the kind is unknown.
+        InputError: The shapes differ, or the kind is unknown.
 
     Source:
-        Umeyama, Least-squares estimation of transformation parameters between two point patterns,
-        IEEE TPAMI 1991.
+        Umeyama, Least-squares estimation of transformation parameters between two point patterns, IEEE TPAMI 1991.
+
+    Example:
+        >>> points = torch.rand(1, 5, 3)
+        >>> found = linear_through_landmarks(points, points + 2.0, "rigid")
+        >>> torch.allclose(found(points), points + 2.0, atol=1e-4)
+        True
     """
     if fixed.shape != moving.shape or fixed.ndim != 3:
         raise InputError(f"Landmarks come in pairs (B, K, D), got {tuple(fixed.shape)} and {tuple(moving.shape)}.")

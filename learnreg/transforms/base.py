@@ -11,43 +11,58 @@ from learnreg.typing import FieldTensor, PointTensor
 
 
 class Transform(ABC):
-    """A map of physical points, batched; 2-D and 3-D.
+    """A map of physical points, batched, 2-D or 3-D.
 
-    It maps fixed to moving (pull-back), so ``warped(x) = moving(transform(x))``, as in ITK.
+    It maps points of the fixed space to points of the moving space, so ``warped(x) = moving(transform(x))``, as in ITK.
+
+    Override ``__call__``, ``inverse``, ``to`` and ``detach``; the other methods follow from these.
     """
 
     @abstractmethod
     def __call__(self, points: PointTensor) -> PointTensor:
-        """Map ``(B, *P, D)`` points in mm; a batch of 1 on either side is broadcast."""
+        """Map points.
+
+        Args:
+            points: ``(B, *P, D)``, mm LPS; a batch of 1 on either side is broadcast.
+
+        Returns:
+            ``(B, *P, D)``, mm LPS.
+        """
 
     @abstractmethod
     def inverse(self) -> Transform:
-        """The map from the moving space to the fixed space."""
+        """Return the map from the moving space to the fixed space."""
 
     @abstractmethod
     def to(self, *args: object, **kwargs: object) -> Transform:
-        """Move or cast, as ``torch.Tensor.to``."""
+        """Move or cast, as ``torch.Tensor.to`` does."""
 
     @abstractmethod
     def detach(self) -> Transform:
-        """The same map, cut off from the graph that made it."""
+        """Return the same map without the graph that computed it."""
 
     def fields(self) -> tuple[tuple[FieldTensor, Grid], ...]:
-        """The fields that carry the map, with their grids: what a regularizer penalizes. Affine: none."""
+        """Return the fields that carry the map, with their grids: what a penalty acts on. Affine maps have none."""
         return ()
 
     def sides(self) -> tuple[Transform | None, Transform]:
-        """What maps the space where both images are compared to the fixed (``None``: itself) and the moving image."""
+        """Return the maps from the space where images are compared to the fixed space (``None``.
+
+        The same) and the moving space.
+        """
         return None, self
 
     def separable(self, grid: Grid) -> SeparableMap | None:
-        """The map of the samples of ``grid`` in the form that is warped without points, ``None`` if it has none."""
+        """Return the map of the samples of ``grid`` in separable form, which is warped without points.
+
+        ``None`` if it has none.
+        """
         return None
 
     def map_grid(self, grid: Grid) -> PointTensor:
-        """Where the samples of ``grid`` go, ``(B, *grid.shape, D)``, mm."""
+        """Map the samples of ``grid``: ``(B, *grid.shape, D)``, mm."""
         return self(grid.points)
 
     def displacement(self, grid: Grid) -> FieldTensor:
-        """``T(x) - x`` on a grid, ``(B, D, *grid.shape)``, mm."""
+        """Compute ``T(x) - x`` on a grid, ``(B, D, *grid.shape)``, mm."""
         return channels_first(self.map_grid(grid) - grid.points)

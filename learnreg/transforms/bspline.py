@@ -31,24 +31,30 @@ class BSplineBasis(Basis):
 
 @dataclass(frozen=True, eq=False)
 class BSpline(FreeForm[BSplineBasis]):
-    """``x -> x + sum_k c_k prod_a b(x_a - k_a)``, constant beyond the domain of the lattice.
+    """Free-form deformation ``x -> x + sum_k c_k prod_a b(x_a - k_a)``, constant outside of the lattice's domain.
 
-    On a grid whose axes agree with those of the lattice, which is the rule, the evaluation is one
-    small matrix an axis; elsewhere it gathers ``(order + 1)^D`` control points a point.
+    If the axes of a grid agree with those of the lattice, as they usually do, it is evaluated by one small matrix per
+    axis; otherwise by gathering ``(order + 1)^D`` control points per point.
 
     Args:
         coefficients: ``(B, D, *lattice.shape)``, mm, components ``(x, y, z)``.
-        lattice: Where the control points lie, see :func:`spline_lattice`.
+        lattice: Control points, see :func:`spline_lattice`.
         order: 1 (linear), 2 (quadratic) or 3 (cubic).
-        basis: See :class:`FreeForm`.
+        basis: See :class:`learnreg.transforms.FreeForm`.
 
     Raises:
-        ValueError: The coefficients do not fit the lattice, the order is another, or the lattice
-            has no more control points along an axis than the order.
+        InputError: The coefficients do not fit the lattice, the order is unknown, or the lattice has too few control
+            points along an axis.
 
     Source:
-        Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999. As
-        ITK's ``BSplineTransform``, which is what it is saved as.
+        Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999. Equal to ITK's
+        ``BSplineTransform``, the form in which it is saved.
+
+    Example:
+        >>> lattice = spline_lattice(learnreg.Grid.regular((12, 12, 12)), 4.0)
+        >>> spline = BSpline(torch.ones(1, 3, *lattice.shape), lattice)
+        >>> spline(torch.zeros(1, 1, 3))
+        tensor([[[1.0000, 1.0000, 1.0000]]])
     """
 
     coefficients: FieldTensor
@@ -61,14 +67,14 @@ class BSpline(FreeForm[BSplineBasis]):
         check_order(self.order)
         if min(self.lattice.shape) <= self.order:
             raise InputError(
-                f"A B-spline of order {self.order} needs at least {self.order + 1} control points an axis, "
+                f"A B-spline of order {self.order} needs at least {self.order + 1} control points per axis, "
                 f"got {self.lattice.shape}."
             )
 
     def offsets(self, points: PointTensor) -> Tensor:
         position = self.lattice.to_index(points)
         base, shares = spline_shares(position, self.lattice.size.to(position), self.order)
-        steps = shares.unbind(-1)  # one (B, P, D) a control point
+        steps = shares.unbind(-1)  # (B, P, D) per control point
 
         def weight(step: tuple[int, ...]) -> Tensor:
             return torch.stack([steps[k][..., axis] for axis, k in enumerate(step)]).prod(0)
@@ -91,17 +97,17 @@ class BSpline(FreeForm[BSplineBasis]):
 
 
 def check_order(order: int) -> None:
-    """Raise ``ValueError`` unless ``order`` is 1, 2 or 3."""
+    """Raise ``InputError`` unless ``order`` is 1, 2 or 3."""
     if order not in (1, 2, 3):
         raise InputError(f"A B-spline has order 1, 2 or 3, got {order}.")
 
 
 def spline_lattice(grid: Grid, spacing: float | Sequence[float], order: int = 3) -> Grid:
-    """Control points that carry a B-spline over the whole field of view of ``grid``, as ITK lays them.
+    """Return control points that cover the whole field of view of ``grid``, placed as in ITK.
 
     Args:
-        grid: What is covered.
-        spacing: mm along ``(x, y, z)`` or one value, made smaller until it divides the field of view.
+        grid: The field of view.
+        spacing: mm along ``(x, y, z)``, or one value; reduced until it divides the field of view.
         order: Of the spline.
     """
     check_order(order)
@@ -120,15 +126,15 @@ def spline_lattice(grid: Grid, spacing: float | Sequence[float], order: int = 3)
 
 
 def spline_shares(position: Tensor, size: Tensor | int, order: int) -> tuple[Tensor, Tensor]:
-    """First control point and weights of a B-spline at positions along an axis.
+    """Compute the first control point and the weights of a B-spline at positions along an axis.
 
     Args:
-        position: ``(...)`` in lattice units; clamped to where the support is whole.
+        position: ``(...)`` in lattice units; clamped to where the support is complete.
         size: Number of control points, broadcastable.
         order: 1, 2 or 3.
 
     Returns:
-        ``(...)`` integer, and ``(..., order + 1)`` weights that sum to 1.
+        Integers ``(...)``, and weights ``(..., order + 1)`` that sum to 1.
     """
     size = torch.as_tensor(size, dtype=position.dtype, device=position.device)
     margin = (order - 1) / 2
@@ -140,23 +146,23 @@ def spline_shares(position: Tensor, size: Tensor | int, order: int) -> tuple[Ten
 
 
 def spline_matrix(position: Tensor, size: int, order: int) -> Tensor:
-    """``(n, size)`` values of the B-splines at ``n`` positions along an axis, in lattice units."""
+    """Return the values of the B-splines at ``n`` positions along an axis in lattice units, ``(n, size)``."""
     base, shares = spline_shares(position, size, order)
     index = base.unsqueeze(-1) + torch.arange(order + 1, device=position.device)
     return torch.zeros(len(position), size, dtype=position.dtype, device=position.device).scatter_add(1, index, shares)
 
 
 def fit_bspline(displacement: FieldTensor, grid: Grid, lattice: Grid, order: int = 3) -> BSpline:
-    """The B-spline nearest to a displacement, in least squares over the samples.
+    """Fit a B-spline to a displacement, by least squares over the samples.
 
     Args:
         displacement: ``(B, D, *grid.shape)``, mm.
-        grid: Where it is sampled; its axes agree with those of the lattice.
+        grid: Where it is sampled; its axes must agree with those of the lattice.
         lattice: Control points, see :func:`spline_lattice`.
         order: Of the spline.
 
     Raises:
-        ValueError: The axes differ.
+        InputError: The axes differ.
     """
     where = positions(lattice, grid)
     if where is None:
@@ -170,7 +176,7 @@ def fit_bspline(displacement: FieldTensor, grid: Grid, lattice: Grid, order: int
 
 
 def itk_domain(lattice: Grid, order: int) -> tuple[list[float], list[float], list[int]]:
-    """Origin, physical size and mesh of ITK's B-spline domain: what the lattice covers without its margin."""
+    """Return origin, physical size and mesh of ITK's B-spline domain, the lattice without its margin."""
     direction, spacing = lattice.direction[0].double(), lattice.spacing[0].double()
     origin = lattice.origin[0].double() + direction @ (spacing * (order - 1) / 2)
     mesh = [n - order for n in reversed(lattice.shape)]

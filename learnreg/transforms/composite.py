@@ -1,4 +1,4 @@
-"""``Composite``: transforms one after the other."""
+"""``Composite``: transforms applied one after the other."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from learnreg.typing import FieldTensor, PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Composite(Transform):
-    """``Composite((s, t))(x) == t(s(x))``.
+    """Composition of transforms, ``Composite((s, t))(x) == t(s(x))``.
 
     Args:
         transforms: At least one, the first applied first; nested composites are flattened.
 
     Raises:
-        ValueError: There is none.
+        InputError: There is no transform.
+
+    Example:
+        >>> shift = learnreg.Affine.translation([1.0, 0.0, 0.0])
+        >>> Composite((shift, shift.inverse()))(torch.zeros(1, 1, 3))
+        tensor([[[0., 0., 0.]]])
     """
 
     transforms: tuple[Transform, ...]
@@ -45,7 +50,7 @@ class Composite(Transform):
         return reduce(lambda mapped, transform: transform(mapped), self.transforms[1:], points)
 
     def separable(self, grid: Grid) -> SeparableMap | None:
-        """Where all but the first are linear, and not what is searched for."""
+        """Return the separable form if all transforms but the first are linear and have no gradient."""
         found = self.transforms[0].separable(grid)
         for transform in self.transforms[1:]:
             if found is None or not isinstance(transform, Affine) or transform.matrix.requires_grad:
@@ -64,6 +69,9 @@ class Composite(Transform):
 
 
 def chain(*transforms: Transform | None) -> Transform:
-    """Composition of those that are given, the first applied first; one alone stays itself."""
+    """Compose the given transforms, the first applied first.
+
+    ``None`` is left out, and a single transform is returned as it is.
+    """
     given = tuple(transform for transform in transforms if transform is not None)
     return given[0] if len(given) == 1 else Composite(given)

@@ -1,4 +1,4 @@
-"""``Displacement``: a dense field of vectors."""
+"""``Displacement``: a dense displacement field."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from learnreg.typing import FieldTensor, PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Displacement(Transform):
-    """``x -> x + u(x)``, linear between samples, constant beyond the border.
+    """Dense displacement field ``x -> x + u(x)``, linear between samples, constant outside of the grid.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm, components ``(x, y, z)``.
         grid: Where ``field`` is sampled.
 
     Raises:
-        ValueError: The field does not fit the grid.
+        InputError: The field does not fit the grid.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((4, 4, 4))
+        >>> Displacement(torch.ones(1, 3, 4, 4, 4), grid)(torch.zeros(1, 1, 3))
+        tensor([[[1., 1., 1.]]])
     """
 
     field: FieldTensor
@@ -47,7 +52,7 @@ class Displacement(Transform):
         return apply_separable(found.field, found.matrices)
 
     def separable(self, grid: Grid) -> SeparableMap | None:
-        """Between two samplings of one field of view the interpolation is separable, hence cheap."""
+        """Return the separable form for another sampling of the same field of view."""
         if grid is self.grid or self.grid.matches(grid):
             return SeparableMap(self.field, (None,) * grid.ndim)
         finer = all(m >= n for m, n in zip(grid.shape, self.grid.shape, strict=True))
@@ -57,7 +62,7 @@ class Displacement(Transform):
         return SeparableMap(self.field, tuple(None if n == m else resize_matrix(n, m, self.field) for n, m in sizes))
 
     def inverse(self) -> Displacement:
-        """By fixed point; see :func:`learnreg.fields.invert`, which also returns the residual."""
+        """Invert by a fixed-point iteration; :func:`learnreg.fields.invert` also returns the residual."""
         return Displacement(invert(self.field, self.grid)[0], self.grid)
 
     def to(self, *args: object, **kwargs: object) -> Displacement:
@@ -68,7 +73,7 @@ class Displacement(Transform):
 
 
 def check_field(owner: str, field: FieldTensor, grid: Grid) -> None:
-    """Raise ``ValueError`` unless ``field`` is a vector field on ``grid``."""
+    """Raise ``InputError`` unless ``field`` is a vector field on ``grid``."""
     if field.ndim != grid.ndim + 2 or field.shape[1] != grid.ndim or tuple(field.shape[2:]) != grid.shape:
         raise InputError(
             f"{owner} needs a field (B, {grid.ndim}, {', '.join(map(str, grid.shape))}) in mm on its grid, "

@@ -1,4 +1,4 @@
-"""``Inverse``: the inverse of any transform, found point by point."""
+"""``Inverse``: the inverse of any transform, computed point by point."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from learnreg.typing import PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Inverse(Transform):
-    """``y -> x`` with ``transform(x) = y``, by the fixed point ``x <- x - L^-1 (transform(x) - y)``.
+    """Inverse of a transform.
+
+    ``y -> x`` with ``transform(x) = y``, by the fixed point ``x <- x - L^-1 (transform(x) - y)``.
+
+    Nothing is resampled, and :meth:`residual` measures the error at any point.
 
     Args:
-        transform: What is inverted; the iteration converges where ``transform - L`` contracts.
-        linear: ``L``, ``(1, D, D)``, about the linear part of the transform; ``None`` is the identity.
-        iterations: At most so many.
-        tolerance: Stops when all points are met within this many mm.
+        transform: The transform to invert; the iteration converges where ``transform - L`` is a contraction.
+        linear: ``L``, ``(1, D, D)``, an approximation of the linear part; ``None`` is the identity.
+        iterations: Maximum number of iterations.
+        tolerance: Stop when the error is at most this value at all points, mm.
     """
 
     transform: Transform
@@ -40,7 +44,7 @@ class Inverse(Transform):
         return found
 
     def residual(self, points: PointTensor) -> Tensor:
-        """``|transform(inverse(y)) - y|`` at points ``(B, *P, D)``: ``(B, *P)``, mm."""
+        """Return ``|transform(inverse(y)) - y|`` at points ``(B, *P, D)``, ``(B, *P)``, mm."""
         return (self.transform(self(points)) - points).norm(dim=-1)
 
     def inverse(self) -> Transform:

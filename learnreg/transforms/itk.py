@@ -1,4 +1,4 @@
-"""ITK transform files: what ITK, ANTs and 3D Slicer read, and back."""
+"""Read and write the transform files of ITK, ANTs and 3D Slicer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from learnreg.transforms.sampled import Sampled
 from learnreg.transforms.velocity import Velocity
 from learnreg.typing import PathLike
 
-KNOWN = (Affine, BSpline, Displacement, Velocity)  # what ITK has a class for
+KNOWN = (Affine, BSpline, Displacement, Velocity)  # kinds that ITK has a class for
 
 
 def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
-    """The same map as an ITK composite transform.
+    """Convert a transform to an ITK composite transform.
 
-    Affine maps, displacements and cubic B-splines keep their kind. Of the rest ITK knows nothing: such
-    a part, with all that acts before it, is sampled on ``grid`` as one displacement field. So is the
-    field that acts first, because ITK takes a field to be 0 outside its buffer.
+    Affine maps, displacements and B-splines keep their kind. Other transforms, with all that acts before them, are
+    sampled on ``grid`` as one displacement field. So is a field that acts first, because ITK's fields are 0 outside of
+    their buffer.
 
     Args:
-        transform: One map, batch of 1.
+        transform: A batch of 1.
         grid: The fixed grid, on which the transform will be applied.
 
     Raises:
-        ValueError: The transform is a batch.
+        InputError: The transform is a batch of several.
     """
     whole = transform if isinstance(transform, Sampled) else Sampled(transform, grid)
     parts = whole.parts()
@@ -55,7 +55,7 @@ def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
 
 
 def _part_to_itk(part: Transform) -> sitk.Transform:
-    """A part that ITK has a class for; it applies the last of its list first."""
+    """Convert a part that ITK has a class for."""
     if isinstance(part, Affine):
         matrix = _only(part.matrix).detach().double().cpu().numpy()
         affine = sitk.AffineTransform(part.ndim)
@@ -85,10 +85,10 @@ def _only(batch: Tensor) -> Tensor:
 
 
 def from_itk(transform: sitk.Transform) -> Transform:
-    """An ITK transform as ours: linear ones, displacement fields, B-splines, and composites of them.
+    """Convert an ITK transform: linear maps, displacement fields, B-splines, and composites of them.
 
     Raises:
-        TypeError: ITK's class has no counterpart.
+        InputTypeError: The class is not supported.
     """
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
@@ -118,18 +118,24 @@ def _from_field(image: sitk.Image) -> Displacement:
 
 
 def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
-    """Write for ITK, ANTs and 3D Slicer; the suffix says in which form.
+    """Write a transform for ITK, ANTs and 3D Slicer; the suffix sets the format.
 
-    ``.h5``, ``.tfm`` and ``.txt`` hold a composite transform, ``.mat`` one linear map (ANTs' affine), an
-    image a displacement field in mm.
+    ``.h5``, ``.tfm`` and ``.txt`` hold a composite transform, ``.mat`` one linear map (ANTs' affine), and an image file
+    a displacement field in mm.
 
     Args:
-        transform: One map from the fixed to the moving space.
+        transform: From the fixed to the moving space.
         grid: The fixed grid.
         path: The file; it appears only when it is complete.
 
     Raises:
-        ValueError: The transform is a batch, or ``.mat`` is asked for a map that is not linear.
+        InputError: The transform is a batch of several, deforms and the suffix is ``.mat``, or cannot be written.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((8, 8, 8))
+        >>> write_transform(learnreg.Affine.translation([1.0, 2.0, 3.0]), grid, "shift.tfm")
+        >>> read_transform("shift.tfm")(torch.zeros(1, 1, 3))
+        tensor([[[1., 2., 3.]]])
     """
     suffix = Path(path).suffix
     if suffix in (".h5", ".tfm", ".txt"):
@@ -151,8 +157,8 @@ def read_transform(path: PathLike) -> Transform:
     """Read a transform file of ITK or ANTs, or a displacement field image in mm.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no transform.
+        MissingFileError: The file does not exist.
+        InputError: The file is not a transform.
     """
     file = Path(path)
     if not file.exists():

@@ -35,16 +35,18 @@ class KernelBasis(Basis):
 
 @dataclass(frozen=True, eq=False)
 class Kernel(FreeForm[KernelBasis]):
-    """``x -> x + sum_k c_k w(|x - x_k|)``, Wendland's function of a radius of two lattice spacings.
+    """Free-form deformation ``x -> x + sum_k c_k w(|x - x_k|)`` by radial kernels.
+
+    ``w`` is Wendland's function with a radius of two lattice spacings.
 
     Args:
         coefficients: ``(B, D, *lattice.shape)``, mm, components ``(x, y, z)``.
-        lattice: Where the control points lie; see :func:`kernel_lattice`.
+        lattice: Control points, see :func:`kernel_lattice`.
         smoothness: ``"C2"``, ``"C4"`` or ``"C6"``.
-        basis: See :class:`FreeForm`.
+        basis: See :class:`learnreg.transforms.FreeForm`.
 
     Raises:
-        ValueError: The coefficients do not fit the lattice, or another smoothness.
+        InputError: The coefficients do not fit the lattice, or the smoothness is unknown.
 
     Source:
         Jud et al., Sparse kernel machines for discontinuous registration, IPMI 2017.
@@ -81,9 +83,9 @@ class Kernel(FreeForm[KernelBasis]):
 
 
 def kernel_lattice(grid: Grid, stride: int) -> Grid:
-    """Control points every ``stride`` samples of ``grid``, in the middle of it and two beyond its border.
+    """Return control points at every ``stride``-th sample of ``grid``, centered, with two more beyond each border.
 
-    Along an axis shorter than ``stride`` every sample counts as one of ``stride``.
+    An axis shorter than ``stride`` gets the control points of an axis of length ``stride``.
     """
     shape, first = [], []
     for n in reversed(grid.shape):  # x, y, z
@@ -99,7 +101,7 @@ def kernel_lattice(grid: Grid, stride: int) -> Grid:
 
 
 def _is_subdivision(t: Tensor) -> bool:
-    """Whether a whole number of samples fits between two control points."""
+    """Return whether a whole number of samples fits between two control points."""
     if len(t) < 2:
         return True
     stride = 1 / float(t[1] - t[0])
@@ -107,11 +109,11 @@ def _is_subdivision(t: Tensor) -> bool:
 
 
 def _subdivided(coefficients: Tensor, basis: KernelBasis) -> Tensor:
-    """Evaluation where each lattice cell has the same samples: one convolution of the small lattice.
+    """Evaluate kernels where each lattice cell has the same samples, by one convolution of the small lattice.
 
-    Each sample of a cell is an output channel, with the kernel seen from there as its weights; the
-    channels are then laid out in space. That is what a transposed convolution with a stride computes,
-    in one matrix product of the size of the lattice.
+    Each sample of a cell is an output channel whose weights are the kernel seen from there; the channels are then
+    interleaved in space. A transposed convolution with a stride computes the same, but not as one matrix product of the
+    lattice's size.
     """
     batch, ndim, *shape = coefficients.shape
     strides, taps = basis.strides, basis.weights.shape[-1]
@@ -135,7 +137,7 @@ def _phases(grid: Grid, where: tuple[Tensor, ...], smoothness: Wendland) -> Kern
     strides = [round(1 / float(t[1] - t[0])) if len(t) > 1 else 1 for t in where]
     bases = [int(t[0].floor()) - (REACH - 1) for t in where]
     taps = 2 * REACH + 1
-    squares = []  # (stride, taps) an axis
+    squares = []  # (stride, taps) per axis
     for t, s, base in zip(where, strides, bases, strict=True):
         offset = float(t[0]) - base + torch.arange(s, dtype=torch.float64) / s
         squares.append((offset[:, None] - torch.arange(taps, dtype=torch.float64)) ** 2)
@@ -147,7 +149,7 @@ def _phases(grid: Grid, where: tuple[Tensor, ...], smoothness: Wendland) -> Kern
 
 
 def _outer_sum(square: Tensor, other: Tensor, axis: int) -> Tensor:
-    """``(s_1.., t_1..)`` and ``(s, t)`` to ``(s_1.., s, t_1.., t)``, added."""
+    """Add ``(s_1.., t_1..)`` and ``(s, t)`` to ``(s_1.., s, t_1.., t)``."""
     strides, taps = square.shape[:axis], square.shape[axis:]
     left = square.reshape(*strides, 1, *taps, 1)
     right = other.reshape(*[1] * axis, other.shape[0], *[1] * axis, other.shape[1])

@@ -17,12 +17,12 @@ from learnreg.transforms.inverse import Inverse
 from learnreg.transforms.radial_functions import Radial, radial
 from learnreg.typing import MatrixTensor, PointTensor
 
-CHUNK = 2**22  # pairs of point and landmark that are held at once
+CHUNK = 2**22  # pairs of point and landmark per chunk
 
 
 @dataclass(frozen=True, eq=False)
 class LandmarkSpline(Transform):
-    """``x -> A x + t + sum_k c_k f(|x - x_k|)``, a smooth map that takes landmarks where they belong.
+    """Spline through landmarks, ``x -> A x + t + sum_k c_k f(|x - x_k|)``; see :func:`spline_through_landmarks`.
 
     Args:
         centers: ``(B, K, D)``, mm, the fixed landmarks.
@@ -50,7 +50,7 @@ class LandmarkSpline(Transform):
         return mapped.reshape(mapped.shape[0], *points.shape[1:])
 
     def inverse(self) -> Inverse:
-        """Point by point; see :class:`Inverse`, which also gives the residual."""
+        """Invert point by point; see :class:`Inverse`, which also returns the residual."""
         ndim = self.centers.shape[-1]
         return Inverse(self, self.affine[:, :ndim, :ndim])
 
@@ -67,7 +67,10 @@ class LandmarkSpline(Transform):
 
 
 def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
-    """``(B, P, K)`` mm^2; from differences, which keep what products of large coordinates lose."""
+    """Compute squared distances ``(B, P, K)`` in mm^2.
+
+    Differences are more accurate than products of large coordinates.
+    """
     return (first.unsqueeze(2) - second.unsqueeze(1)).square().sum(-1)
 
 
@@ -79,25 +82,31 @@ def spline_through_landmarks(
     radius: float = 50.0,
     smoothing: float = 0.0,
 ) -> LandmarkSpline:
-    """The smoothest map that takes each fixed landmark to its counterpart; affine maps are free.
+    """Fit the smoothest map that takes each fixed landmark to its counterpart; affine maps are not penalized.
 
     Args:
-        fixed: ``(B, K, D)``, mm LPS, at least D + 1 that do not lie in a plane (2-D: on a line).
+        fixed: ``(B, K, D)``, mm LPS, at least D + 1 landmarks that do not lie in a plane (in 2-D: on a line).
         moving: ``(B, K, D)``, mm LPS, in the same order.
-        kernel: ``"thin-plate"`` (least bending energy), or Wendland's ``"C2"``, ``"C4"``, ``"C6"``.
+        kernel: ``"thin-plate"`` (lowest bending energy), or Wendland's ``"C2"``, ``"C4"``, ``"C6"``.
         radius: Of a Wendland function, mm.
-        smoothing: 0 meets the landmarks; more trades accuracy there for smoothness.
+        smoothing: 0 interpolates the landmarks; larger values trade accuracy for smoothness.
 
     Returns:
-        The transform. Differentiable in the landmarks.
+        The transform, differentiable in the landmarks.
 
     Raises:
-        ValueError: The shapes differ, there are too few landmarks, or they lie in a plane.
+        InputError: The shapes differ, there are too few landmarks, or they lie in a plane.
 
     Source:
-        Bookstein, Principal warps, IEEE TPAMI 1989; Rohr et al., Landmark-based elastic registration
-        using approximating thin-plate splines, IEEE TMI 2001; Fornefett et al., Radial basis functions
-        with compact support for elastic registration, Image Vis. Comput. 2001.
+        Bookstein, Principal warps, IEEE TPAMI 1989; Rohr et al., Landmark-based elastic registration using
+        approximating thin-plate splines, IEEE TMI 2001; Fornefett et al., Radial basis functions with compact support
+        for elastic registration, Image Vis. Comput. 2001.
+
+    Example:
+        >>> fixed = torch.rand(1, 6, 3)
+        >>> moving = fixed + 0.1 * torch.rand(1, 6, 3)
+        >>> torch.allclose(spline_through_landmarks(fixed, moving)(fixed), moving, atol=1e-4)
+        True
     """
     if fixed.shape != moving.shape or fixed.ndim != 3:
         raise InputError(f"Landmarks come in pairs (B, K, D), got {tuple(fixed.shape)} and {tuple(moving.shape)}.")

@@ -1,4 +1,4 @@
-"""What free-form deformations share: coefficients on a lattice, and their evaluation."""
+"""Free-form deformations: coefficients on a lattice of control points."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Weight = Callable[[tuple[int, ...]], Tensor]
 
 
 def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight) -> Tensor:
-    """``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
+    """Compute ``sum_k weight(k) c[base + k]`` over the ``taps^D`` lattice points around each point.
 
     Args:
         coefficients: ``(B, D, *lattice)``.
-        base: ``(B, P, D)``, integer index of the first lattice point, ``(x, y, z)``; those outside
-            of the lattice count as 0.
-        taps: Lattice points along each axis.
-        weight: ``(i, j, k) -> (B, P)``, the weight of the lattice point at ``base + (i, j, k)``.
+        base: ``(B, P, D)``, integer index ``(x, y, z)`` of the first lattice point; points outside of the lattice count
+            as 0.
+        taps: Lattice points per axis.
+        weight: ``(i, j, k) -> (B, P)``, weight of the lattice point at ``base + (i, j, k)``.
 
     Returns:
         ``(B, P, D)``.
@@ -52,7 +52,10 @@ def gathered(coefficients: FieldTensor, base: Tensor, taps: int, weight: Weight)
 
 
 def positions(lattice: Grid, grid: Grid) -> tuple[Tensor, ...] | None:
-    """Lattice coordinates of the samples of ``grid``, ``(n,)`` per array axis; ``None`` unless the axes agree."""
+    """Return the lattice coordinates of the samples of ``grid``, ``(n,)`` per array axis.
+
+    ``None`` unless the axes agree.
+    """
     ndim, shape = grid.ndim, grid.shape
     relation = torch.linalg.inv(lattice.affine.double()) @ grid.affine.double()
     linear = relation[:, :ndim, :ndim]
@@ -96,7 +99,7 @@ class FreeForm(Transform, Generic[BasisT]):
 
     @abstractmethod
     def offsets(self, points: PointTensor) -> Tensor:
-        """``T(x) - x`` at any points ``(B, P, D)``, in mm."""
+        """Compute ``T(x) - x`` at points ``(B, P, D)``, mm."""
 
     @abstractmethod
     def basis_on(self, grid: Grid) -> BasisT | None:
@@ -132,7 +135,7 @@ class FreeForm(Transform, Generic[BasisT]):
         return channels_first(self(grid.points) - grid.points) if basis is None else self.expand(basis)
 
     def inverse(self) -> Inverse:
-        """Point by point; see :class:`Inverse`, which also gives the residual."""
+        """Invert point by point; see :class:`Inverse`, which also returns the residual."""
         return Inverse(self)
 
     def to(self: FreeFormT, *args: object, **kwargs: object) -> FreeFormT:

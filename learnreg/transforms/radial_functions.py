@@ -1,4 +1,4 @@
-"""Radial functions: Wendland's, of compact support, and those of the thin-plate spline."""
+"""Radial functions: Wendland's, with compact support, and those of the thin-plate spline."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Radial = Literal["thin-plate", "C2", "C4", "C6"]
 
 
 def wendland(r: Tensor, smoothness: Wendland = "C2") -> Tensor:
-    """Wendland's function of ``r``, 1 at 0 and 0 from 1 on, positive definite up to 3-D.
+    """Evaluate Wendland's function of ``r``: 1 at 0, 0 for ``r >= 1``, positive definite up to 3-D.
 
     Args:
         r: Distance in units of the radius, at least 0.
-        smoothness: How often it is continuously differentiable.
+        smoothness: Number of continuous derivatives, ``"C2"``, ``"C4"`` or ``"C6"``.
 
     Raises:
-        ValueError: Another smoothness.
+        InputError: The smoothness is unknown.
 
     Source:
-        Wendland, Piecewise polynomial, positive definite and compactly supported radial functions of
-        minimal degree, Adv. Comput. Math. 1995.
+        Wendland, Piecewise polynomial, positive definite and compactly supported radial functions of minimal degree,
+        Adv. Comput. Math. 1995.
     """
     check_smoothness(smoothness)
     s = (1 - r).clamp(min=0)
@@ -38,13 +38,13 @@ def wendland(r: Tensor, smoothness: Wendland = "C2") -> Tensor:
 
 
 def check_smoothness(smoothness: str) -> None:
-    """Raise ``ValueError`` unless it names one of Wendland's functions."""
+    """Raise ``InputError`` unless the smoothness is known."""
     if smoothness not in ("C2", "C4", "C6"):
         raise InputError(f"Wendland's functions here are C2, C4 and C6, not {smoothness!r}.")
 
 
 def radial(kernel: Radial, radius: float, ndim: int) -> Callable[[Tensor], Tensor]:
-    """Function of a squared distance in mm^2.
+    """Return a radial function of the squared distance in mm^2.
 
     ``"thin-plate"`` minimizes the bending energy: ``r^2 log r`` in 2-D, ``-r`` in 3-D.
     """
@@ -56,6 +56,6 @@ def radial(kernel: Radial, radius: float, ndim: int) -> Callable[[Tensor], Tenso
 
 
 def root(square: Tensor) -> Tensor:
-    """Square root with a gradient of 0 at 0."""
+    """Compute the square root, with a gradient of 0 at 0."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)

@@ -1,4 +1,4 @@
-"""``Symmetric``: two maps from a space between the images, one to each of them."""
+"""``Symmetric``: two maps from a space between the images, one to each image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from learnreg.typing import FieldTensor, PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Symmetric(Transform):
-    """``x -> moving_side(fixed_side^-1(x))``; exchanging the sides inverts it.
+    """Pair of maps from a middle space, ``x -> moving_side(fixed_side^-1(x))``; exchanging the sides inverts it.
 
-    An objective compares ``fixed o fixed_side`` with ``moving o moving_side``, so that neither image
-    is the reference.
+    An objective compares ``fixed o fixed_side`` with ``moving o moving_side``, so neither image is the reference.
 
     Args:
-        fixed_side: From the space in the middle to the fixed space.
-        moving_side: From the space in the middle to the moving space.
+        fixed_side: From the middle space to the fixed space.
+        moving_side: From the middle space to the moving space.
 
     Source:
-        Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image
-        Anal. 2008.
+        Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image Anal. 2008.
     """
 
     fixed_side: Transform

@@ -1,4 +1,4 @@
-"""``Velocity``: a stationary velocity field, whose flow is a diffeomorphism."""
+"""``Velocity``: a stationary velocity field; its flow is a diffeomorphism."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from learnreg.typing import FieldTensor, PointTensor
 
 @dataclass(frozen=True, eq=False)
 class Velocity(Transform):
-    """``x -> exp(v)(x)``, by scaling and squaring on the field's own grid; the inverse is ``exp(-v)``.
+    """Flow of a stationary velocity field, ``x -> exp(v)(x)``, by scaling and squaring; its inverse is ``exp(-v)``.
 
     Args:
         field: ``(B, D, *grid.shape)``, mm per unit time, components ``(x, y, z)``.
-        grid: Where ``field`` is sampled.
+        grid: Where ``field`` is sampled, and where it is integrated.
         steps: Number of squarings.
 
     Raises:
-        ValueError: The field does not fit the grid.
+        InputError: The field does not fit the grid.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((8, 8, 8))
+        >>> flow = Velocity(torch.full((1, 3, 8, 8, 8), 0.5), grid)
+        >>> flow.inverse()(flow(torch.zeros(1, 1, 3)))
+        tensor([[[0., 0., 0.]]])
     """
 
     field: FieldTensor
@@ -35,7 +41,7 @@ class Velocity(Transform):
 
     @cached_property
     def integrated(self) -> Displacement:
-        """The flow at time 1, computed once."""
+        """The displacement at time 1, computed once."""
         return Displacement(exponential(self.field, self.grid, steps=self.steps), self.grid)
 
     def __call__(self, points: PointTensor) -> PointTensor:

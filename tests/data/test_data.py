@@ -155,7 +155,7 @@ def test_learn2reg_json(folder):
     assert pairs[0][1].image.name == "c_1.nii.gz"
     assert pairs[0][1].labels is not None
     (folder / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="no valid JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         read_subjects(folder / "broken.json")
 
 

@@ -114,7 +114,7 @@ def test_release(tmp_path):
     with pytest.raises(ValueError, match="a .safetensors file"):
         release(file, tmp_path / "model.pt")
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="no model of learnreg"):
+    with pytest.raises(ValueError, match="not a model of learnreg"):
         load_checkpoint(tmp_path / "bad.safetensors")
 
 
