@@ -203,6 +203,7 @@ def image_gradient(data: Tensor, grid: Grid) -> Tensor:
     return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)
 
 
+@full_precision
 def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Tensor:
     """Compute ``d(x + u)/dx`` by central differences, one-sided at the border.
 
