@@ -204,6 +204,7 @@ def image_gradient(data: ImageTensor, grid: Grid) -> Float[Tensor, "B C D *grid"
     return linear_map(turned, by_index).reshape(batch, channels, ndim, *grid.shape)
 
 
+@full_precision
 def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Float[Tensor, "B *grid D D"]:
     """Compute ``d(x + u)/dx`` by central differences, one-sided at the border.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
 
     Raises:
         MissingFileError: The file does not exist.
-        InputError: The file is not an image, is 4-D or in color, or contains NaN; or labels or mask do not fit.
+        InputError: The file is not an image, is 4-D, in color or truncated, or contains NaN; or a label map does not fit.
 
     Example:
         >>> grid = learnreg.Grid.regular((4, 5, 6), spacing=2.0)
@@ -49,6 +50,7 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
         if beside is None:
             continue
         other = image_from_sitk(read_sitk(beside), name=str(beside), check_values=False)
+        _check_nifti(Path(beside), finite=False)
         if other.grid.shape != image.grid.shape:
             raise InputError(
                 f"{name} {beside} have shape {other.grid.shape} but the image {path} has {image.grid.shape}; "
@@ -81,15 +83,24 @@ def read_sitk(path: PathLike) -> sitk.Image:
         raise InputError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
 
 
-def _check_nifti(file: Path) -> None:
-    """Raise an error for NaN in a NIfTI file; ITK's reader replaces them by zeros without a warning."""
+def _check_nifti(file: Path, *, finite: bool = True) -> None:
+    """Raise an error for a truncated NIfTI file and for NaN; ITK's reader replaces both by zeros without a warning."""
     if not file.name.endswith((".nii", ".nii.gz")):
         return
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
-    stored = nibabel.load(file)  # type: ignore[attr-defined]
-    if np.issubdtype(stored.get_data_dtype(), np.floating):
-        _check_finite(np.asarray(stored.dataobj), str(file))
+    try:
+        stored = nibabel.load(file)  # type: ignore[attr-defined]
+        values = np.asarray(stored.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise InputError(f"{file} is damaged: {_on_one_line(error)}. Copy or export it again.") from error
+    if finite and np.issubdtype(stored.get_data_dtype(), np.floating):
+        _check_finite(values, str(file))
+
+
+def _on_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _check_finite(array: NDArray[Any], name: str) -> None:
@@ -185,7 +196,24 @@ def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
         InputError: The file cannot be written.
     """
     image = to_sitk(values, grid)
-    write_atomically(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
+    write_with_itk(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
+
+
+def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
+    """Call :func:`write_atomically` for a writer of SimpleITK, which reports all errors as ``RuntimeError``.
+
+    Raises:
+        InputError: The file cannot be written, or ITK has no writer for its suffix or for these values.
+    """
+    try:
+        write_atomically(path, write)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].rpartition("ERROR: ")[2].rstrip(". ")
+        if "ImageIO" in reason:  # ITK would name the temporary file
+            reason = "no format has this suffix"
+        raise InputError(
+            f"{path} cannot be written: {reason}. Give another suffix, such as .nii.gz for images, or another folder."
+        ) from error
 
 
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:

@@ -72,17 +72,23 @@ def _existing(path: PathLike) -> Path:
     return file
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as landmarks: {error}. Give {FORMATS}.") from error
+
+
 def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
     """Read one set of points per grid, from as many groups of columns."""
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.reader(lines))
+    rows = list(csv.reader(_text(file).splitlines()))
     header = [name.strip().lower() for name in rows[0]] if rows else []
     ndim = grids[0].ndim
     for axes in AXES:
         columns = [c for c, name in enumerate(header) if NAMED.fullmatch(name) and name[-1] in axes[:ndim]]
         if len(columns) != ndim * len(grids) or any(name[-1:] == axes[2] for name in header) != (ndim == 3):
             continue
-        values = _numbers([[row[c] for c in columns] for row in rows[1:] if row], file)
+        values = _numbers([[row[c] for c in columns if c < len(row)] for row in rows[1:] if row], file)
         groups = values.split(ndim, dim=1)
         return [_placed(group, grid, index=axes == "ijk") for group, grid in zip(groups, grids, strict=True)]
     count = f"{ndim} columns" if len(grids) == 1 else f"{ndim} columns for each of the two images"
@@ -90,26 +96,27 @@ def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
 
 
 def _from_elastix(file: Path, grid: Grid) -> PointTensor:
-    lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split() for line in _text(file).splitlines() if line.strip()]
     if len(lines) < 2 or lines[0] not in (["point"], ["index"]):
         raise InputError(f"{file} is not a point list of elastix; its first line must be `point` or `index`.")
     return _placed(_numbers(lines[2:], file), grid, index=lines[0] == ["index"])
 
 
 def _from_fcsv(file: Path, grid: Grid) -> PointTensor:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    said = [line.split("=")[1].strip() for line in lines if line.startswith("# CoordinateSystem")]
+    lines = _text(file).splitlines()
+    said = [line.partition("=")[2].strip() for line in lines if line.startswith("# CoordinateSystem")]
     rows = [line.split(",")[1:4] for line in lines if line.strip() and not line.startswith("#")]
     return _placed(_numbers(rows, file) * _to_lps(said[0] if said else "RAS"), grid, index=False)
 
 
 def _from_markups(file: Path, grid: Grid) -> PointTensor:
     try:
-        (markup, *_) = json.loads(file.read_text(encoding="utf-8"))["markups"]
-        rows = [point["position"] for point in markup["controlPoints"]]
-    except (ValueError, KeyError) as error:
+        (markup, *_) = json.loads(_text(file))["markups"]
+        rows = [list(point["position"]) for point in markup["controlPoints"]]
+        system = markup.get("coordinateSystem", "LPS")
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # a value of another kind
         raise InputError(f"{file} is not a markups file of 3D Slicer; give {FORMATS}.") from error
-    return _placed(_numbers(rows, file) * _to_lps(markup.get("coordinateSystem", "LPS")), grid, index=False)
+    return _placed(_numbers(rows, file) * _to_lps(system), grid, index=False)
 
 
 def _to_lps(system: str) -> torch.Tensor:
@@ -123,7 +130,7 @@ def _to_lps(system: str) -> torch.Tensor:
 def _numbers(rows: Sequence[Sequence[str | float]], file: Path) -> torch.Tensor:
     try:
         values = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{file} has something else than numbers where a landmark should be: {error}.") from error
     if values.ndim != 2:
         raise InputError(f"{file} holds no landmarks; give {FORMATS}.")

@@ -3,6 +3,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from learnreg.errors import InputError
 from learnreg.io import image_from_sitk, read_image, write_atomically, write_image
 from tests.conftest import blob_image
 
@@ -89,3 +90,16 @@ def test_nothing_half_written(tmp_path):
     with pytest.raises(RuntimeError):
         write_atomically(tmp_path / "a.txt", fails)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [(OSError(28, "No space left on device"), "No space left on device"), (PermissionError(13, "Denied"), "Denied")],
+)
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(raised, message, tmp_path):
+    def write(part):
+        raise raised
+
+    with pytest.raises(InputError, match=rf"image\.nii cannot be written: {message}"):
+        write_atomically(tmp_path / "image.nii", write)
+    assert not list(tmp_path.iterdir())

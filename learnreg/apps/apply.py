@@ -13,12 +13,12 @@ from learnreg.warping import warp
 
 def run(options: argparse.Namespace) -> None:
     """Read, resample, write."""
-    transform = read_transform(options.transform)
     reference, moving = read_image(options.reference), read_image(options.moving)
     if reference.ndim != moving.ndim:
         raise InputError(
             f"The reference is {reference.ndim}-D and the image {moving.ndim}-D; give images of one dimension."
         )
+    transform = read_transform(options.transform, ndim=moving.ndim)
     if options.labels:
         points = transform.map_grid(reference.grid)
         values = sample_labels(moving.data.round().int(), moving.grid, points)

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learnreg.errors import InputError
@@ -38,23 +38,32 @@ def reporting_errors(*, debug: bool = False) -> Iterator[None]:
 
 @contextmanager
 def logging_errors(folder: str | Path) -> Iterator[None]:
-    """Write the traceback of any exception to ``error.log`` in ``folder``, and raise it again."""
+    """Append the traceback of any exception to ``error.log`` in ``folder``, and raise it again.
+
+    The processes of one training share the file: what one of them does wrong must survive what the others report when
+    it has gone.
+    """
     try:
         yield
     except Exception:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / LOG).write_text(traceback.format_exc(), encoding="utf-8")
+        with suppress(OSError):  # a full disk must not hide the error itself
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with (Path(folder) / LOG).open("a", encoding="utf-8") as log:
+                log.write(traceback.format_exc())
         raise
 
 
 def input_error(error: BaseException) -> InputError | None:
-    """Return the ``InputError`` among an exception and those that it was raised from."""
+    """Return an ``InputError``, or the one that Hydra has wrapped; ``None`` for any other exception."""
     found: BaseException | None = error
-    while found is not None and not isinstance(found, InputError):
+    while found is not None and type(found).__module__.startswith("hydra."):
         found = found.__cause__
-    return found
+    return found if isinstance(found, InputError) else None
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the message of an exception on one line; of one from a data loader's worker, without its traceback."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__

@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
+from learnreg.apps.output import check_folder
 from learnreg.apps.register import set_device
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate, print the table, and write it."""
+    if options.output:
+        check_folder(Path(options.output))
     set_device(options)
     pairs = read_pairs(options.data)
     if pairs is None:
@@ -95,7 +98,6 @@ def _read(subject: Subject, options: argparse.Namespace) -> Image:
 
 def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> None:
     """Write the table, every case, and both as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     columns = ["case", "method", *(key for key, _, _ in METRICS if any(key in row for row in rows))]
 
     def cases(part: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -108,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--shape", type=_count, nargs="+", metavar="N", help="bring images to this shape (z y x), centered"
     )
-    evaluate.add_argument("--spacing", type=float, default=1.0, help="mm, with --shape (default: 1)")
+    evaluate.add_argument("--spacing", type=_length, default=1.0, help="mm, with --shape (default: 1)")
 
     apply = commands.add_parser("apply", parents=[common], help="resample an image through a saved transform")
     apply.add_argument("transform", help="an ITK transform (.h5, .tfm) or displacement field in mm (.nii.gz)")
@@ -144,6 +145,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
     return int(text)
+
+
+def _length(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a length in mm above 0, got {text!r}")
+    return value
 
 
 def _count(text: str) -> int:

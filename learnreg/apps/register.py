@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from learnreg import __version__
+from learnreg.apps.output import check_folder
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.io import read_image, write_atomically, write_image
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
     moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
     fixed, moving = with_landmarks(fixed, moving, options.landmarks)
-    initial = None if options.initial is None else read_transform(options.initial)
+    initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
     result = register(
         fixed,
         moving,
@@ -76,8 +77,7 @@ def _check(options: argparse.Namespace, output: Path) -> None:
         raise InputError("Give --fixed-labels and --moving-labels together, or neither.")
     if options.landmarks and len(options.landmarks) > 2:
         raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(options.landmarks)}.")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"-o {output} is a file; give a folder.")
+    check_folder(output)
     existing = [name for name in FILES if (output / name).exists()]
     if existing and not options.overwrite:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
@@ -103,9 +103,9 @@ def set_device(options: argparse.Namespace) -> None:
     if str(options.device).startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {options.device}: PyTorch sees no CUDA device here; use --device cpu.")
     try:
-        torch.device(options.device)
-    except RuntimeError as error:
-        raise InputError(f"--device {options.device} is unknown; use cpu, cuda or cuda:1.") from error
+        torch.zeros(1, device=options.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # by device: unknown, missing, without data
+        raise InputError(f"--device {options.device} is unknown or not available; use cpu, cuda or cuda:1.") from error
 
 
 def measure(result: Registration) -> dict[str, Any]:

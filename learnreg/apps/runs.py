@@ -7,13 +7,14 @@ import csv
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from omegaconf import OmegaConf
+import yaml
 
 from learnreg.errors import InputError
 from learnreg.reporting.tables import markdown
 
+T = TypeVar("T")
 SHOWN = (("val/dice", 4), ("val/loss", 4), ("val/sd_log_jacobian", 3), ("val/folding", 6))
 
 
@@ -81,21 +82,45 @@ def _mean(values: list[float], digits: int) -> str:
 
 
 def read_run(folder: Path) -> TrainingRun:
-    """Read a run folder: ``config.yaml``, ``.hydra/overrides.yaml`` and ``metrics/metrics.csv``."""
-    config: Any = OmegaConf.load(folder / "config.yaml")
-    best = config.callbacks.get("best") or {"monitor": "val/loss", "mode": "min"}
+    """Read a run folder: ``config.yaml``, ``.hydra/overrides.yaml`` and ``metrics/metrics.csv``.
+
+    Raises:
+        InputError: A file is damaged, or was not written by a training.
+    """
+    config = _read_yaml(folder / "config.yaml", dict)
+    callbacks = config.get("callbacks")
+    best = callbacks.get("best") or {"monitor": "val/loss", "mode": "min"} if isinstance(callbacks, dict) else None
+    if not isinstance(best, dict) or not {"monitor", "mode"} <= best.keys():
+        raise InputError(f"{folder / 'config.yaml'} was not written by a training: it has no valid `callbacks`.")
     given = folder / ".hydra" / "overrides.yaml"
-    overrides: Any = OmegaConf.load(given) if given.exists() else []
+    overrides = _read_yaml(given, list) if given.exists() else []
     choices = dict(str(text).lstrip("+~").partition("=")[::2] for text in overrides)
     file = folder / "metrics" / "metrics.csv"
+    rows = _read_validations(file) if file.exists() else []
+    return TrainingRun(folder, choices, (best["monitor"], best["mode"] == "max"), rows)
+
+
+def _read_yaml(file: Path, kind: type[T]) -> T:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, kind):
+        raise InputError(f"{file} was not written by a training: it holds a {type(content).__name__}.")
+    return content
+
+
+def _read_validations(file: Path) -> list[dict[str, float]]:
     rows = []
-    if file.exists():
+    try:
         with file.open(newline="", encoding="utf-8") as lines:
             for line in csv.DictReader(lines):
                 values = {name: float(value) for name, value in line.items() if value and name != "epoch"}
                 if any(name.startswith("val/") for name in values):
-                    rows.append(values)
-    return TrainingRun(folder, choices, (best["monitor"], best["mode"] == "max"), rows)
+                    rows.append({"step": values["step"], **values})
+    except (OSError, ValueError, TypeError, KeyError) as error:  # more cells than columns, or no column of steps
+        raise InputError(f"{file} is not a table of metrics of a training: {error}.") from error
+    return rows
 
 
 def _folders(given: list[Path]) -> list[Path]:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from learnreg import __version__
 from learnreg.apps.evaluate import within
+from learnreg.apps.output import check_folder
 from learnreg.apps.register import set_device
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.errors import InputError
@@ -28,6 +29,7 @@ FILES = ("template.nii.gz", "transforms", "figure.png", "metrics.json")
 def run(options: argparse.Namespace) -> None:
     """Build the template; write it, the transforms, a figure and the rounds."""
     output = Path(options.output)
+    check_folder(output)
     existing = [name for name in FILES if (output / name).exists()]
     if existing and not options.overwrite:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from learnreg.errors import InputError
@@ -21,7 +21,7 @@ def check_targets(config: Any) -> None:
         config: Plain containers, resolved.
 
     Raises:
-        InputError: A target does not exist, does not know a key, or a value has the wrong type.
+        InputError: A target does not exist, does not know a key or lacks one, or a value has the wrong type.
 
     Example:
         >>> check_targets({"_target_": "learnreg.similarity.LNCC", "window": 5})
@@ -40,6 +40,7 @@ def check_targets(config: Any) -> None:
             for key in given:
                 if key not in parameters:
                     raise InputError(unknown_key(_join(where, key), key, list(parameters)))
+        _check_complete(where, node, parameters)
         if str(node["_target_"]).startswith("learnreg."):
             _check_types(where, target, given)
 
@@ -49,6 +50,15 @@ def unknown_key(where: str, key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}."
     return f"Unknown config key {where!r}; {hint}"
+
+
+def _check_complete(where: str, node: dict[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    if node.get("_partial_") or "_args_" in node:  # the rest is given where it is called
+        return
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and parameter.kind not in variadic and key not in node:
+            raise InputError(f"{_join(where, key)} is missing: {node['_target_']} needs it.")
 
 
 def _check_types(where: str, target: Any, given: dict[str, Any]) -> None:

@@ -146,7 +146,9 @@ def _numbers(row: Mapping[str, str], columns: Sequence[str], file: Path) -> tupl
         raise InputError(f"{file} needs a number in {', '.join(columns)} for {row['image']}: {error}.") from error
 
 
-def _member(name: str, folder: Path) -> Path:
+def _member(name: str | None, folder: Path) -> Path:
+    if not isinstance(name, str):
+        raise InputError(f"The data set in {folder} has {name!r} where the name of an image file should be.")
     file = folder / Path(name).expanduser()
     if not file.exists():
         raise MissingFileError(f"No such image: {file}, named by the data set in {folder}.")
@@ -158,6 +160,7 @@ def _json_items(file: Path, keys: tuple[str, ...], *, required: bool = True) -> 
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not valid JSON: {error}.") from error
+    content = content if isinstance(content, dict) else {}
     for key in keys:
         items = content.get(key)
         if isinstance(items, list) and items:
@@ -172,7 +175,7 @@ def _json_items(file: Path, keys: tuple[str, ...], *, required: bool = True) -> 
 def _json_subject(item: Mapping[str, str], folder: Path) -> Subject:
     labels, mask = item.get("label"), item.get("mask")
     return Subject(
-        _member(item["image"], folder),
+        _member(item.get("image"), folder),
         _member(labels, folder) if labels else None,
         _member(mask, folder) if mask else None,
     )
@@ -181,10 +184,10 @@ def _json_subject(item: Mapping[str, str], folder: Path) -> Subject:
 def _json_pair(item: Mapping[str, str], file: Path) -> Pair:
     """Read a pair of names; labels and masks lie in Learn2Reg's ``labelsTr`` and ``masksTr``."""
 
-    def subject(name: str) -> Subject:
+    def subject(name: str | None) -> Subject:
         image = _member(name, file.parent)
         sibling = image.parent.name.replace("images", "{}")
         folders = {kind: image.parent.parent / sibling.format(kind) for kind in ("labels", "masks")}
         return Subject(image, _beside(folders["labels"], image), _beside(folders["masks"], image))
 
-    return subject(item["fixed"]), subject(item["moving"])
+    return subject(item.get("fixed")), subject(item.get("moving"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from learnreg.data.preprocessing import normalized
-from learnreg.errors import InputError
+from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.optimization import Stage, StageDict, run_stages
@@ -24,6 +24,7 @@ class IterativeMethod(Method):
 
     Raises:
         InputError: There is no stage.
+        InputTypeError: One is not a :class:`Stage`.
 
     Example:
         >>> from learnreg.optimization import CenterOfMass
@@ -37,6 +38,9 @@ class IterativeMethod(Method):
         given = {name: stage for name, stage in stages.items() if stage is not None}
         if not given:
             raise InputError("IterativeMethod needs at least one stage.")
+        for name, stage in given.items():
+            if not isinstance(stage, Stage):
+                raise InputTypeError(f"Stage {name!r} is a {type(stage).__name__}, not a learnreg.optimization.Stage.")
         self.stages: StageDict = StageDict(given)
 
     @property

@@ -39,8 +39,10 @@ def load_method(name: str) -> Method:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    config = _from_file(name) if name.endswith((".yaml", ".yml")) else _from_preset(name)
-    plain = OmegaConf.to_container(config, resolve=True)
+    if name.endswith((".yaml", ".yml")):
+        plain = _from_file(name)
+    else:
+        plain = OmegaConf.to_container(_from_preset(name), resolve=True)
     check_targets(plain)
     method = instantiate(plain, _convert_="all")
     if not isinstance(method, Method):
@@ -70,6 +72,6 @@ def _from_file(name: str) -> Any:
         config: Any = OmegaConf.load(file)
         if "defaults" in config:
             config = compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"])
-    except (YAMLError, HydraException, OmegaConfBaseException) as error:
+        return OmegaConf.to_container(config, resolve=True)
+    except (YAMLError, HydraException, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not a valid method file: {' '.join(str(error).split())}") from error
-    return config

@@ -8,7 +8,7 @@ from learnreg.errors import InputError
 from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.transforms import Transform
-from learnreg.typing import FieldTensor
+from learnreg.typing import FieldTensor, ScalarTensor
 
 
 def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
@@ -26,7 +26,12 @@ def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
         >>> folding_fraction(-2 * grid.points.movedim(-1, 1), grid)
         tensor([1.])
     """
-    return (jacobian_determinant(displacement, grid) <= 0).flatten(1).to(displacement.dtype).mean(1)
+    return folded_share(jacobian_determinant(displacement, grid))
+
+
+def folded_share(determinant: ScalarTensor) -> Tensor:
+    """Compute :func:`folding_fraction` from a Jacobian determinant ``(B, *grid)``."""
+    return (determinant <= 0).flatten(1).to(determinant.dtype).mean(1)
 
 
 def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-9) -> Tensor:
@@ -45,7 +50,12 @@ def sd_log_jacobian(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-
     Source:
         Leow et al., Statistical properties of Jacobian maps, IEEE TMI 2007.
     """
-    return jacobian_determinant(displacement, grid).clamp(min=floor).log().flatten(1).std(1, correction=0)
+    return log_spread(jacobian_determinant(displacement, grid), floor=floor)
+
+
+def log_spread(determinant: ScalarTensor, *, floor: float = 1e-9) -> Tensor:
+    """Compute :func:`sd_log_jacobian` from a Jacobian determinant ``(B, *grid)``."""
+    return determinant.clamp(min=floor).log().flatten(1).std(1, correction=0)
 
 
 def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
@@ -70,8 +80,12 @@ def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
     """
     if min(grid.shape) < 5:
         raise InputError(f"Learn2Reg's SDlogJ cuts off 2 voxels on each side; {grid.shape} has too few.")
-    determinant = jacobian_determinant(displacement, grid)
-    for axis in range(1, grid.ndim + 1):
+    return log_spread_learn2reg(jacobian_determinant(displacement, grid))
+
+
+def log_spread_learn2reg(determinant: ScalarTensor) -> Tensor:
+    """Compute :func:`sd_log_jacobian_learn2reg` from a Jacobian determinant ``(B, *grid)``."""
+    for axis in range(1, determinant.ndim):
         determinant = determinant.narrow(axis, 2, determinant.shape[axis] - 4)
     return (determinant + 3).clamp(1e-9, 1e9).log().flatten(1).std(1, correction=0)
 

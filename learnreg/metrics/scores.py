@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.fields import channels_first
+from learnreg.fields import channels_first, jacobian_determinant
 from learnreg.image import Image, label_values
-from learnreg.metrics.deformation import folding_fraction, sd_log_jacobian, sd_log_jacobian_learn2reg
+from learnreg.metrics.deformation import folded_share, log_spread, log_spread_learn2reg
 from learnreg.metrics.landmarks import target_registration_error
 from learnreg.metrics.overlap import dice_scores
 from learnreg.metrics.surface import hausdorff95
@@ -48,14 +48,15 @@ class Scores:
         return None if self.dice_by_label is None else self.dice_by_label.nanmean(1)
 
     def row(self, index: int = 0) -> dict[str, Any]:
-        """Return the scores of one pair by the names that tables and ``metrics.json`` use."""
+        """Return the scores of one pair by the names that tables and ``metrics.json`` use; NaN is left out."""
         row: dict[str, Any] = {}
         if self.error is not None:
             row["error_mm"] = float(self.error[index])
         if self.dice_by_label is not None:
             by_label = self.dice_by_label[index].tolist()
             known = {str(v): d for v, d in zip(self.labels, by_label, strict=True) if d == d}
-            row["dice"], row["dice_by_label"] = float(self.dice_by_label[index].nanmean()), known
+            if known:
+                row["dice"], row["dice_by_label"] = float(self.dice_by_label[index].nanmean()), known
         if self.hd95_by_label is not None:
             row["hd95_mm"] = float(self.hd95_by_label[index].nanmean())
         if self.landmark_errors is not None:
@@ -64,7 +65,7 @@ class Scores:
         if self.sd_log_jacobian_learn2reg is not None:
             row["sd_log_jacobian_learn2reg"] = float(self.sd_log_jacobian_learn2reg[index])
         row["folding_percent"] = 100 * float(self.folding[index])
-        return row
+        return {name: value for name, value in row.items() if value == value}
 
 
 @torch.no_grad()
@@ -112,9 +113,10 @@ def score(
         found["landmark_errors"] = target_registration_error(transform, fixed.landmarks, moving.landmarks)
     if truth is not None:
         found["error"] = _error(fixed, points, truth)
+    determinant = jacobian_determinant(displacement, grid)  # the most expensive part, so only once
     if min(grid.shape) >= 5:
-        found["sd_log_jacobian_learn2reg"] = sd_log_jacobian_learn2reg(displacement, grid)
-    return Scores(sd_log_jacobian(displacement, grid), folding_fraction(displacement, grid), **found)
+        found["sd_log_jacobian_learn2reg"] = log_spread_learn2reg(determinant)
+    return Scores(log_spread(determinant), folded_share(determinant), **found)
 
 
 def _error(fixed: Image, points: Tensor, truth: Transform) -> Tensor:

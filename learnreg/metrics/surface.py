@@ -30,7 +30,7 @@ def hausdorff95(warped: LabelTensor, fixed: LabelTensor, grid: Grid, labels: Seq
     """
     from monai.metrics import compute_hausdorff_distance
 
-    spacing = grid.spacing[0].flip(0).tolist()
+    spacings = grid.spacing.flip(1).expand(len(warped), -1).tolist()
     distance = torch.full((warped.shape[0], len(labels)), float("nan"))
     for k, label in enumerate(labels):  # one label at a time: a hundred one-hot volumes do not fit
         w, f = (one_hot(maps.cpu(), [label]) for maps in (warped, fixed))
@@ -40,6 +40,6 @@ def hausdorff95(warped: LabelTensor, fixed: LabelTensor, grid: Grid, labels: Seq
                 continue
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # MONAI calls its own deprecated argument
-                found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+                found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacings[b])
             distance[b, k] = found[0, 0]
     return distance

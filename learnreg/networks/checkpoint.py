@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learnreg.configs.checks import check_targets
 from learnreg.configs.files import RELEASED, model_files
 from learnreg.errors import InputError, MissingFileError
 from learnreg.io import write_atomically
@@ -81,6 +82,9 @@ def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Chec
             f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
             "train again or install the version that wrote it."
         )
+    for key in ("network", "objective", "space"):
+        if not isinstance(stored.get(key), dict):
+            raise InputError(f"{file} is damaged: it has no configuration of the {key}; copy it again.")
     network = as_network(build(stored["network"], trusted))
     try:
         network.load_state_dict(weights)
@@ -138,12 +142,12 @@ def find(path: PathLike) -> Path:
 def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise InputError(
             f"{file} is not a checkpoint that can be read safely; give one written by train.py."
         ) from error
     stored = content.get(KEY) if isinstance(content, dict) else None
-    if not isinstance(stored, dict) or "state_dict" not in content:
+    if not isinstance(stored, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"{file} is not a checkpoint of learnreg; give one written by train.py.")
     weights = content["state_dict"].items()
     return stored, {key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)}
@@ -154,9 +158,9 @@ def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     try:
         with safe_open(file, framework="pt") as content:
-            stored = json.loads((content.metadata() or {})[KEY])
+            stored = dict(json.loads((content.metadata() or {})[KEY]))
             return stored, {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{file} is not a model of learnreg; give one written by `learnreg export`.") from error
 
 
@@ -164,7 +168,7 @@ def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Mod
     """Build a configuration if every ``_target_`` is a module of a trusted package.
 
     Raises:
-        InputError: A target is not.
+        InputError: A target is not, or takes other arguments.
     """
     from hydra.utils import get_class, instantiate
 
@@ -180,6 +184,7 @@ def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Mod
             raise InputError(f"The checkpoint asks for {target}, which this installation does not have.") from error
         if not allowed:
             raise InputError(f"The checkpoint asks for {target}, which is not a torch.nn.Module.")
+    check_targets(config)
     module: nn.Module = instantiate(config, _convert_="all")
     return module
 

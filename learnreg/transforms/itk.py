@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.io import grid_from_sitk, to_sitk, write_atomically
+from learnreg.io import grid_from_sitk, to_sitk, write_with_itk
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, itk_domain
@@ -147,27 +147,42 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
             raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
         itk = _part_to_itk(reduce(Affine.then, linear))
     if suffix in (".h5", ".tfm", ".txt", ".mat"):
-        write_atomically(path, lambda part: sitk.WriteTransform(itk, part))
+        write_with_itk(path, lambda part: sitk.WriteTransform(itk, part))
         return
     field = to_sitk(transform.displacement(grid)[0], grid, vector=True)
-    write_atomically(path, lambda part: sitk.WriteImage(field, part, useCompression=True))
+    write_with_itk(path, lambda part: sitk.WriteImage(field, part, useCompression=True))
 
 
-def read_transform(path: PathLike) -> Transform:
+def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
     """Read a transform file of ITK or ANTs, or a displacement field image in mm.
+
+    Args:
+        path: The file.
+        ndim: Dimension of the images that it is for; ``None`` takes any.
 
     Raises:
         MissingFileError: The file does not exist.
-        InputError: The file is not a transform.
+        InputError: The file is not a transform, or has another dimension.
     """
     file = Path(path)
     if not file.exists():
         raise MissingFileError(f"No such transform: {file}. Check the path.")
     try:
         if file.suffix in (".h5", ".tfm", ".txt", ".mat", ".hdf5", ".xfm"):
-            return from_itk(sitk.ReadTransform(str(file)))
-        return _from_field(sitk.ReadImage(str(file), sitk.sitkVectorFloat64))
+            stored = sitk.ReadTransform(str(file))
+        else:
+            stored = sitk.ReadImage(str(file), sitk.sitkVectorFloat64)
     except RuntimeError as error:
         raise InputError(
             f"{file} cannot be read as a transform; give .h5, .tfm, .mat or a displacement image."
         ) from error
+    if ndim is not None and stored.GetDimension() != ndim:
+        raise InputError(f"The transform {file} is {stored.GetDimension()}-D, but the images are {ndim}-D.")
+    if isinstance(stored, sitk.Transform):
+        return from_itk(stored)
+    if stored.GetNumberOfComponentsPerPixel() != stored.GetDimension():
+        raise InputError(
+            f"{file} has {stored.GetNumberOfComponentsPerPixel()} value(s) per voxel; a displacement image has "
+            f"{stored.GetDimension()}, in mm."
+        )
+    return _from_field(stored)

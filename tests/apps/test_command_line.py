@@ -340,4 +340,108 @@ def test_a_bug_keeps_its_traceback(files, monkeypatch):
 def test_an_output_that_cannot_be_written_is_one_line(files, capsys):
     (files / "file").write_text("in the way")
     arguments = files / "fixed.nii.gz", files / "moving.nii.gz", "-o", files / "file" / "out", "--method", "rigid"
-    assert "cannot be written" in fails(capsys, "register", *arguments, "--quiet")
+    assert "cannot be made" in fails(capsys, "register", *arguments, "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", bytes(range(256)), "cannot be read as landmarks"),
+        ("a.csv", b"x,y,z\n1,2,3\n4,5\n", "something else than numbers"),
+        ("a.csv", None, "Is a directory"),
+        ("a.mrk.json", b"[1, 2]", "not a markups file"),
+        ("a.mrk.json", b'{"markups": [{"controlPoints": 3}]}', "not a markups file"),
+        ("a.fcsv", b"# CoordinateSystem\n", "holds no landmarks"),
+    ],
+)
+def test_bad_landmark_files_are_one_line(name, content, message, files, capsys):
+    file = files / name
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    assert message in fails(capsys, "register", *pair, "-o", files / "out", "--landmarks", file, file)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [np.float32, np.uint8])
+def test_a_truncated_image_is_not_read_as_zeros(suffix, kind, files, capsys):
+    """ITK's reader fills up what is missing without a word."""
+    rng = np.random.default_rng(0)
+    whole, part = files / f"whole{suffix}", files / f"part{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray((50 * rng.random((16, 16, 16))).astype(kind)), str(whole))
+    part.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert "is damaged" in fails(capsys, "register", part, whole, "-o", files / "out")
+    flags = "--fixed-labels", part, "--moving-labels", whole
+    assert "is damaged" in fails(capsys, "register", whole, whole, "-o", files / "out", *flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x: ${nothing}", "Interpolation key 'nothing' not found"),
+        ("a: [1", "not a valid method file"),
+        ("_target_: learnreg.methods.IterativeMethod", "stages is missing"),
+        (
+            "_target_: learnreg.methods.IterativeMethod\nstages: {a: {_target_: learnreg.similarity.MSE}}",
+            "'a' is a MSE",
+        ),
+    ],
+)
+def test_bad_method_files_are_one_line(text, message, files, capsys):
+    (files / "own.yaml").write_text(text)
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    assert message in fails(capsys, "register", *pair, "-o", files / "out", "--method", files / "own.yaml")
+
+
+def test_bad_data_sets_are_one_line(files, capsys):
+    file = files / "dataset.json"
+    for text in ("[1, 2]", "3"):
+        file.write_text(text)
+        assert "has no list" in fails(capsys, "evaluate", file)
+    for text in ('{"training": [{"label": "a"}]}', '{"training": [3]}', '{"registration_val": [{"fixed": 1}]}'):
+        file.write_text(text)
+        assert "name of an image file" in fails(capsys, "evaluate", file)
+
+
+def test_bad_run_folders_are_one_line(tmp_path, capsys):
+    good, file = "callbacks: {}", tmp_path / "metrics" / "metrics.csv"
+    for text in ("a: [1", "", "- 1", "x: 1", "callbacks: 3", "callbacks: {best: {x: 1}}"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert "config.yaml" in fails(capsys, "runs", tmp_path)
+    (tmp_path / "config.yaml").write_text(good)
+    file.parent.mkdir()
+    for text in ("step,val/loss\n1,x\n", "val/loss\n2\n", "step,val/loss\n1,2,3\n"):
+        file.write_text(text)
+        assert "not a table of metrics" in fails(capsys, "runs", tmp_path)
+
+
+def test_outputs_that_cannot_be_written_are_told_first(files, capsys, monkeypatch):
+    """An evaluation takes hours; a format that does not exist is told without ITK's traceback."""
+    monkeypatch.setattr("learnreg.apps.evaluate.evaluate", lambda *args, **kwargs: pytest.fail("has begun"))
+    assert "is a file; give a folder" in fails(capsys, "evaluate", files, "-o", files / "fixed.nii.gz" / "out")
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    assert "is a file; give a folder" in fails(capsys, "register", *pair, "-o", files / "fixed.nii.gz")
+    shift = files / "shift.tfm"
+    sitk.WriteTransform(sitk.AffineTransform(3), str(shift))
+    for name, message in (("out.xyz", "no format has this suffix"), ("out.png", "PNG supports")):
+        arguments = "apply", shift, files / "moving.nii.gz", "-r", files / "fixed.nii.gz", "-o", files / name
+        assert message in fails(capsys, *arguments)
+        assert not (files / name).exists()
+    assert not list(files.glob(".part-*"))
+
+
+def test_a_transform_of_another_dimension_is_one_line(files, capsys):
+    flat = files / "flat.tfm"
+    sitk.WriteTransform(sitk.AffineTransform(2), str(flat))
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    assert "is 2-D, but the images are 3-D" in fails(capsys, "register", *pair, "-o", files / "out", "--initial", flat)
+    assert "is 2-D" in fails(capsys, "apply", flat, pair[1], "-r", pair[0], "-o", files / "w.nii.gz")
+    assert "1 value(s) per voxel" in fails(capsys, "register", *pair, "-o", files / "out", "--initial", pair[0])
+
+
+@pytest.mark.parametrize("device", ["meta", "quantum"])
+def test_devices_that_cannot_compute_are_one_line(device, files, capsys):
+    pair = files / "fixed.nii.gz", files / "moving.nii.gz"
+    assert "not available" in fails(capsys, "register", *pair, "-o", files / "out", "--device", device)

@@ -15,6 +15,7 @@ from learnreg.transforms import (
     Displacement,
     Inverse,
     Kernel,
+    Sampled,
     Symmetric,
     Velocity,
     align_centers,
@@ -28,7 +29,7 @@ from learnreg.transforms import (
 from learnreg.transforms.itk import from_itk, read_transform, to_itk, write_transform
 from learnreg.transforms.radial_functions import wendland
 from learnreg.warping import warp
-from tests.conftest import blob_image, make_grid, smooth_values
+from tests.conftest import blob_image, make_grid, smooth_image, smooth_values
 from tests.transforms.laws import TransformLaws
 
 
@@ -277,6 +278,34 @@ class TestTimeVarying(TransformLaws):
                 for s in (0.3, 0.5, 0.2)
             )
         )
+
+
+class TestSampled(TransformLaws):
+    """A symmetric map and a linear one, with the field of the first part kept."""
+
+    inverse_tolerance = 0.02
+
+    def make(self, grid):
+        return Sampled(Composite((TestSymmetric().make(grid), an_affine())), grid)
+
+    def test_files_and_warped_images_are_those_of_the_map_itself(self, grid, tmp_path):
+        sampled = self.make(grid)
+        for name in ("t.h5", "t.nii.gz"):
+            write_transform(sampled, grid, tmp_path / f"sampled.{name}")
+            write_transform(sampled.transform, grid, tmp_path / f"plain.{name}")
+        kept, plain = (sitk.ReadTransform(str(tmp_path / f"{name}.t.h5")) for name in ("sampled", "plain"))
+        kept, plain = sitk.CompositeTransform(kept), sitk.CompositeTransform(plain)
+        assert kept.GetNumberOfTransforms() == plain.GetNumberOfTransforms() == 2
+        for k in range(2):
+            first, second = kept.GetNthTransform(k), plain.GetNthTransform(k)
+            assert first.GetName() == second.GetName()
+            assert first.GetParameters() == second.GetParameters()
+        kept, plain = (
+            sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"{n}.t.nii.gz"))) for n in ("sampled", "plain")
+        )
+        assert np.allclose(kept, plain, atol=1e-9)
+        moving = smooth_image(make_grid(shape=(14, 17, 12), spacing=(2.1, 1.4, 2.0)))
+        assert torch.allclose(warp(moving, sampled, grid).data, warp(moving, sampled.transform, grid).data, atol=1e-9)
 
 
 class TestMixed(TransformLaws):
