@@ -35,7 +35,8 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
 
     Raises:
         MissingFileError: The file does not exist.
-        InputError: The file is not an image, is 4-D, in color or truncated, or contains NaN; or a label map does not fit.
+        InputError: The file is not an image, is truncated, 4-D or in color, or contains NaN; or labels or mask do not
+            fit.
 
     Example:
         >>> grid = learnreg.Grid.regular((4, 5, 6), spacing=2.0)
