@@ -95,6 +95,7 @@ SUPERVISION = [*names("objective/supervision"), "[dice,landmarks]"]
 
 
 @pytest.mark.parametrize("name", SUPERVISION)
+@pytest.mark.slow
 def test_every_supervision_teaches_a_network(name):
     grid = Grid.regular((16, 16, 16))
     marks = torch.rand(1, 4, 3)
@@ -110,6 +111,7 @@ def test_every_supervision_teaches_a_network(name):
 
 
 @pytest.mark.parametrize("override", TERMS)
+@pytest.mark.slow
 def test_every_term_serves_a_network_and_a_stage(override):
     """One step of each: the objective of the configuration, over weights and over the field of a pair."""
     grid = Grid.regular((16, 16, 16))
@@ -124,6 +126,7 @@ def test_every_term_serves_a_network_and_a_stage(override):
 
 
 @pytest.mark.parametrize("name", names("network"))
+@pytest.mark.slow
 def test_every_network_takes_a_step_of_training(name):
     """Instantiated as it is configured, with the objective that weighs what a conditioned one is asked for."""
     torch.manual_seed(0)
@@ -148,6 +151,7 @@ def test_every_consistency_is_a_module(name):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.slow
 def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
     done = run(
         "train.py",
@@ -165,6 +169,7 @@ def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
     assert list((tmp_path / "run" / "figures").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path, small_data):
     """One folder, one table of metrics and one report, and as many steps as each process has taken."""
     done = run(
@@ -187,6 +192,7 @@ def test_two_processes_train_one_network(tmp_path, small_data):
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt").network.segment
 
 
+@pytest.mark.slow
 def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
     """``--config-dir``, options of the trainer, and the table at the end."""
     (tmp_path / "experiment").mkdir()
@@ -227,6 +233,7 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
         (["experiment=quickstart", "resume=/nowhere.ckpt"], "No such checkpoint"),
     ],
 )
+@pytest.mark.slow
 def test_bad_command_lines_are_one_line(arguments, message, tmp_path):
     done = run("train.py", *arguments, f"hydra.run.dir={tmp_path}/run")
     assert done.returncode != 0
@@ -236,6 +243,7 @@ def test_bad_command_lines_are_one_line(arguments, message, tmp_path):
     assert message in errors[0]
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_training_keeps_its_traceback(tmp_path):
     """On the screen and in the run folder."""
     (tmp_path / "faulty.py").write_text(
@@ -266,6 +274,7 @@ def test_a_bug_in_a_training_keeps_its_traceback(tmp_path):
         ("objective: {similarity: {term: {mse: 5}}}", "did you mean 'terms'"),
     ],
 )
+@pytest.mark.slow
 def test_misspelt_keys_of_an_experiment_file_are_told(text, message, tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\ndefaults:\n  - quickstart\n{text}\n")
@@ -315,6 +324,7 @@ def test_a_method_file_starts_from_a_preset(tmp_path):
         load_method(str(file))
 
 
+@pytest.mark.slow
 def test_a_preset_works_inside_of_another_hydra_application(tmp_path):
     (tmp_path / "app.py").write_text(
         "import hydra\nimport learnreg\nfrom hydra.core.global_hydra import GlobalHydra\n"

@@ -9,6 +9,8 @@ import pytest
 from learnreg.configs.checks import check_targets
 from learnreg.methods import load_method
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

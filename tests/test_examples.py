@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "examples"
 CASES = [
     ("affine", ["--spacing", "4"], "affine_2d", 0.1),

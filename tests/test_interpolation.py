@@ -65,6 +65,7 @@ def test_a_square_is_a_composition(slab):
     assert torch.allclose(ours, compose(field, field, grid), atol=1e-10)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences(slab):
     grid = Grid.regular((4, 5, 4), dtype=torch.float64)
     field = (0.2 * numbers(1, 3, 4, 5, 4) - 0.1).requires_grad_()

@@ -22,7 +22,7 @@ from learnreg.optimization.initialization import rotation
 from learnreg.transforms import Affine
 from learnreg.warping import warp
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 
 def register_files(fixed, moving, output, *more, labels=None):

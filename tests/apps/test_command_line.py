@@ -17,6 +17,8 @@ from tests.conftest import blob_image, make_grid
 from tests.networks.test_checkpoint import save
 from tests.test_configs import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def files(tmp_path):

@@ -8,6 +8,8 @@ from hydra.utils import instantiate
 from learnreg.apps.errors import LOG, input_error, logging_errors, one_line, reporting_errors
 from learnreg.errors import InputError, MissingFileError
 
+pytestmark = pytest.mark.slow
+
 
 class Unreadable(torch.utils.data.Dataset):
     def __len__(self):

@@ -10,6 +10,8 @@ from learnreg.methods import build_template, load_method
 from learnreg.transforms import Affine, Displacement
 from learnreg.warping import warp
 
+pytestmark = pytest.mark.slow
+
 
 def group(count=4, size=32):
     """One image of a bright shape in a gray one under ``count`` random diffeomorphisms, with its labels."""

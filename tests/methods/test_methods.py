@@ -44,6 +44,7 @@ def improved(result):
 
 
 @pytest.mark.parametrize("name", method_names())
+@pytest.mark.slow
 def test_every_preset_improves_a_pair(name):
     before, after = improved(register(*pair(), name))
     assert before < 0.75
@@ -67,11 +68,13 @@ def test_zeros_around_a_field_of_view_change_nothing():
 
 
 @pytest.mark.parametrize("other", sorted(DIRECTIONS))
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_orientation_of_the_files(other):
     before, after = improved(register(*pair("RAS", other), "fast"))
     assert after > max(before, 0.85)
 
 
+@pytest.mark.slow
 def test_paths_sitk_images_and_images_are_the_same(tmp_path):
     fixed, moving = pair()
     for name, image in (("f", fixed), ("m", moving)):
@@ -84,6 +87,7 @@ def test_paths_sitk_images_and_images_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("LPS", "oblique"), ("oblique", "permuted"), ("permuted", "RAS")])
+@pytest.mark.slow
 def test_sitk_applies_the_saved_transform_with_the_same_result(names, tmp_path):
     """99 % of voxels within 1 % of the intensity range, on oblique anisotropic grids that differ."""
     result = register(*pair(*names), "deformable")
@@ -104,6 +108,7 @@ def test_one_shot_of_a_network_that_predicts_nothing_is_the_alignment_of_centers
     assert isinstance(result.transform, Composite)
 
 
+@pytest.mark.slow
 def test_refinement_goes_on_from_the_network_on_any_grid():
     fixed, moving = pair("permuted", "oblique")
     plain, refined = (OneShotMethod(untrained(), refine=n)(fixed, moving) for n in (0, 40))
@@ -136,6 +141,7 @@ def test_evaluation_against_a_known_transform():
         score_case(Case("a", Image(fixed.data, fixed.grid), moving), truth)
 
 
+@pytest.mark.slow
 def test_evaluation_table():
     cases = [Case(str(i), *pair()) for i in range(2)]
     rows = evaluate(cases, {"affine": load_method("affine")})

@@ -64,6 +64,7 @@ class NetworkLaws:
         image = Image(torch.rand(1, 1, *grid.shape), grid)
         assert self.make()(image, image).displacement(grid).abs().max() < 0.1
 
+    @pytest.mark.slow
     def test_learns_one_pair(self):
         """The objective after 40 steps is well below that at the identity."""
         torch.manual_seed(0)

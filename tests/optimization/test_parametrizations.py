@@ -79,6 +79,7 @@ def test_it_starts_at_the_identity(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
 def test_recovery(name):
     """Dice of both structures before and after; no folds where none are possible; the inverse undoes."""
     fixed, moving = pair(center=(1.5, -1.0, 0.5), radii=(7.0, 8.5, 7.0))
@@ -151,6 +152,7 @@ def test_itk_maps_the_same_points(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
 def test_2d(name):
     grid = Grid.regular((36, 40), 1.0)
     fixed, moving = blob_image(grid), blob_image(grid, (1.5, -1.0), (8.0, 8.5))

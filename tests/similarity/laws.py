@@ -137,6 +137,7 @@ class SimilarityLaws:
         fixed.copy_(fixed.flip(-1))  # the same object with other values
         assert float(similarity(warped, fixed)) == float(similarity(warped, image.data.flip(-1)))
 
+    @pytest.mark.slow
     def test_gradcheck(self):
         generator = torch.Generator().manual_seed(2)
         shape = (2, 1, self.smallest, self.smallest - 1, self.smallest)

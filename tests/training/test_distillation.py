@@ -30,6 +30,7 @@ def test_zero_where_the_solver_is():
     assert float(term(fixed, moving, Displacement(found, fixed.grid))) < 1e-4 * identity
 
 
+@pytest.mark.slow
 def test_the_solver_is_given_the_masks():
     """What a mask leaves out teaches nothing."""
     fixed, moving = pair()
@@ -58,6 +59,7 @@ def test_a_pair_is_solved_once(monkeypatch):
         term(moving, fixed, Affine.identity(3))
 
 
+@pytest.mark.slow
 def test_what_was_solved_is_found_in_the_folder(tmp_path, monkeypatch):
     fixed, moving = pair()
     identity = Affine.identity(3)

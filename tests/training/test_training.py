@@ -71,6 +71,7 @@ def trainer(tmp_path, **kwargs):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 class TestTraining:
     @pytest.mark.parametrize("symmetric", [False, True])
     def test_the_loss_falls_and_a_checkpoint_can_be_used(self, tmp_path, symmetric):
@@ -205,6 +206,7 @@ def test_what_classical_steps_gain_after_an_untrained_network():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_levels_join_one_after_the_other(tmp_path):
     seen = []
 
@@ -223,6 +225,7 @@ def test_levels_join_one_after_the_other(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_a_template_is_learned_and_saved(tmp_path):
     """From three bodies of 6 to 7 mm it becomes one of the middle size, in the middle."""
     torch.manual_seed(0)
@@ -245,6 +248,7 @@ def test_a_template_is_learned_and_saved(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_a_template_that_depends_on_covariates(tmp_path):
     """Bodies grow with the covariate; so does the template, also for a value that no image had."""
     torch.manual_seed(0)

@@ -416,6 +416,7 @@ def test_failures(tmp_path):
         read_transform(tmp_path / "bad.h5")
 
 
+@pytest.mark.slow
 def test_gradcheck():
     grid = Grid.regular((3, 4, 3), dtype=torch.float64)
     field = channels_first(0.1 * grid.points).clone().requires_grad_()
