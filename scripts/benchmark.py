@@ -231,7 +231,7 @@ def training(options: argparse.Namespace) -> None:
 
 
 def flow(options: argparse.Namespace) -> None:
-    """How near scaling and squaring comes to the flow of a smooth velocity, and to an inverse."""
+    """Error of scaling and squaring compared with the flow of a smooth velocity, and of the inverse."""
     n = options.size
     grid = Grid.regular((n, n, n))
     inner = (slice(None), *[slice(n // 5, -(n // 5))] * 3)

@@ -37,7 +37,7 @@ class Greedy(Method):
     """``picsl-greedy``: affine, then its compositive solver with NCC 2x2x2.
 
     Args:
-        iterations: Of the deformable stage, one number a level.
+        iterations: Of the deformable stage, one number per level.
         sigmas: Gaussian smoothing of the update and of the field.
         threads: CPU threads.
     """
