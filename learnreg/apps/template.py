@@ -19,7 +19,7 @@ from learnreg.data.formats import Subject, read_subjects
 from learnreg.errors import InputError
 from learnreg.io import write_atomically, write_image
 from learnreg.methods.api import choose_method
-from learnreg.methods.groupwise import Template, build_template
+from learnreg.methods.groupwise import GroupTemplate, build_template
 from learnreg.reporting.figures import save_figure, template_figure
 from learnreg.transforms.itk import write_transform
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
         print(f"Wrote {output}: {', '.join(FILES)}")
 
 
-def save(template: Template, subjects: list[Subject], output: Path, options: argparse.Namespace) -> None:
+def save(template: GroupTemplate, subjects: list[Subject], output: Path, options: argparse.Namespace) -> None:
     """Write all files."""
     image = template.image.to("cpu")
     write_image(image.data[0], image.grid, output / FILES[0])

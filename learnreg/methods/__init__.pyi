@@ -1,7 +1,7 @@
 from .api import register as register
 from .base import Method as Method, Registration as Registration
 from .evaluation import evaluate as evaluate, score_case as score_case, summarize as summarize, table as table
-from .groupwise import Template as Template, build_template as build_template
+from .groupwise import GroupTemplate as GroupTemplate, build_template as build_template
 from .iterative import IterativeMethod as IterativeMethod
 from .one_shot import OneShotMethod as OneShotMethod
 from .presets import load_method as load_method

@@ -35,7 +35,7 @@ class Round:
 
 
 @dataclass(frozen=True, eq=False)
-class Template:
+class GroupTemplate:
     """Outcome of :func:`build_template`.
 
     Args:
@@ -56,7 +56,7 @@ def build_template(
     rounds: int = 4,
     grid: Grid | None = None,
     on_pair: Callable[[int], Any] | None = None,
-) -> Template:
+) -> GroupTemplate:
     """Compute the mean of a group of images in shape and intensity.
 
     The first template is the mean of the images, aligned by their centroids. In each round the template is registered
@@ -94,7 +94,7 @@ def build_template(
                 on_pair(1)
         transforms, template, done = _centered(found, group, grid, template.data)
         history.append(done)
-    return Template(replace(template, labels=_voted(transforms, group, grid)), tuple(transforms), tuple(history))
+    return GroupTemplate(replace(template, labels=_voted(transforms, group, grid)), tuple(transforms), tuple(history))
 
 
 def _identity(grid: Grid) -> Transform:
