@@ -38,18 +38,19 @@ def register(  # noqa: PLR0913 - what a registration can be told
     """Align ``moving`` to ``fixed``.
 
     Args:
-        fixed: The reference: a path, a SimpleITK image, or an :class:`Image`.
-        moving: The image to align.
-        method: A preset of ``conf/method``, a YAML file, or a :class:`Method`, which is moved to ``device``.
-        checkpoint: A trained network, used instead of ``method``.
-        refine: With a checkpoint: number of classical steps that refine the network's answer.
-        weight: With a checkpoint of a :class:`learnreg.networks.Conditioned` network: regularization weight.
-        initial: Initial transform, from the fixed to the moving space.
-        device: Where to compute; the result is returned on the CPU.
-        progress: Show a progress bar; ``None`` shows one on a terminal.
+        fixed: The reference: a path, a SimpleITK image, or a :class:`learnreg.Image`.
+        moving: The image to align: a path, a SimpleITK image, or a :class:`learnreg.Image`.
+        method: Name of a preset of ``conf/method``, a YAML file, or a :class:`Method`, which is moved to ``device``.
+        checkpoint: Trained network to use instead of ``method``, see :func:`learnreg.load_checkpoint`.
+        refine: Number of iterations that refine the transform of the ``checkpoint``.
+        weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
+            its default.
+        initial: Transform to start from, fixed to moving; ``None`` lets the method choose.
+        device: Device that computes; the result is returned on the CPU.
+        progress: Show a progress bar; ``None`` shows one if the standard error stream is a terminal.
 
     Returns:
-        The transform, the warped image, and the history of the losses.
+        The transform, the warped image and the losses, see :class:`Registration`.
 
     Raises:
         MissingFileError: A file does not exist.
@@ -86,15 +87,30 @@ def choose_method(
     """Return the method that :func:`register` uses for these arguments."""
     if checkpoint is None:
         if refine:
-            raise InputError("refine improves the answer of a network; give a checkpoint too.")
+            raise InputError(
+                f"refine={refine} refines the transform of a network; give a checkpoint too, or use refine=0."
+            )
         if weight is not None:
-            raise InputError("weight is for conditioned networks; give a checkpoint, or edit the file of a method.")
+            raise InputError(
+                f"weight={weight} is for the checkpoint of a conditioned network; give a checkpoint, or set the weight "
+                "in the file of a method."
+            )
         return (method if isinstance(method, Method) else load_method(method)).to(device)
     return OneShotMethod(load_checkpoint(checkpoint), refine=refine, weight=weight).to(device)
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:
-    """Convert a path or a SimpleITK image to an image; an image is returned as it is."""
+    """Convert a path or a SimpleITK image to a :class:`learnreg.Image`, which is returned as it is.
+
+    Args:
+        image: A path, a SimpleITK image, or a :class:`learnreg.Image`.
+        name: ``"fixed"`` or ``"moving"``, for error messages.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        InputError: The image cannot be used.
+        InputTypeError: ``image`` has another type.
+    """
     if isinstance(image, Image):
         return image
     if isinstance(image, sitk.Image):

@@ -1,4 +1,4 @@
-"""``Method``: from a pair of images to a ``Registration``."""
+"""``Method``: registers a pair of images; ``Registration``: its result."""
 
 from __future__ import annotations
 
@@ -24,10 +24,18 @@ class Registration:
         transform: Points of the fixed space to points of the moving space, mm LPS.
         fixed: The reference, as given.
         moving: The image that was aligned, as given.
-        initial: Initial transform (an alignment of centers, for example), or ``None``.
+        initial: Transform that the method started from, for example an alignment of centers; ``None`` is the identity.
+            ``transform`` includes it.
         history: Losses of each level of each iterative stage.
         seconds: Wall time of the registration, without reading, writing and start-up.
-        peak_bytes: Peak memory besides the images; ``None`` if unknown.
+        peak_bytes: Peak memory, without the images; ``None`` if unknown.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((8, 8))
+        >>> fixed, moving = learnreg.Image(torch.zeros(1, 1, 8, 8), grid), learnreg.Image(torch.rand(1, 1, 8, 8), grid)
+        >>> result = Registration(learnreg.Affine.translation([1.0, 0.0]), fixed, moving)
+        >>> torch.allclose(result.warped.data[..., :-1], moving.data[..., 1:], atol=1e-5)
+        True
     """
 
     transform: Transform
@@ -45,7 +53,7 @@ class Registration:
 
     @cached_property
     def warped(self) -> Image:
-        """The moving image on the fixed grid, its intensities as given; labels by nearest neighbor."""
+        """The moving image on the fixed grid, in its original intensity scale; labels by nearest neighbor."""
         return warp(self.moving, self.sampled, self.fixed.grid)
 
     def save_transform(self, path: PathLike) -> None:
@@ -56,7 +64,18 @@ class Registration:
 
 
 class Method(nn.Module):
-    """Registration of one pair of any shape, spacing and orientation: ``(fixed, moving) -> Registration``."""
+    """Module that registers a pair of images of any shape, spacing and orientation.
+
+    Derive a class and override :meth:`forward`, and :attr:`iterations` if it iterates.
+
+    Example:
+        >>> method = learnreg.load_method("rigid")
+        >>> isinstance(method, Method)
+        True
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> type(method(image, image)).__name__
+        'Registration'
+    """
 
     @abstractmethod
     def forward(
@@ -72,14 +91,14 @@ class Method(nn.Module):
         Args:
             fixed: The reference; any intensity scale.
             moving: The image to align.
-            initial: Initial transform, from the fixed to the moving space, instead of the method's own.
-            on_step: Called with the number of iterations done, for progress bars.
+            initial: Transform to start from, fixed to moving; ``None`` lets the method choose.
+            on_step: Called with the number of iterations since its last call, for progress bars.
 
         Returns:
-            The transform and its history.
+            The transform, with the images and the losses.
 
         Raises:
-            InputError: The images differ in dimension or channels, or one is constant.
+            InputError: The images differ in dimension or channels, are batches of several images, or one is constant.
         """
 
     @property
@@ -93,11 +112,15 @@ def check_pair(fixed: Image, moving: Image) -> None:
     if fixed.ndim != moving.ndim:
         raise InputError(
             f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "
-            "register images of one dimension."
+            "both must have the same dimension."
         )
     if fixed.batch_size != 1 or moving.batch_size != 1:
-        raise InputError(f"A method registers one pair, got batches of {fixed.batch_size} and {moving.batch_size}.")
+        raise InputError(
+            f"A method registers one pair, got batches of {fixed.batch_size} and {moving.batch_size}; register the "
+            "pairs one by one."
+        )
     if fixed.data.shape[1] != moving.data.shape[1]:
         raise InputError(
-            f"The images have {fixed.data.shape[1]} and {moving.data.shape[1]} channels; give as many in both."
+            f"The fixed image has {fixed.data.shape[1]} and the moving image has {moving.data.shape[1]} channels; both "
+            "must have the same number."
         )

@@ -16,15 +16,15 @@ from learnreg.typing import StepCallback
 
 
 class IterativeMethod(Method):
-    """Run stages on a pair, with intensities rescaled to [0, 1].
+    """Method that runs stages one after the other, on intensities rescaled to [0, 1].
 
     Args:
-        stages: By name, in order; each one starts from the result of those before. ``None`` leaves a stage out, so that
-            a preset can drop a stage of the preset that it extends.
+        stages: Stages by name, in order; each stage starts from the result of the stages before it. A ``None`` is left
+            out, so that a preset can remove a stage of the preset that it extends.
 
     Raises:
         InputError: There is no stage.
-        InputTypeError: One is not a :class:`Stage`.
+        InputTypeError: A value is not a :class:`learnreg.optimization.Stage`.
 
     Example:
         >>> from learnreg.optimization import CenterOfMass
@@ -37,10 +37,12 @@ class IterativeMethod(Method):
         super().__init__()
         given = {name: stage for name, stage in stages.items() if stage is not None}
         if not given:
-            raise InputError("IterativeMethod needs at least one stage.")
+            raise InputError("IterativeMethod needs at least one stage, got none.")
         for name, stage in given.items():
             if not isinstance(stage, Stage):
-                raise InputTypeError(f"Stage {name!r} is a {type(stage).__name__}, not a learnreg.optimization.Stage.")
+                raise InputTypeError(
+                    f"Stage {name!r} must be a learnreg.optimization.Stage, got {type(stage).__name__}."
+                )
         self.stages: StageDict = StageDict(given)
 
     @property

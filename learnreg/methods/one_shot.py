@@ -1,4 +1,4 @@
-"""The learned method: one pass of a trained network, for a pair of any shape and orientation."""
+"""One-shot method: one pass of a trained network, for a pair of any shape and orientation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from learnreg.typing import StepCallback
 
 @dataclass(frozen=True, eq=False)
 class ModelPair:
-    """A pair on the network's grid, and the transform that placed the moving image there."""
+    """Pair of images on one grid of the network.
+
+    Args:
+        fixed: The reference, intensities in [0, 1].
+        moving: The image to align, on the same grid, intensities in [0, 1].
+        initial: Transform by which the moving image was resampled; the network's transform is composed with it.
+    """
 
     fixed: Image
     moving: Image
@@ -27,25 +33,34 @@ class ModelPair:
 
 
 class OneShotMethod(Method):
-    """Resample the pair to the network's grid, run the network once, and compose the answer with the resampling.
+    """Method that runs a trained network once.
 
-    Without ``initial``, the centers of the fields of view or of the contents are aligned, as in training.
+    Both images are resampled to a grid of the network. Without an initial transform, the centers of their fields of
+    view or of their contents are aligned, as in training. The transform maps between the spaces of the original images.
 
     Args:
-        checkpoint: See :func:`learnreg.networks.load_checkpoint`.
-        refine: Number of classical steps that refine the network's answer, by the checkpoint's refinement stage.
-        weight: Regularization weight of a :class:`learnreg.networks.Conditioned` network; ``None`` is its default.
+        checkpoint: Result of :func:`learnreg.networks.load_checkpoint`.
+        refine: Number of iterations of the checkpoint's refinement stage, after the network; 0 runs the network only.
+        weight: Regularization weight for a :class:`learnreg.networks.Conditioned` network; ``None`` is its default.
 
     Raises:
-        InputError: ``refine`` is negative, the checkpoint has no refinement stage, or ``weight`` is not in the range of
-            the network.
+        InputError: ``refine`` is negative, the checkpoint has no refinement stage, or the network does not take
+            ``weight``.
+
+    Example:
+        >>> method = OneShotMethod(learnreg.load_checkpoint("hippocampus"), refine=10)
+        >>> method.iterations
+        10
     """
 
     def __init__(self, checkpoint: Checkpoint, *, refine: int = 0, weight: float | None = None) -> None:
         if refine < 0:
-            raise InputError(f"refine is a number of steps, at least 0, got {refine}.")
+            raise InputError(f"refine is a number of iterations and must be at least 0, got {refine}.")
         if refine and not isinstance(checkpoint.refinement, IterativeStage):
-            raise InputError("This checkpoint has no refinement stage; train it with one (refinement=default).")
+            raise InputError(
+                f"This checkpoint has no refinement stage, got refine={refine}; use refine=0, or train with "
+                "refinement=default."
+            )
         super().__init__()
         checkpoint.network.check_weight(weight)
         self.network, self.weight, self.refine = checkpoint.network, weight, int(refine)
@@ -79,7 +94,13 @@ class OneShotMethod(Method):
         return Registration(chain(answer, pair.initial), fixed, moving, pair.initial, history, seconds)
 
     def prepare(self, fixed: Image, moving: Image, initial: Transform | None = None) -> ModelPair:
-        """Resample both images to one grid of the model, intensities in [0, 1]."""
+        """Resample both images to one grid of the network, with intensities in [0, 1].
+
+        Args:
+            fixed: The reference.
+            moving: The image to align.
+            initial: Transform to resample the moving image by; ``None`` aligns the centers.
+        """
         target, source = (self.space.seen(Image(image.data, image.grid, image.mask)) for image in (fixed, moving))
         target, source = normalized(target, name="the fixed image"), normalized(source, name="the moving image")
         target = self.space.place(target, cover=True)
@@ -91,6 +112,17 @@ class OneShotMethod(Method):
     def refined(
         self, pair: ModelPair, answer: Transform, on_step: StepCallback | None = None
     ) -> tuple[Transform, tuple[LevelHistory, ...]]:
-        """Refine the network's answer: compose it with a correction; only the correction is penalized."""
+        """Compose the network's transform with a correction by the refinement stage.
+
+        Only the correction is penalized.
+
+        Args:
+            pair: Result of :meth:`prepare`.
+            answer: Transform of the network, between the images of ``pair``.
+            on_step: See :meth:`forward`.
+
+        Returns:
+            The composed transform, and the losses of the stage.
+        """
         result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
         return chain(result.transform, answer), result.history

@@ -1,4 +1,4 @@
-"""Networks: ``forward(fixed, moving) -> Transform``."""
+"""Networks that predict a transform from a pair: ``forward(fixed, moving) -> Transform``."""
 
 import lazy_loader
 

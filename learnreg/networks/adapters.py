@@ -1,4 +1,4 @@
-"""Use any `nn.Module` as a registration network."""
+"""Adapters: use any ``nn.Module`` as a registration network."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ USUAL = {"ndim": 3, "in_channels": 1}
 
 
 class FieldNetwork(Network):
-    """Use a module that maps a stack of both images to a field as a network; its output is in voxels.
+    """Network around a module that predicts a field from the stacked images.
 
     Args:
-        module: ``(B, 2 C, *grid)``, fixed before moving, to ``(B, D, *shape)``; ``shape`` may be coarser. MONAI's
-            networks with ``out_channels=spatial_dims`` have this form.
+        module: Maps ``(B, 2 C, *grid)``, the fixed before the moving channels, to ``(B, D, *shape)``, in voxels of the
+            padded images; ``shape`` can be coarser. If it returns several outputs, the first is used. MONAI's networks
+            with ``out_channels=spatial_dims`` have this form.
         ndim: 2 or 3.
         in_channels: Channels of one image.
-        multiple: The images are padded to multiples of it.
-        diffeomorphic: If ``True``, the field is a velocity, else a displacement.
-        steps: Squarings of a velocity.
+        multiple: Pad the images to multiples of this size.
+        diffeomorphic: If ``True``, the field is a velocity. If ``False``, it is a displacement.
+        steps: Number of squarings of a velocity.
+
+    Example:
+        >>> network = FieldNetwork(torch.nn.Conv2d(2, 2, 3, padding=1), ndim=2)
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> type(network(image, image)).__name__
+        'Velocity'
     """
 
     def __init__(
@@ -56,17 +63,19 @@ class FieldNetwork(Network):
         voxels = voxels[0] if isinstance(voxels, (tuple, list)) else voxels
         if voxels.ndim != images.ndim or voxels.shape[1] != self.ndim:
             raise InputError(
-                f"{type(self.module).__name__} returned {tuple(voxels.shape)}, a field is (B, {self.ndim}, ...); "
-                f"give it {self.ndim} output channels."
+                f"{type(self.module).__name__} must return a field (B, {self.ndim}, ...) with {images.ndim} axes, got "
+                f"{tuple(voxels.shape)}; give it {self.ndim} output channels."
             )
         output: Output = "velocity" if self.diffeomorphic else "displacement"
         return as_transform(voxels.to(grid.dtype), grid, output, self.steps)
 
 
 class PairNetwork(Network):
-    """Use a module ``(fixed, moving) -> Transform`` as a network.
+    """Network around a module ``(fixed, moving) -> Transform``.
 
-    It takes 3-D images with one channel, unless the module has the attributes ``ndim`` and ``in_channels``.
+    Args:
+        module: Its attributes ``ndim`` and ``in_channels`` say which images it takes; without them, 3-D images with one
+            channel.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -81,13 +90,15 @@ class PairNetwork(Network):
 
 
 def as_network(module: nn.Module) -> Network:
-    """Return a module as a :class:`Network`.
+    """Convert a module to a :class:`Network`.
 
-    A network is returned as it is. A module that takes a pair becomes a :class:`PairNetwork`, one that takes a tensor a
-    :class:`FieldNetwork`.
+    Args:
+        module: A network is returned as it is. A module with two required arguments or more becomes a
+            :class:`PairNetwork`. Any other module becomes a :class:`FieldNetwork`, with the dimension and the channels
+            of its first convolution.
 
     Raises:
-        InputError: The module takes a tensor, and has no convolution that shows its number of channels.
+        InputError: The module takes one argument, and has no 2-D or 3-D convolution.
 
     Example:
         >>> type(as_network(torch.nn.Conv3d(2, 3, 3, padding=1))).__name__
@@ -101,8 +112,8 @@ def as_network(module: nn.Module) -> Network:
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
     if first is None:
         raise InputError(
-            f"{type(module).__name__} has no convolution that tells what it takes; derive it from "
-            "learnreg.networks.Network, or put it into a learnreg.networks.FieldNetwork."
+            f"{type(module).__name__} has no convolution that shows its dimension and channels; derive it from "
+            "learnreg.networks.Network, or wrap it in a learnreg.networks.FieldNetwork."
         )
     ndim = 2 if isinstance(first, nn.Conv2d) else 3
     return FieldNetwork(module, ndim, in_channels=max(1, first.in_channels // 2))

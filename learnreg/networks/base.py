@@ -17,13 +17,20 @@ from learnreg.transforms import Transform
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A pair, and what the transform of the pair is scored with.
+    """Pair of images and the objective to train on.
 
     Args:
         fixed: The reference.
         moving: The image to align.
-        objective: What a training minimizes for this pair.
-        weight: Regularization weight to predict for; ``None`` for networks without one.
+        objective: Objective of the training for this pair.
+        weight: Regularization weight to predict for; ``None`` for networks that take no weight.
+
+    Example:
+        >>> from learnreg.networks import UNet
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> task = UNet(2, (4,)).task(image, image, learnreg.Objective(learnreg.similarity.MSE()))
+        >>> task.moving is image, task.weight
+        (True, None)
     """
 
     fixed: Image
@@ -34,12 +41,19 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Answer of a network for one batch of pairs.
+    """Result of a forward pass of a network.
 
     Args:
-        transform: Points of the fixed space to points of the moving space.
-        auxiliary: What :meth:`Network.auxiliary_terms` needs of the pass, such as features; each network has its own
-            type. ``None`` outside of a training.
+        transform: Points of the fixed space to points of the moving space, mm.
+        auxiliary: Intermediate results that :meth:`Network.auxiliary_terms` needs, such as features; its type depends
+            on the network. ``None`` for a network without auxiliary terms.
+
+    Example:
+        >>> from learnreg.networks import UNet
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> prediction = UNet(2, (4,)).predict(image, image)
+        >>> type(prediction.transform).__name__, prediction.auxiliary
+        ('Velocity', None)
     """
 
     transform: Transform
@@ -49,8 +63,26 @@ class Prediction:
 class Network(nn.Module):
     """Module that predicts a transform from a pair of images.
 
-    Override :meth:`forward`. A network with training terms of its own overrides :meth:`predict` and
-    :meth:`auxiliary_terms`: a prediction carries what its terms need, the module keeps nothing of a pass.
+    Derive a class, set :attr:`ndim` and :attr:`in_channels`, and override :meth:`forward`. For training terms of its
+    own, a network also overrides :meth:`predict` and :meth:`auxiliary_terms`. The terms get their intermediate results
+    from the :class:`Prediction`; the module stores nothing of a pass.
+
+    Attributes:
+        ndim: Dimension of the images, 2 or 3.
+        in_channels: Channels of one image.
+
+    Example:
+        >>> class Shift(Network):
+        ...     ndim, in_channels = 2, 1
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.vector = torch.nn.Linear(2, 2)
+        ...     def forward(self, fixed, moving):
+        ...         means = torch.stack([image.data.mean((1, 2, 3)) for image in (fixed, moving)], dim=1)
+        ...         return learnreg.Affine.translation(self.vector(means))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> Shift()(image, image).matrix.shape
+        torch.Size([1, 3, 3])
     """
 
     ndim: int
@@ -68,63 +100,72 @@ class Network(nn.Module):
             Points of the fixed space to points of the moving space, mm.
 
         Raises:
-            InputError: The images have another dimension or number of channels than the network takes.
+            InputError: The images differ from the network in dimension or channels, or have different grids.
         """
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
-        """Predict the transform of a pair, with what the training terms of this network need.
+        """Predict the transform of a pair, and keep what the auxiliary terms of this network need.
 
         Args:
             fixed: See :meth:`forward`.
             moving: See :meth:`forward`.
             weight: Regularization weight, for networks that take one; ``None`` is the network's default.
 
+        Returns:
+            The transform, and the intermediate results for :meth:`auxiliary_terms`.
+
         Raises:
-            InputError: ``weight`` is given to a network that takes none, or is out of its range.
+            InputError: The network takes no weight, or ``weight`` is out of its range; see also :meth:`forward`.
         """
         self.check_weight(weight)
         return Prediction(self(fixed, moving))
 
     def task(self, fixed: Image, moving: Image, objective: Objective) -> Task:
-        """Return what this network trains on and is scored by; by default the pair and the objective as given.
+        """Return the pair and the objective to train on; by default the given ones.
+
+        Override it for a network that replaces an image, such as a template, or that changes the objective.
 
         Args:
             fixed: The reference.
             moving: The image to align.
-            objective: Of the training.
+            objective: Objective of the training.
         """
         return Task(fixed, moving, objective)
 
     def auxiliary_terms(
         self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
     ) -> dict[str, WeightedValue]:
-        """Compute what a training minimizes beside the objective; by default nothing.
+        """Compute the terms that a training adds to the objective; by default none.
 
         Args:
-            prediction: What :meth:`predict` returned for the pair.
-            fixed: The reference, as the objective compares it.
-            moving: The image to align, as the objective compares it.
-            objective: Of the training.
+            prediction: Result of :meth:`predict` for the pair.
+            fixed: The reference, with the channels that the objective compares.
+            moving: The image to align, with the channels that the objective compares.
+            objective: Objective of the training.
 
         Returns:
             Values and their weights, by name.
+
+        Raises:
+            InputError: The images lack what a term needs, such as labels.
         """
         return {}
 
     @property
     def has_auxiliary_terms(self) -> bool:
-        """Whether :meth:`auxiliary_terms` can return any; by default, whether it is overridden."""
+        """Whether :meth:`auxiliary_terms` can return terms; by default, whether it is overridden."""
         return type(self).auxiliary_terms is not Network.auxiliary_terms
 
     def check_weight(self, weight: float | None) -> None:
         """Raise ``InputError`` if the network does not take this regularization weight."""
         if weight is not None:
             raise InputError(
-                f"This network, a {type(self).__name__}, takes no weight; train one with network=conditioned."
+                f"This network, a {type(self).__name__}, takes no weight, got {weight}; use weight=None, or train a "
+                "network that takes one (network=conditioned)."
             )
 
     def check(self, fixed: Image, moving: Image) -> None:
-        """Raise ``InputError`` if the network does not take this pair."""
+        """Raise ``InputError`` if the network does not accept the dimension, channels or grids of a pair."""
         for name, image in (("fixed", fixed), ("moving", moving)):
             if image.ndim != self.ndim or image.data.shape[1] != self.in_channels:
                 raise InputError(
@@ -133,6 +174,6 @@ class Network(nn.Module):
                 )
         if fixed.grid.shape != moving.grid.shape:
             raise InputError(
-                f"A network takes a pair on one grid, got {fixed.grid.shape} and {moving.grid.shape}; "
-                "learnreg.register resamples any pair."
+                f"A network needs both images on one grid, got the shapes {fixed.grid.shape} and {moving.grid.shape}; "
+                "resample them, or use learnreg.register, which does."
             )

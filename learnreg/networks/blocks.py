@@ -1,4 +1,4 @@
-"""Building blocks of networks: convolutions, an encoder, a decoder, and a head that returns a field."""
+"""Building blocks of networks: convolutions, an encoder, a decoder, and a head that predicts a field."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: n
 
 
 def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
-    """Return a 3x3x3 convolution with instance norm and leaky ReLU."""
+    """Return a convolution with a kernel of 3 samples per axis, followed by instance norm and leaky ReLU."""
     act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
     return Convolution(
         ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA"
@@ -24,7 +24,13 @@ def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Con
 
 
 def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleList:
-    """Return blocks of two convolutions, each at half the resolution of the previous one."""
+    """Return blocks of two convolutions; each block halves the resolution.
+
+    Args:
+        ndim: 2 or 3.
+        inputs: Channels of the input.
+        widths: Channels of the output of each block, fine to coarse.
+    """
     return nn.ModuleList(
         nn.Sequential(convolution(ndim, i, o, stride=2), convolution(ndim, o, o))
         for i, o in zip([inputs, *widths[:-1]], widths, strict=True)
@@ -32,7 +38,7 @@ def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleL
 
 
 def run_blocks(blocks: Iterable[nn.Module], values: Tensor) -> list[Tensor]:
-    """Return the output of each block; each one takes the output of the previous one."""
+    """Run blocks in order, and return the output of each."""
     found = []
     for block in blocks:
         values = block(values)
@@ -41,12 +47,13 @@ def run_blocks(blocks: Iterable[nn.Module], values: Tensor) -> list[Tensor]:
 
 
 class Decoder(nn.Module):
-    """Decoder from the coarsest features up; each level is joined with the encoder's features.
+    """U-Net decoder: at each level, upsampled features are concatenated with the features of the encoder.
 
     Args:
         ndim: 2 or 3.
         skips: Channels of the encoder's features, fine to coarse.
-        outputs: Channels after each level, fine to coarse; one fewer.
+        outputs: Channels of the output of each level, fine to coarse; one fewer than ``skips``, since decoding starts
+            from the coarsest features.
     """
 
     def __init__(self, ndim: int, skips: Sequence[int], outputs: Sequence[int]) -> None:
@@ -58,7 +65,14 @@ class Decoder(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Decode features ``(B, C, *shape)``, fine to coarse, to the shape of the first."""
+        """Decode features.
+
+        Args:
+            features: ``(B, C, *shape)`` per level, fine to coarse.
+
+        Returns:
+            ``(B, outputs[0], *shape)``, with the shape of the first features.
+        """
         x = features[-1]
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
@@ -66,27 +80,44 @@ class Decoder(nn.Module):
 
 
 def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:
-    """Return the widths as integers.
+    """Check the dimension and the widths of a network, and return the widths as integers.
+
+    Args:
+        name: Name of the network, for the error message.
+        ndim: Dimension of the images.
+        channels: Widths, at least one.
 
     Raises:
         InputError: ``ndim`` is not 2 or 3, or there are no widths.
     """
     if ndim not in (2, 3) or not channels:
         raise InputError(
-            f"{name} needs ndim 2 or 3 and at least one width, got ndim={ndim}, channels={list(channels)}."
+            f"{name} needs ndim 2 or 3 and at least one width in channels, got ndim={ndim} and "
+            f"channels={list(channels)}."
         )
     return [int(c) for c in channels]
 
 
 def start_near_zero(layer: nn.Linear | nn.Conv2d | nn.Conv3d, std: float = 1e-4) -> None:
-    """Initialize a layer so that its output is close to 0 at the start of a training."""
+    """Initialize a layer so that its output is close to 0 at the start of a training.
+
+    A network that predicts a transform then starts close to the identity.
+    """
     nn.init.normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class FieldHead(nn.Module):
-    """Convolution to a vector field, close to 0 at the start of a training; in float32 also under autocast."""
+    """Convolution to a vector field.
+
+    The field is close to 0 at the start of a training. It is computed in float32 also under autocast, because
+    coordinates in half precision are too coarse.
+
+    Args:
+        ndim: 2 or 3.
+        inputs: Channels of the features.
+    """
 
     def __init__(self, ndim: int, inputs: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks one after the other, trained together."""
+"""Cascades: networks that run one after the other and are trained together."""
 
 from __future__ import annotations
 
@@ -17,26 +17,36 @@ from learnreg.warping import warp
 
 
 class Cascade(Network):
-    """Each network sees the moving image warped by the networks before it; their answers are composed.
+    """Networks in order: each gets the moving image warped by the networks before it.
 
-    An affine network followed by a deformable one is the usual pair. The gradient passes through all networks, and the
-    composition moves the original image once.
+    The transforms of all networks are composed, so the original moving image is warped once. The gradient passes
+    through all networks. An affine network followed by a deformable network is the usual cascade.
 
     Args:
-        networks: At least one, for images of one kind.
+        networks: At least one; all for the same dimension and number of channels.
 
     Raises:
-        InputError: There is none, or they take different images.
+        InputError: There is no network, or the networks differ in dimension or channels.
 
     Source:
         De Vos et al., Med. Image Anal. 2019; Zhao et al., Recursive cascaded networks, ICCV 2019.
+
+    Example:
+        >>> from learnreg.networks import AffineNetwork, UNet
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> cascade = Cascade([AffineNetwork(2, (4,)), UNet(2, (4,))])
+        >>> [type(part).__name__ for part in cascade(image, image).transforms]  # the last network acts first
+        ['Velocity', 'Affine']
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         parts = [as_network(network) for network in networks]
         if len({(network.ndim, network.in_channels) for network in parts}) != 1:
-            raise InputError("A cascade needs networks that take the same images, at least one.")
+            found = [f"{type(n).__name__} ({n.ndim}-D, {n.in_channels} channel(s))" for n in parts]
+            raise InputError(
+                f"A cascade needs at least one network, and all networks for the same images, got {found or 'none'}."
+            )
         self.networks = nn.ModuleList(parts)
         self.ndim, self.in_channels = parts[0].ndim, parts[0].in_channels
 
@@ -63,7 +73,7 @@ class Cascade(Network):
     def auxiliary_terms(
         self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
     ) -> dict[str, WeightedValue]:
-        """Return the terms of each network for the pair that it saw, named ``<position>_<name>``."""
+        """Compute the terms of each network for the pair that it got, named ``<position>_<name>``."""
         answers: tuple[Prediction, ...] = prediction.auxiliary
         total: dict[str, WeightedValue] = {}
         for number, (network, answer) in enumerate(zip(self.parts, answers, strict=True)):
@@ -75,7 +85,10 @@ class Cascade(Network):
 
 
 def _composed(answers: Sequence[Prediction]) -> Transform:
-    """The last network's transform acts first: it was found on the image that the others had warped."""
+    """Compose the transforms of the networks.
+
+    The transform of the last network acts first, because it was predicted for the image that the others had warped.
+    """
     return chain(*(answer.transform for answer in reversed(answers)))
 
 

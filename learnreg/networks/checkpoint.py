@@ -1,4 +1,4 @@
-"""Checkpoints: read and write what is needed to use a trained network, without running code from the file."""
+"""Checkpoints: read and write trained networks, without running code from a file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,19 @@ TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A trained network with the objective and the grid of its training.
+    """Trained network with the objective and the grid of its training.
 
     Args:
-        network: In evaluation mode.
-        objective: The objective of the training, without supervision.
+        network: The network, in evaluation mode.
+        objective: Objective of the training, without supervision.
         space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
-        recipe: Plain configuration of all parts.
-        refinement: The stage that refines the network's answer for one pair, or ``None``.
+        recipe: Configuration of all parts, as plain values.
+        refinement: Stage that refines the transform of a pair, or ``None``.
+
+    Example:
+        >>> checkpoint = load_checkpoint("hippocampus")
+        >>> checkpoint.network.ndim, list(checkpoint.space["shape"])
+        (3, [48, 64, 48])
     """
 
     network: Network
@@ -52,7 +57,14 @@ def recipe(
     space: Mapping[str, Any],
     refinement: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what a checkpoint stores besides the weights: plain configurations and the number of the format."""
+    """Return the configuration that a checkpoint stores besides the weights.
+
+    Args:
+        network: Configuration of the network, with ``_target_``.
+        objective: Configuration of the objective, with ``_target_``.
+        space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
+        refinement: Configuration of the refinement stage, with ``_target_``, or ``None``.
+    """
     stored: dict[str, Any] = {"network": dict(network), "objective": dict(objective), "space": dict(space)}
     return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
 
@@ -60,16 +72,20 @@ def recipe(
 def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
     """Read a checkpoint of a training, or a released model.
 
-    Only tensors and plain values are read, and only modules of ``trusted`` packages are built.
+    A file cannot run code: only tensors and plain values are read, and only modules of ``trusted`` packages are built.
 
     Args:
         path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes with
             learnreg, see :func:`learnreg.configs.files.model_files`.
-        trusted: Prefixes of the classes that may be built.
+        trusted: Prefixes of the names of classes that can be built.
+
+    Returns:
+        The network in evaluation mode, on the CPU, with its configuration.
 
     Raises:
         MissingFileError: There is no such file and no such model.
-        InputError: The file is not a checkpoint of learnreg, or has another format.
+        InputError: The file is damaged, is not a checkpoint of learnreg, has another format, or needs a class that is
+            not trusted.
 
     Example:
         >>> type(load_checkpoint("hippocampus").network).__name__
@@ -90,18 +106,21 @@ def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Chec
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(
-            f"{file} does not fit its network, {stored['network'].get('_target_')}; the class has changed."
+            f"{file} does not fit its network, {stored['network'].get('_target_')}: the class has changed since. Train "
+            "again or install the version that wrote it."
         ) from error
     objective = build(stored["objective"], trusted)
     if not isinstance(objective, Objective):
-        raise InputError(f"{file} has an invalid objective, {stored['objective'].get('_target_')}; train again.")
+        raise InputError(
+            f"{file} needs a learnreg.objective.Objective, got {stored['objective'].get('_target_')}; train again."
+        )
     refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
     network.eval()
     return Checkpoint(network, objective.unsupervised(), dict(stored["space"]), stored, refinement)
 
 
 def release(checkpoint: PathLike, output: PathLike) -> None:
-    """Write a trained network as one small file, with weights in half precision.
+    """Convert a checkpoint to one small file that :func:`load_checkpoint` reads, with weights in half precision.
 
     Args:
         checkpoint: ``best.ckpt`` or ``last.ckpt`` of a run.
@@ -109,20 +128,27 @@ def release(checkpoint: PathLike, output: PathLike) -> None:
 
     Raises:
         InputError: ``output`` has another suffix, or the checkpoint cannot be used.
+
+    Example:
+        >>> release("runs/oasis/2026-01-31_12-00-00/checkpoints/best.ckpt", "oasis.safetensors")  # doctest: +SKIP
+        >>> load_checkpoint("oasis.safetensors").network  # doctest: +SKIP
     """
     from safetensors.torch import save_file
 
     target = Path(output)
     if target.suffix != RELEASED:
-        raise InputError(f"A released model is a {RELEASED} file, got {target.name}.")
-    load_checkpoint(checkpoint)  # a checkpoint that cannot be read must not be released
+        raise InputError(f"A released model is a {RELEASED} file, got {target.name}; change the suffix.")
+    load_checkpoint(checkpoint)  # raises if the checkpoint cannot be used
     stored, weights = _read_training(find(checkpoint))
     halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
     write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
 
 
 def find(path: PathLike) -> Path:
-    """Return the file of a checkpoint, or of a model by its name.
+    """Return the file of a checkpoint or of a released model.
+
+    Args:
+        path: A file, or the name of a model that comes with learnreg. A file comes before a model of the same name.
 
     Raises:
         MissingFileError: There is no such file and no such model.
@@ -165,31 +191,37 @@ def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:
-    """Build a configuration if every ``_target_`` is a module of a trusted package.
+    """Build the module of a configuration.
+
+    Args:
+        config: Configuration with ``_target_``, nested.
+        trusted: Prefixes that every ``_target_`` must have.
 
     Raises:
-        InputError: A target is not, or takes other arguments.
+        InputError: A target is not in a trusted package, does not exist, is not a ``torch.nn.Module``, or takes other
+            arguments.
     """
     from hydra.utils import get_class, instantiate
 
     for target in _targets(config):
         if not target.startswith(tuple(trusted)):
             raise InputError(
-                f"The checkpoint asks for {target}, outside the trusted {', '.join(trusted)}; "
-                "pass trusted= to allow it."
+                f"The checkpoint needs {target}, which is outside the trusted packages {', '.join(trusted)}; if you "
+                "trust it, add its prefix to load_checkpoint(trusted=...)."
             )
         try:
             allowed = issubclass(get_class(target), nn.Module)
         except Exception as error:  # hydra raises whatever the import raises
-            raise InputError(f"The checkpoint asks for {target}, which this installation does not have.") from error
+            raise InputError(f"The checkpoint needs {target}, which this installation does not have.") from error
         if not allowed:
-            raise InputError(f"The checkpoint asks for {target}, which is not a torch.nn.Module.")
+            raise InputError(f"The checkpoint needs {target}, which is not a torch.nn.Module.")
     check_targets(config)
     module: nn.Module = instantiate(config, _convert_="all")
     return module
 
 
 def _targets(node: Any) -> Iterator[str]:
+    """Yield every ``_target_`` of a nested configuration."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield str(node["_target_"])

@@ -1,4 +1,4 @@
-"""Networks that take a regularization weight as an input."""
+"""Networks that take the regularization weight as an input."""
 
 from __future__ import annotations
 
@@ -22,25 +22,34 @@ from learnreg.transforms import Transform
 
 
 class Conditioned(Network):
-    """A network that takes the regularization weight as an input: one training serves every weight.
+    """Network that takes the regularization weight as an input, so that one training serves a range of weights.
 
-    Scale and offset after each instance norm depend on the weight. A training draws a weight per batch, uniformly in
-    its logarithm, and weights the objective with it. Validation and inference use ``weight``, or the weight that
-    :meth:`predict` is given.
+    The weight determines a scale and an offset after each instance norm. In training, each batch gets a random weight,
+    uniform in its logarithm, and the objective gets the same weight. Validation uses the default ``weight``, and
+    inference the weight that :meth:`predict` gets.
 
     Args:
-        network: The network to condition; it has instance norms.
-        between: Least and greatest weight.
-        weight: Default of inference and of validation; ``None`` is the geometric mean of the two.
-        penalty: Name of the penalty of the objective that the weight belongs to.
+        network: Network with instance norms.
+        between: Lowest and highest weight.
+        weight: Default weight of validation and inference; ``None`` is the geometric mean of ``between``.
+        penalty: Name of the penalty of the objective whose weight is the input.
         hidden: Width of the layers that embed the weight.
 
     Raises:
-        InputError: The network has no instance norm, the range is not 0 < least < greatest, or ``weight`` is not in it.
+        InputError: The network has no instance norm, ``between`` is not 0 < lowest < highest, or ``weight`` is not in
+            this range.
 
     Source:
         Mok and Chung, Conditional deformable image registration with convolutional neural network, MICCAI 2021;
         Hoopes et al., HyperMorph, IPMI 2021.
+
+    Example:
+        >>> from learnreg.networks import UNet
+        >>> network = Conditioned(UNet(2, (4,)), between=(0.01, 1.0))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> smooth = network.predict(image, image, weight=1.0).transform
+        >>> round(network.weight, 3)
+        0.1
     """
 
     def __init__(
@@ -55,11 +64,16 @@ class Conditioned(Network):
         super().__init__()
         least, greatest = (float(b) for b in between)
         if not 0 < least < greatest:
-            raise InputError(f"Conditioned needs weights 0 < least < greatest, got {least} and {greatest}.")
+            raise InputError(
+                f"Conditioned needs between=(least, greatest) with 0 < least < greatest, got ({least}, {greatest})."
+            )
         network = as_network(network)
         norms = [m for m in network.modules() if isinstance(m, nn.InstanceNorm2d | nn.InstanceNorm3d)]
         if not norms:
-            raise InputError(f"Conditioned needs a network with instance norms; {type(network).__name__} has none.")
+            raise InputError(
+                f"Conditioned needs a network with instance norms, {type(network).__name__} has none; choose another "
+                "network, such as a Pyramid or a UNet."
+            )
         self.network, self.penalty = network, penalty
         self.ndim, self.in_channels = network.ndim, network.in_channels
         self.between = least, greatest
@@ -74,7 +88,7 @@ class Conditioned(Network):
             norm.register_forward_hook(_Modulated(self, modulation))
 
     def task(self, fixed: Image, moving: Image, objective: Objective) -> Task:
-        """Return the pair with the weighted objective; a training draws the weight from torch's generator."""
+        """Return the pair with the weighted objective; in training, the weight is drawn from torch's generator."""
         weight = self.weight
         if self.training:
             low, high = (math.log(b) for b in self.between)
@@ -109,16 +123,25 @@ class Conditioned(Network):
     def check_weight(self, weight: float | None) -> None:
         least, greatest = self.between
         if weight is not None and not least * (1 - 1e-6) <= weight <= greatest * (1 + 1e-6):
-            raise InputError(f"This network was trained for weights from {least:g} to {greatest:g}, got {weight:g}.")
+            raise InputError(
+                f"This network was trained for weights from {least:g} to {greatest:g}, got {weight:g}; choose a weight "
+                "in this range."
+            )
 
 
-# The weight's code of each conditioned network that is running, innermost last. It reaches the norms of any network
-# without an argument, belongs to one thread and one call, and leaves nothing on a module.
+# Embedded weight of each conditioned network that is running, the innermost last. A context variable passes it to the
+# hooks of the norms, so forward() of the inner network needs no argument for it. It belongs to one thread and one call,
+# so a module stores nothing of a pass.
 _CODES: ContextVar[tuple[tuple[Conditioned, Tensor], ...]] = ContextVar("codes", default=())
 
 
 class _Modulated:
-    """Forward hook of a norm: scales and shifts what it returns."""
+    """Forward hook of an instance norm: scales and shifts its output by the embedded weight.
+
+    Args:
+        owner: Conditioned network whose weight is used.
+        modulation: Maps the embedded weight to scales and offsets, one of each per channel.
+    """
 
     def __init__(self, owner: Conditioned, modulation: nn.Module) -> None:
         self.owner, self.modulation = owner, modulation

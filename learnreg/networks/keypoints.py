@@ -1,4 +1,4 @@
-"""Corresponding points in both images, and the map that they determine."""
+"""Keypoints: corresponding points in both images, and the transform that they determine."""
 
 from __future__ import annotations
 
@@ -21,26 +21,35 @@ Alignment = Literal["translation", "rigid", "similarity", "affine", "thin-plate"
 
 
 class KeypointNetwork(Network):
-    """Detect the same points in each image; they determine the map in closed form.
+    """Network that detects corresponding keypoints, and fits a transform to them in closed form.
 
-    Each point is the center of mass of a heat map. Each image is processed alone, so the map follows any rotation that
-    the encoder follows, and the points can be inspected. The training needs no marked points: the objective of the map
-    is enough.
+    Each keypoint is the center of mass of a heat map. The encoder gets one image at a time: if its keypoints follow a
+    rotation of the image, so does the transform, and the keypoints of an image can be inspected. Training needs no
+    annotated keypoints; the objective of the transform is enough.
 
     Args:
         ndim: 2 or 3.
         channels: Width at 1/2, 1/4, 1/8, ... of the resolution.
-        keypoints: Number of points.
+        keypoints: Number of keypoints, at least ``ndim + 2``.
         in_channels: Channels of one image.
         alignment: ``"translation"``, ``"rigid"``, ``"similarity"``, ``"affine"`` or ``"thin-plate"``.
-        smoothing: Of the thin-plate spline, relative to the squared extent; 0 interpolates the points.
+        smoothing: Smoothing of the thin-plate spline, as a share of the squared extent of the grid; 0 interpolates the
+            keypoints.
 
     Raises:
-        InputError: ``ndim`` or ``alignment`` is unknown, or there are no widths or too few points.
+        InputError: ``ndim`` or ``alignment`` is unknown, or there are no widths or too few keypoints.
 
     Source:
         Yu et al., KeyMorph, MIDL 2022; Wang et al., A robust and interpretable deep learning framework for multi-modal
         registration via keypoints, Med. Image Anal. 2023.
+
+    Example:
+        >>> network = KeypointNetwork(2, (4,), keypoints=8)
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> network.points(image.data, image.grid).shape
+        torch.Size([1, 8, 2])
+        >>> bool(network(image, image).displacement(image.grid).abs().max() < 0.01)  # equal images: the identity
+        True
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class KeypointNetwork(Network):
         super().__init__()
         widths = check_architecture("KeypointNetwork", ndim, channels)
         if alignment not in get_args(Alignment):
-            raise InputError(f"A keypoint network aligns by {', '.join(get_args(Alignment))}, not by {alignment!r}.")
+            raise InputError(f"A keypoint network aligns by {', '.join(get_args(Alignment))}, got {alignment!r}.")
         if keypoints <= ndim + 1:
             raise InputError(f"A keypoint network needs at least {ndim + 2} points in {ndim}-D, got {keypoints}.")
         self.ndim, self.in_channels = ndim, in_channels
@@ -77,7 +86,15 @@ class KeypointNetwork(Network):
         return linear_through_landmarks(source, target, kind)
 
     def points(self, images: Tensor, grid: Grid) -> PointTensor:
-        """Return the keypoints of images ``(B, C, *grid.shape)``, ``(B, K, D)``, mm."""
+        """Detect the keypoints of images.
+
+        Args:
+            images: ``(B, C, *grid.shape)``.
+            grid: Grid of the images.
+
+        Returns:
+            ``(B, K, D)``, mm.
+        """
         heat = self.head(run_blocks(self.encoder, images)[-1])
         with torch.autocast(heat.device.type, enabled=False):
             weights = heat.to(grid.dtype).flatten(2).softmax(-1)

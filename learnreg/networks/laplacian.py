@@ -1,4 +1,4 @@
-"""Laplacian pyramid: a network per resolution, each adding what the coarser ones missed."""
+"""Laplacian pyramid: one network per resolution, from coarse to fine."""
 
 from __future__ import annotations
 
@@ -21,24 +21,36 @@ from learnreg.warping import warp
 
 
 class LaplacianPyramid(Network):
-    """Networks at 1/4, 1/2 and full resolution; each takes both images, the moving one warped, and adds a velocity.
+    """One network per resolution: each gets the moving image warped by the coarser ones, and adds a velocity.
 
-    Train it from coarse to fine: only the first ``levels`` networks take part. See
-    :class:`learnreg.training.callbacks.Progressive`.
+    By default, the resolutions are 1/4, 1/2 and 1. Train from coarse to fine: only the first :attr:`levels` networks
+    take part, and :class:`learnreg.training.Progressive` increases this number during the training.
 
     Args:
         ndim: 2 or 3.
         channels: Width of each network, coarse to fine.
         blocks: Residual blocks per network.
         in_channels: Channels of one image.
-        steps: Squarings of the velocity.
+        steps: Number of squarings of the velocity.
+
+    Attributes:
+        levels: Number of networks that take part.
 
     Raises:
         InputError: ``ndim`` is not 2 or 3, or there are no widths.
 
     Source:
         Mok and Chung, Large deformation diffeomorphic image registration with Laplacian pyramid networks, MICCAI 2020.
-        Differs in: a network does not get the embedding of another one, and its field has half its resolution.
+        Differs in: a network does not get the features of the coarser ones, and its field has half its resolution.
+
+    Example:
+        >>> network = LaplacianPyramid(2, (4, 4, 4))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> network(image, image).grid.shape
+        (8, 8)
+        >>> network.levels = 1  # only the coarsest network
+        >>> network(image, image).grid.shape
+        (2, 2)
     """
 
     def __init__(
@@ -58,7 +70,7 @@ class LaplacianPyramid(Network):
         self.levels = len(widths)
 
     def get_extra_state(self) -> Tensor:
-        """Return the number of levels that take part, so that a checkpoint answers as it was validated."""
+        """Return the number of levels that take part; a checkpoint stores it, so that it predicts as validated."""
         return torch.tensor(self.levels)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -86,7 +98,19 @@ class LaplacianPyramid(Network):
     def _corrected(
         self, velocity: FieldTensor | None, network: nn.Module, fixed: Image, moving: Image, scale: int, grid: Grid
     ) -> Float[Tensor, "B D *half"]:
-        """Return the velocity in mm, at half the resolution of a level."""
+        """Correct the velocity of the coarser levels by the network of a level.
+
+        Args:
+            velocity: Velocity of the coarser levels, mm; ``None`` at the coarsest level.
+            network: Network of the level.
+            fixed: Fixed image at the level's resolution.
+            moving: Moving image at the level's resolution.
+            scale: Spacing of the level in voxels of ``grid``.
+            grid: Grid of the padded images.
+
+        Returns:
+            Velocity in mm, at half the resolution of the level.
+        """
         own = fixed.grid
         half = tuple(n // 2 for n in own.shape)
         if velocity is None:
@@ -97,12 +121,13 @@ class LaplacianPyramid(Network):
             moving = warp(moving, Displacement(exponential(velocity, below, steps=self.steps), below), own)
             seen = per_spacing(resize(velocity, own.shape), own)
             velocity = resize(velocity, half)
+        # The network predicts in samples of its field, whose spacing is 2 * scale voxels of `grid`.
         found = network(torch.cat([fixed.data, moving.data, seen], dim=1))
         return velocity + voxels_to_mm(found * 2 * scale, grid)[0]
 
 
 class _Level(nn.Module):
-    """Strided convolution, residual blocks, and a field."""
+    """Network of one level: a strided convolution, residual blocks, and a field at half resolution."""
 
     def __init__(self, ndim: int, inputs: int, width: int, blocks: int) -> None:
         super().__init__()

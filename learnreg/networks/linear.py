@@ -1,4 +1,4 @@
-"""A network for rigid and affine maps."""
+"""Networks for rigid and affine maps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from learnreg.transforms.affine import LinearKind, linear_basis
 
 
 class AffineNetwork(Network):
-    """Predict a translation, rigid motion, similarity or affine map about the center of the field of view.
+    """Network for a translation, rigid motion, similarity or affine map about the center of the field of view.
 
-    The encoder's features are averaged over the image with their positions: mean and first moments of each feature, so
-    the answer does not depend on the image's size. The linear part is a matrix exponential, so it never mirrors and
-    always has an inverse.
+    The mean and the first moments of each feature over the image determine the parameters, so images can have any size.
+    The linear part is a matrix exponential, so it never mirrors and always has an inverse.
 
     Args:
         ndim: 2 or 3.
@@ -34,6 +33,12 @@ class AffineNetwork(Network):
     Source:
         De Vos et al., A deep learning framework for unsupervised affine and deformable image registration, Med. Image
         Anal. 2019. Differs in: both images in one encoder, moments, the exponential.
+
+    Example:
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> rotation = AffineNetwork(2, (4, 8), kind="rigid")(image, image).matrix[:, :2, :2]
+        >>> torch.allclose(rotation @ rotation.mT, torch.eye(2), atol=1e-5)
+        True
     """
 
     def __init__(
@@ -67,10 +72,12 @@ class AffineNetwork(Network):
 
 
 def moments(features: Tensor) -> Tensor:
-    """Return the mean of each channel, and of each channel times the position along each axis.
+    """Compute the mean and the first moments of each channel.
+
+    A first moment is the mean of the channel times the position along an axis, from -1 to 1.
 
     Args:
-        features: ``(B, C, *shape)``; positions run from -1 to 1.
+        features: ``(B, C, *shape)``.
 
     Returns:
         ``(B, (D + 1) C)``.

@@ -1,4 +1,4 @@
-"""Dual-stream pyramid: features of both images, matched from coarse to fine."""
+"""Dual-stream pyramid: separate features of both images, compared from coarse to fine."""
 
 from __future__ import annotations
 
@@ -36,30 +36,31 @@ SEGMENTED = 2  # number of levels whose features learn to classify labels
 
 
 class Pyramid(Network):
-    """One encoder for each image alone; a decoder per level corrects the velocity of the coarser level.
+    """Network that encodes each image separately, and corrects a velocity from coarse to fine.
 
-    At each level the moving features are warped by the velocity so far, so a level only has to find what the coarser
-    ones left over. Below the finest level it also gets the correlation of the features at each small shift. The result
-    is a stationary velocity at half resolution: a diffeomorphism with an inverse, and a start for instance
-    optimization.
+    At each level, the features of the moving image are warped by the transform of the coarser levels. A decoder then
+    predicts a correction from both features. Except at the finest level, it also gets the local correlation of the
+    features, see ``reach``. The result is a stationary velocity at half resolution: its flow is a diffeomorphism, and
+    instance optimization can refine it.
 
     Args:
         ndim: 2 or 3.
-        channels: Features at 1/2, 1/4, 1/8, ... of the resolution.
+        channels: Number of features at 1/2, 1/4, 1/8, ... of the resolution.
         in_channels: Channels of one image.
-        steps: Squarings of the velocity.
-        reach: Largest shift along each axis that is correlated, in samples; 0 correlates none.
-        passes: Number of corrections per level, with the same weights: one number, or one per level as in ``channels``.
-        symmetric: Use half the difference of the corrections of the pair and of the exchanged pair, so that the answer
-            to the exchanged pair is exactly the inverse.
-        composed: Compose the flow of each correction with the transform so far; the answer is several velocities, each
-            on its level's grid. Otherwise corrections are added to one velocity.
-        context: Pass features of the coarser levels down to the finer ones before matching: a feature pyramid.
-        segments: Labels that the features of the two finest levels learn to classify in a training; empty for images
-            without labels.
-        segmentation: Weight of that, see :class:`learnreg.networks.segmentation.SegmentationHead`; with 0 a network
-            that learned it can be trained further without labels.
-        deep: Weight, in a training, of the mean objective of the coarser levels at their resolution.
+        steps: Number of squarings of the velocity.
+        reach: Largest shift along each axis for the local correlation, in samples; 0 disables it.
+        passes: Number of corrections per level, by the same weights: one number for all levels, or one per level in the
+            order of ``channels``.
+        symmetric: Subtract the correction of the exchanged pair from that of the pair, and use half of the difference.
+            The transform of the exchanged pair is then exactly the inverse.
+        composed: If ``True``, compose the flow of each correction with the transform so far; the result is a composite
+            of velocities, each on the grid of its level. If ``False``, add each correction to one velocity.
+        context: Add features of the coarser levels to the finer ones before the first level (feature pyramid).
+        segments: Label values that the features of the two finest levels learn to classify in training; empty without
+            labels.
+        segmentation: Weight of the classification, see :class:`learnreg.networks.segmentation.SegmentationHead`. Set it
+            to 0 to continue the training of such a network without labels.
+        deep: Weight, in training, of the mean objective of the transforms of the coarser levels.
 
     Raises:
         InputError: An argument is out of its range, or ``symmetric`` and ``composed`` are both set.
@@ -97,11 +98,14 @@ class Pyramid(Network):
         counts = [passes] * len(widths) if isinstance(passes, int) else [int(n) for n in passes]
         if reach < 0 or deep < 0 or segmentation < 0 or min(counts, default=0) < 1 or len(counts) != len(widths):
             raise InputError(
-                f"Pyramid needs a reach and weights `deep` and `segmentation` of at least 0 and at least 1 pass on "
-                f"each of {len(widths)} levels, got {reach}, {deep}, {segmentation} and {counts}."
+                "Pyramid needs reach and weights `deep` and `segmentation` of at least 0, and at least 1 pass on each "
+                f"of {len(widths)} levels, got reach={reach}, deep={deep}, segmentation={segmentation} and "
+                f"passes={counts}."
             )
         if symmetric and composed:
-            raise InputError("A symmetric Pyramid has one velocity; choose symmetric or composed.")
+            raise InputError(
+                "A symmetric Pyramid has one velocity, and a composed one has several; choose symmetric or composed."
+            )
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
         self.passes, self.symmetric, self.composed, self.deep = counts, symmetric, composed, float(deep)
         self.segmentation = float(segmentation) if segments else 0.0
@@ -157,7 +161,18 @@ class Pyramid(Network):
     def _correction(
         self, both: Tensor, level: int, own: Grid, found: Transform | None, known: FieldTensor
     ) -> FieldTensor:
-        """Return a velocity in mm on the grid of a level, for what is not yet aligned."""
+        """Predict the correction of a level.
+
+        Args:
+            both: Features of the fixed and then of the moving images, stacked along the batch.
+            level: Index of the level, 0 is the finest.
+            own: Grid of the level.
+            found: Transform so far; ``None`` is the identity.
+            known: Velocity so far on ``own``, mm; with ``composed``, the displacement.
+
+        Returns:
+            Velocity on ``own``, mm.
+        """
         fixed, moving = both.chunk(2)
         there = self._decoded(level, own, fixed, _warped(moving, own, found), known)
         if not self.symmetric:
@@ -166,6 +181,7 @@ class Pyramid(Network):
         return (there - self._decoded(level, own, moving, _warped(fixed, own, back), -known)) / 2
 
     def _decoded(self, level: int, own: Grid, fixed: Tensor, moving: Tensor, known: FieldTensor) -> FieldTensor:
+        """Decode the features of a level to a velocity in mm."""
         parts = [fixed, moving, per_spacing(known, own)]
         if level > 0 and self.reach > 0:
             parts.append(local_correlation(fixed, moving, self.reach))
@@ -179,10 +195,10 @@ class Pyramid(Network):
     def auxiliary_terms(
         self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
     ) -> dict[str, WeightedValue]:
-        """Return the objective of the coarser levels with ``deep``, and the segmentation loss with ``segments``.
+        """Compute the objective of the coarser levels (``deep``) and the segmentation loss (``segmentation``).
 
         Raises:
-            InputError: There are no labels for ``segments``.
+            InputError: The network learns from ``segments``, and neither image has labels.
         """
         made: _Pass | None = prediction.auxiliary
         terms: dict[str, WeightedValue] = {}
@@ -193,7 +209,7 @@ class Pyramid(Network):
         return terms
 
     def _scored(self, fixed: Image, moving: Image, coarser: Sequence[Transform], objective: Objective) -> Scalar:
-        """Return the mean objective over the levels, each at twice the resolution of its field."""
+        """Compute the mean objective of the coarser levels, each at twice the resolution of its field."""
         losses = []
         for level, found in zip(range(len(coarser), 0, -1), coarser, strict=True):
             shape = tuple(max(1, n // 2**level) for n in fixed.grid.shape)
@@ -201,7 +217,7 @@ class Pyramid(Network):
         return torch.stack(losses).mean()
 
     def _segmented(self, fixed: Image, moving: Image, features: Sequence[Tensor]) -> Scalar:
-        """Return the mean over the levels, and over the images that have labels."""
+        """Compute the mean segmentation loss over the levels and over the images that have labels."""
         losses = []
         for side, image in enumerate((fixed, moving)):
             if image.labels is None:
@@ -210,7 +226,7 @@ class Pyramid(Network):
             losses += [head(level.chunk(2)[side], labels) for head, level in zip(self.segment, features, strict=True)]
         if not losses:
             raise InputError(
-                "A Pyramid with `segments` learns from labels and the images have none; give labels, or set "
+                "A Pyramid with `segments` learns from labels, but neither image has any; give labels, or set "
                 "network.segmentation=0."
             )
         return torch.stack(losses).mean()
@@ -218,14 +234,19 @@ class Pyramid(Network):
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """What the training terms need of a pass: transforms of the coarser levels, features of the finest levels."""
+    """Intermediate results for the auxiliary terms.
+
+    Args:
+        coarser: Transforms of all levels but the finest, coarse to fine.
+        features: Features of the finest levels, fine to coarse.
+    """
 
     coarser: tuple[Transform, ...]
     features: tuple[Tensor, ...]
 
 
 class _Context(nn.Module):
-    """From the coarsest features down, add the projected features of the coarser level to each level."""
+    """Feature pyramid: from coarse to fine, each level gets the projected features of the coarser level added."""
 
     def __init__(self, ndim: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -234,7 +255,7 @@ class _Context(nn.Module):
         self.blocks = nn.ModuleList(convolution(ndim, own, own) for own, _ in pairs)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return features of the same shapes ``(B, C, *shape)``, fine to coarse."""
+        """Return features of the same shapes as ``features``, ``(B, C, *shape)`` per level, fine to coarse."""
         found = [features[-1]]
         for own, project, block in reversed(list(zip(features[:-1], self.projections, self.blocks, strict=True))):
             below = F.interpolate(project(found[-1]), size=own.shape[2:], mode="nearest")
@@ -248,15 +269,15 @@ def _warped(features: Tensor, grid: Grid, by: Transform | None) -> Tensor:
 
 @full_precision
 def local_correlation(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
-    """Compute the mean over the channels of ``fixed`` times ``moving`` at each shift.
+    """Compute the local correlation ``mean_c fixed_c(x) moving_c(x + s)`` for each small shift ``s``.
 
     Args:
-        fixed: ``(B, C, *grid)``.
-        moving: ``(B, C, *grid)``; 0 outside of the grid.
+        fixed: Features ``(B, C, *grid)``.
+        moving: Features ``(B, C, *grid)``; outside the grid they are 0.
         reach: Largest shift along each axis, in samples.
 
     Returns:
-        ``(B, (2 reach + 1)^D, *grid)``.
+        ``(B, (2 reach + 1)^D, *grid)``, one channel per shift.
     """
     found: Tensor = _Correlation.apply(fixed, moving, reach)
     return found
@@ -290,7 +311,7 @@ class _Correlation(torch.autograd.Function):
 
 
 def _windows(shape: torch.Size, reach: int) -> list[tuple[slice, ...]]:
-    """Return where the grid lies in a grid padded by ``reach``, for each shift."""
+    """Return, per shift, the slices that select the shifted grid from a grid that is padded by ``reach``."""
     shifts = product(range(2 * reach + 1), repeat=len(shape) - 2)
     return [
         (slice(None), slice(None), *[slice(s, s + n) for s, n in zip(shift, shape[2:], strict=True)])

@@ -1,4 +1,4 @@
-"""Swin transformer as encoder."""
+"""Networks with a Swin transformer as encoder."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ LEVELS = 4
 
 
 class SwinNetwork(Network):
-    """Swin transformer encoder with a convolutional decoder.
+    """Network with a Swin transformer as encoder and a convolutional decoder.
 
     Args:
         ndim: 2 or 3.
-        width: Channels at half resolution, doubled per level; a multiple of the first of ``heads``.
-        depths: Attention blocks at 1/2, 1/4, 1/8 and 1/16 of the resolution; MONAI's encoder has four levels.
-        heads: Attention heads at each of the four levels.
-        window: Side of a window in samples.
+        width: Channels at half resolution; they double at each level. Must be a multiple of ``heads[0]``.
+        depths: Number of attention blocks at 1/2, 1/4, 1/8 and 1/16 of the resolution.
+        heads: Number of attention heads at the same four levels.
+        window: Side of an attention window, in samples.
         in_channels: Channels of one image.
         output: See :class:`UNet`.
-        steps: Squarings of a velocity.
+        steps: Number of squarings of a velocity.
 
     Raises:
-        InputError: There are not four depths and four heads, or the output is unknown.
+        InputError: ``ndim`` or ``output`` is unknown, or ``depths`` or ``heads`` does not have four entries.
 
     Source:
         Liu et al., Swin transformer, ICCV 2021; Chen et al., TransMorph, Med. Image Anal. 2022. Differs in: MONAI's
         blocks, patches of 2, a field at half resolution.
+
+    Example:
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> SwinNetwork(2, 6, depths=(1, 1, 1, 1))(image, image).displacement(image.grid).shape
+        torch.Size([1, 2, 16, 16])
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Templates that are learned together with the network that registers them to each image."""
+"""Templates that are learned together with the network that aligns them to each image."""
 
 from __future__ import annotations
 
@@ -20,23 +20,33 @@ from learnreg.transforms import Transform
 
 
 class LearnedTemplate(Network):
-    """Template whose voxels are weights; it is the moving image of every training pair.
+    """Network with a template: an image whose voxels are weights, and the moving image of every training pair.
 
-    It becomes sharp where the network can align the images. The mean of all deformations is kept near zero, so the
-    template is also a mean in shape. A trained network registers its template, or any other moving image.
+    The template becomes sharp where the network can align it to the training images. A term keeps the mean displacement
+    to the images near 0, so that the template also has their mean shape. The first training images initialize the
+    template by their mean. A trained network aligns its template or any other moving image.
 
     Args:
-        network: From an image and the template to a transform.
-        shape: ``(z, y, x)`` of the template, equal to that of the training images.
+        network: Network that predicts the transform from a training image to the template.
+        shape: ``(z, y, x)`` of the template; it must be the shape of the training images.
         centering: Weight of the squared mean displacement, per mm^2.
-        momentum: The running mean averages over about ``1 / (1 - momentum)`` steps.
+        momentum: Decay of the running mean of the displacements, over about ``1 / (1 - momentum)`` steps; from 0 to
+            below 1.
 
     Raises:
-        InputError: The shape does not fit the network, or the momentum is not in [0, 1).
+        InputError: The shape has another dimension than the network, or the momentum is not in [0, 1).
 
     Source:
         Dalca et al., Learning conditional deformable templates with convolutional networks, NeurIPS 2019, the
         unconditional template.
+
+    Example:
+        >>> from learnreg.networks import UNet
+        >>> network = LearnedTemplate(UNet(2, (4,)), (16, 16))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> task = network.task(image, image, learnreg.Objective(learnreg.similarity.MSE()))
+        >>> torch.equal(task.moving.data, network.values)  # the template replaces the moving image
+        True
     """
 
     def __init__(
@@ -58,7 +68,7 @@ class LearnedTemplate(Network):
         self.mean: Tensor
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.register_buffer("mean", torch.zeros(1, self.ndim, *size))
-        self.begun = False  # avoids reading `seen` from the device at each step
+        self.begun = False  # reading `seen` from the device at each step would make the host wait
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         return self.predict(fixed, moving).transform
@@ -70,18 +80,23 @@ class LearnedTemplate(Network):
         self.network.check_weight(weight)
 
     def task(self, fixed: Image, moving: Image, objective: Objective) -> Task:
-        """Return each fixed image with the template as moving image."""
+        """Return the fixed images with the template as moving image; ``moving`` is ignored."""
         return self.network.task(fixed, self.template(fixed), objective)
 
     def template(self, like: Image) -> Image:
-        """Return the template on the grid of the training images, repeated for each image of ``like``.
+        """Return the template on the grid of training images, once per image.
+
+        The first call in training initializes the template by the mean of the images.
+
+        Args:
+            like: Training images, with their covariates.
 
         Raises:
             InputError: The images have another shape.
         """
         if like.grid.shape != tuple(self.values.shape[2:]):
             raise InputError(
-                f"The template has {tuple(self.values.shape[2:])} voxels, the images {like.grid.shape}; set "
+                f"The template has the shape {tuple(self.values.shape[2:])}, the images have {like.grid.shape}; set "
                 "network.shape to data.space.shape."
             )
         if self.training and not self.begun:
@@ -89,11 +104,19 @@ class LearnedTemplate(Network):
         return Image(self.appearance(like.batch_size, like.covariates), like.grid)
 
     def appearance(self, count: int, covariates: Tensor | None) -> Tensor:
-        """Return the intensities of the template for each subject, ``(count, C, *shape)``."""
+        """Return the intensities of the template, once per subject.
+
+        Args:
+            count: Number of subjects.
+            covariates: Ignored; see :class:`ConditionalTemplate`.
+
+        Returns:
+            ``(count, C, *shape)``.
+        """
         return self.values.expand(count, -1, *[-1] * self.ndim)
 
     def _begin(self, images: Image) -> None:
-        """Initialize the template by the mean of the first training images."""
+        """Initialize the template by the mean of the first training images, unless a checkpoint was loaded."""
         self.begun = True
         if not bool(self.seen):
             with torch.no_grad():
@@ -103,31 +126,40 @@ class LearnedTemplate(Network):
     def auxiliary_terms(
         self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
     ) -> dict[str, WeightedValue]:
-        """Return the squared running mean of the displacements, in mm^2, and the network's own terms."""
+        """Compute the squared running mean of the displacements, in mm^2, and the terms of the inner network."""
         own = self.network.auxiliary_terms(prediction, fixed, moving, objective)
         now = prediction.transform.displacement(fixed.grid).mean(0, keepdim=True)
         mean = self.momentum * self.mean + (1 - self.momentum) * now
         self.mean = mean.detach()
-        # Only the newest share of the running mean has a gradient; dividing by that share restores its size.
+        # Only the newest share, 1 - momentum, of the running mean has a gradient; dividing by it restores the size.
         return {**own, "centering": WeightedValue(mean.square().sum(1).mean() / (1 - self.momentum), self.centering)}
 
 
 class ConditionalTemplate(LearnedTemplate):
-    """Template that depends on covariates, such as the age: a small decoder adds to the common template.
+    """Learned template that depends on covariates, such as the age.
+
+    A small decoder predicts, from the covariates, an image that is added to a common template.
 
     Args:
-        network: From an image and the template to a transform.
-        shape: ``(z, y, x)`` of the template, equal to that of the training images.
+        network: See :class:`LearnedTemplate`.
+        shape: See :class:`LearnedTemplate`.
         between: Lowest and highest value of each covariate, in the order of ``data.covariates``.
         width: Channels of the decoder.
         centering: See :class:`LearnedTemplate`.
         momentum: See :class:`LearnedTemplate`.
 
     Raises:
-        InputError: There are no covariates, or a range is invalid.
+        InputError: There are no covariates, or a range is invalid; see also :class:`LearnedTemplate`.
 
     Source:
         Dalca et al., Learning conditional deformable templates with convolutional networks, NeurIPS 2019.
+
+    Example:
+        >>> from learnreg.networks import UNet
+        >>> network = ConditionalTemplate(UNet(2, (4,)), (16, 16), between=[[20, 80]])
+        >>> ages = torch.tensor([[30.0], [50.0], [70.0]])
+        >>> network.appearance(3, ages).shape  # a template per age
+        torch.Size([3, 1, 16, 16])
     """
 
     def __init__(
@@ -144,7 +176,7 @@ class ConditionalTemplate(LearnedTemplate):
         ranges = [[float(end) for end in ends] for ends in between]
         if not ranges or any(len(ends) != 2 or ends[0] >= ends[1] for ends in ranges):
             raise InputError(
-                f"ConditionalTemplate needs between=[[least, greatest], ...], a range a covariate, got {ranges}."
+                f"ConditionalTemplate needs between=[[lowest, highest], ...], one range per covariate, got {ranges}."
             )
         self.ranges: Tensor
         self.register_buffer("ranges", torch.tensor(ranges))
@@ -156,11 +188,14 @@ class ConditionalTemplate(LearnedTemplate):
         start_near_zero(self.head)
 
     def appearance(self, count: int, covariates: Tensor | None) -> Tensor:
-        """Return the intensities of the template for each row of covariates, ``(count, C, *shape)``.
+        """Compute the intensities of the template for each row of covariates.
 
         Args:
             count: Number of subjects.
             covariates: ``(count, K)``.
+
+        Returns:
+            ``(count, C, *shape)``.
 
         Raises:
             InputError: The covariates are missing, or have another shape.

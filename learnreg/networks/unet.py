@@ -15,20 +15,19 @@ from learnreg.transforms import Transform
 
 
 class UNet(Network):
-    """Predict a velocity, a displacement, or the control points of a B-spline.
+    """U-Net that predicts a velocity, a displacement, or the control points of a B-spline.
 
-    By default the first convolution has a stride of 2 and the decoder stops at half resolution. A field that a
-    regularizer keeps smooth loses nothing at every second voxel, and full resolution is where a U-Net spends most of
-    its time. Works for any image size.
+    By default, the first convolution has a stride of 2 and the decoder stops at half resolution. A U-Net spends most of
+    its time at full resolution, and a smooth field loses nothing when it is sampled at every second voxel. Images can
+    have any size.
 
     Args:
         ndim: 2 or 3.
         channels: Width at 1/2, 1/4, 1/8, ... of the resolution.
         in_channels: Channels of one image.
-        output: ``"velocity"`` and ``"bspline-velocity"`` are diffeomorphic, ``"displacement"`` and ``"bspline"`` are
-            not in general.
-        resolution: Spacing of the field or of the control points in voxels: 1, 2, 4, ... up to the coarsest level.
-        steps: Squarings of a velocity.
+        output: ``"velocity"`` or ``"bspline-velocity"`` for a diffeomorphism, ``"displacement"`` or ``"bspline"``.
+        resolution: Spacing of the field or of the control points, in voxels: 1, 2, 4, ..., ``2^len(channels)``.
+        steps: Number of squarings of a velocity.
 
     Raises:
         InputError: An argument is unknown, or no level has the resolution.
@@ -37,6 +36,12 @@ class UNet(Network):
         Ronneberger et al., U-Net, MICCAI 2015; Balakrishnan et al., VoxelMorph, IEEE TMI 2019; Qiu et al., Learning
         diffeomorphic and modality-invariant registration using B-splines, MIDL 2021. Differs in: strided input, output
         at 1/2, instance norm, two convolutions per level.
+
+    Example:
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> transform = UNet(2, (4, 8))(image, image)
+        >>> type(transform).__name__, transform.grid.shape  # a velocity at half resolution
+        ('Velocity', (8, 8))
     """
 
     def __init__(
@@ -54,7 +59,10 @@ class UNet(Network):
         check_output("UNet", output)
         levels = [2**k for k in range(len(widths) + 1)]
         if resolution not in levels:
-            raise InputError(f"UNet of {len(widths)} widths has a field at every {levels} voxels, not {resolution}.")
+            raise InputError(
+                f"A UNet with {len(widths)} widths can predict a field at every {levels} voxels, got "
+                f"resolution={resolution}; choose one of them or give more widths."
+            )
         self.ndim, self.output, self.steps, self.in_channels = ndim, output, steps, in_channels
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, 2 * in_channels, widths)

@@ -1,4 +1,4 @@
-"""Unrolled optimization: steps of an optimizer inside of a network, trained end to end."""
+"""Unrolled optimization: a network whose layers are steps of an optimizer."""
 
 from __future__ import annotations
 
@@ -21,28 +21,34 @@ from learnreg.warping import warp
 
 
 class Unrolled(Network):
-    """Descend on a similarity as the classical solver does, with a learned update.
+    """Network that descends on a similarity with learned updates of a velocity.
 
-    Each step computes the gradient of the similarity for the velocity. A small network turns the gradient, the velocity
-    and both images into the update. The gradient is computed on the images at hand, so even for an unseen anatomy the
-    network knows where the images differ. It enters as a value: the training differentiates the updates, not the
-    gradient.
+    Each step computes the gradient of the similarity with respect to the velocity. A small network predicts the update
+    from this gradient, the velocity and both images. Since the gradient comes from the images at hand, the network also
+    gets useful updates for an anatomy that it was not trained on. Training treats the gradient as a constant input: it
+    does not differentiate it a second time.
 
     Args:
-        similarity: Similarity to descend on.
+        similarity: Similarity to descend on; lower is better.
         ndim: 2 or 3.
-        width: Channels of the update network; the steps of a level share its weights.
+        width: Channels of the network that predicts updates; the steps of a level share its weights.
         factors: Spacing of the velocity in voxels, coarse to fine.
-        iterations: Steps per level.
+        iterations: Number of steps per level.
         in_channels: Channels of one image.
-        steps: Squarings of the velocity.
+        steps: Number of squarings of the velocity.
 
     Raises:
-        InputError: ``factors`` and ``iterations`` differ in length.
+        InputError: ``ndim`` is not 2 or 3, or ``factors`` and ``iterations`` differ in length or are empty.
 
     Source:
         Qiu et al., Embedding gradient-based optimization in image registration networks, MICCAI 2022; Adler and Öktem,
         Solving ill-posed inverse problems using iterative deep neural networks, 2017.
+
+    Example:
+        >>> network = Unrolled(learnreg.similarity.MSE(), 2, width=4, factors=(4, 2), iterations=(1, 1))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> network(image, image).grid.shape  # a velocity at half resolution
+        (8, 8)
     """
 
     def __init__(
@@ -59,8 +65,8 @@ class Unrolled(Network):
         super().__init__()
         if len(factors) != len(iterations) or not factors or ndim not in (2, 3):
             raise InputError(
-                f"Unrolled needs ndim 2 or 3 and as many iterations as factors, got ndim={ndim}, "
-                f"{list(iterations)} for {list(factors)}."
+                f"Unrolled needs ndim 2 or 3, and as many iterations as factors, at least one; got ndim={ndim}, "
+                f"iterations={list(iterations)} and factors={list(factors)}."
             )
         self.similarity = similarity
         self.ndim, self.in_channels, self.steps = ndim, in_channels, steps
@@ -97,11 +103,12 @@ class Unrolled(Network):
         update: nn.Module,
         compare: Comparison,
     ) -> Tensor:
-        """Return the update of the velocity, mm."""
+        """Predict the update of the velocity for one step, mm."""
         with torch.enable_grad():
             here = velocity.detach().requires_grad_()
             warped = warp(moving, Velocity(here, grid, self.steps), fixed.grid)
             (gradient,) = torch.autograd.grad(compare(warped.data), here)
+        # The size of a gradient depends on the similarity and the images; only its pattern is given to the network.
         dims = list(range(1, gradient.ndim))
         gradient = gradient / gradient.square().mean(dims, keepdim=True).sqrt().clamp(min=1e-12)
         seen = torch.cat([fixed.data, warped.data.detach(), fixed.data - warped.data.detach()], dim=1)

@@ -1,4 +1,4 @@
-"""Coupled convex discrete search: an initial deformation for large displacements."""
+"""Coupled convex discrete search for large displacements."""
 
 from __future__ import annotations
 
@@ -24,24 +24,40 @@ COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class ConvexStage(Stage):
-    """Discrete search over all displacements up to a reach at each control point, made smooth by a rising coupling.
+    """Discrete search for a smooth displacement: an initial deformation for large displacements.
 
-    A gradient only sees the nearest minimum; the search sees them all. Its cost is the squared difference of features.
-    It alternates between two convex problems: each point chooses the displacement with the lowest cost plus coupling
-    times squared distance to its neighborhood, and the neighborhood becomes the local mean of the choices. As the
-    coupling rises, the choices agree with their neighborhoods. Both directions are searched and made consistent.
+    The search scores every displacement within ``reach`` at every control point, so it also finds minima that gradient
+    descent cannot reach. The cost ``c`` is the squared difference of features. For each coupling ``a``, in rising
+    order, two steps alternate:
+
+    1. Each control point chooses the displacement ``u`` that minimizes ``c(u) + a |u - v|^2``, where ``v`` is the
+       smooth displacement at that point.
+    2. ``v`` becomes the local mean of the chosen displacements.
+
+    A higher coupling makes the displacement smoother.
 
     Args:
-        features: ``Image -> Image`` whose channels are matched; ``None`` is MIND-SSC.
-        factor: Spacing of the features in units of the finest voxel side.
-        spacing: Of the control points, in samples of the features.
-        reach: Of the search, in control points: ``reach * spacing * factor`` voxels.
-        couplings: Weights of the squared distance to the neighborhood, in units of the mean cost.
-        consistent: Search both directions.
+        features: ``Image -> Image`` whose channels are compared; ``None`` is MIND-SSC.
+        factor: Spacing of the features, as a multiple of the finest voxel spacing.
+        spacing: Spacing of the control points, in samples of the features.
+        reach: Largest displacement along each axis, in control points; ``reach * spacing * factor`` in voxels.
+        couplings: Values of ``a``, in units of the mean cost per squared control spacing.
+        consistent: Also search from the moving to the fixed image, and make both results inverse-consistent.
+
+    Raises:
+        InputError: ``spacing`` or ``reach`` is less than 1.
 
     Source:
         Heinrich et al., Non-parametric discrete registration with convex optimisation, WBIR 2014; Siebert et al., Fast
         3D registration with accurate optimisation and little learning for Learn2Reg 2021.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> transform = ConvexStage(spacing=2)(fixed, moving).transform
+        >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [2, 0]
     """
 
     def __init__(
@@ -82,12 +98,15 @@ class ConvexStage(Stage):
         return StageResult(Displacement(field, control))
 
     def search(self, fixed: Tensor, moving: Tensor, grid: Grid) -> FieldTensor:
-        """Return the displacement with the lowest coupled cost, ``(1, D, *grid.shape)``, mm.
+        """Search for the displacement with the lowest coupled cost.
 
         Args:
             fixed: ``(1, C, *grid.shape)`` features.
             moving: ``(1, C, *grid.shape)`` features.
-            grid: The control points.
+            grid: Grid of the control points.
+
+        Returns:
+            ``(1, D, *grid.shape)``, mm.
         """
         steps = list(product(range(-self.reach, self.reach + 1), repeat=grid.ndim))  # array order
         costs = matching_costs(fixed, moving, steps, self.reach)
@@ -97,6 +116,7 @@ class ConvexStage(Stage):
         flat = costs.flatten(1)  # (K, P)
         neighborhood = apply_separable(offsets[flat.argmin(0)].T.reshape(-1, *grid.shape), boxes)
         for coupling in self.couplings:
+            # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
             apart = (offsets.square().sum(1)[:, None] - 2 * offsets @ neighborhood.flatten(1)).add_(
                 neighborhood.flatten(1).square().sum(0)
             )
@@ -106,16 +126,19 @@ class ConvexStage(Stage):
 
 
 def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], reach: int) -> Tensor:
-    """Compute the mean over the channels of ``(fixed(x) - moving(x + step))^2``, averaged over 3 points per axis.
+    """Compute the matching cost of each displacement at each control point.
+
+    ``mean_c (fixed(x) - moving(x + step))^2``, averaged over the 3 nearest points per axis. Outside the grid, the
+    features have their border values.
 
     Args:
         fixed: ``(1, C, *grid)`` features.
         moving: ``(1, C, *grid)`` features.
-        steps: ``K`` displacements in samples, array order.
-        reach: Largest displacement.
+        steps: ``K`` displacements in samples, components in array order.
+        reach: Largest displacement along each axis, in samples.
 
     Returns:
-        ``(K, *grid)``.
+        ``(K, *grid)``, at least 0; lower is a better match.
     """
     shape = fixed.shape[2:]
     padded = F.pad(moving, [reach] * (2 * len(shape)), mode="replicate")
@@ -129,7 +152,20 @@ def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], 
 
 
 def consistent(there: FieldTensor, back: FieldTensor, grid: Grid, *, iterations: int = 10) -> FieldTensor:
-    """Return the first of two displacements after both were moved towards each other's inverse."""
+    """Make two displacements inverse-consistent, and return the first.
+
+    Each iteration subtracts half of the displacement of their composition from both. The composition of a displacement
+    and its inverse is 0.
+
+    Args:
+        there: ``(1, D, *grid.shape)``, mm.
+        back: ``(1, D, *grid.shape)``, mm.
+        grid: Where both are sampled.
+        iterations: Number of iterations.
+
+    Returns:
+        ``(1, D, *grid.shape)``, mm.
+    """
     for _ in range(iterations):
         there, back = (
             there - compose(there, back, grid) / 2,

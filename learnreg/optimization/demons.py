@@ -1,4 +1,4 @@
-"""Demons: forces from the difference of intensities instead of the gradient of an objective."""
+"""Demons: updates from the difference of intensities instead of the gradient of an objective."""
 
 from __future__ import annotations
 
@@ -26,19 +26,26 @@ Force = Literal["fixed", "moving", "symmetric"]
 
 
 class DemonsStage(IterativeStage):
-    """Demons: a force per voxel is smoothed and composed with the field, and the field is smoothed.
+    """Demons registration, for images with the same intensity scale.
 
-    ``u = (f - w) g / (|g|^2 + (f - w)^2 / (2 s)^2)``, where ``g`` is the gradient of one of the images or the mean of
-    both, and ``s`` is the longest force. For images of one intensity scale.
+    Each iteration computes a force per voxel, smooths it, composes it with the displacement, and smooths the result.
+    The force is
+
+    ``u = (f - w) g / (|g|^2 + (f - w)^2 / (2 s)^2)``,
+
+    where ``f`` is the fixed and ``w`` the warped image, ``g`` is an image gradient, and ``s`` is the length that no
+    force exceeds.
 
     Args:
-        force: ``"fixed"`` (Thirion's), ``"moving"``, or ``"symmetric"``.
+        force: Gradient ``g``: of the ``"fixed"`` image (Thirion's demons), of the warped ``"moving"`` image, or
+            ``"symmetric"``, the mean of both.
         factors: See :class:`IterativeStage`.
         iterations: See :class:`IterativeStage`.
-        longest: ``s`` in voxels of the level.
-        fluid: Sigma of the smoothing of the update, in voxels of the level.
-        elastic: Sigma of the smoothing of the field, in voxels of the level.
-        squarings: Squarings of the exponential of the update (diffeomorphic demons); 0 composes the update itself.
+        longest: ``s``, in voxels of the level.
+        fluid: Sigma of the Gaussian that smooths the force, in voxels of the level.
+        elastic: Sigma of the Gaussian that smooths the displacement, in voxels of the level.
+        squarings: Number of squarings of the exponential of the force (diffeomorphic demons); 0 composes the force
+            itself.
         tolerance: See :class:`Descent`; the loss is the mean squared error.
 
     Raises:
@@ -47,6 +54,14 @@ class DemonsStage(IterativeStage):
     Source:
         Thirion, Image matching as a diffusion process, Med. Image Anal. 1998; Vercauteren et al., Diffeomorphic demons,
         NeuroImage 2009, eq. 4 and algorithm 2.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> transform = DemonsStage(factors=(2, 1), iterations=(40, 20))(fixed, moving).transform
+        >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [2, 0]
     """
 
     def __init__(
@@ -100,12 +115,12 @@ class DemonsStage(IterativeStage):
 
 
 def demons_force(difference: Tensor, gradient: Tensor, longest: float) -> Tensor:
-    """Compute the force per voxel, averaged over the channels.
+    """Compute the demons force per voxel, averaged over the channels; see :class:`DemonsStage`.
 
     Args:
-        difference: ``(B, C, *grid)``, fixed minus warped.
+        difference: ``(B, C, *grid)``, fixed minus warped intensities.
         gradient: ``(B, C, D, *grid)``, per mm.
-        longest: Upper bound of the forces, mm.
+        longest: Length that no force exceeds, mm.
 
     Returns:
         ``(B, D, *grid)``, mm.

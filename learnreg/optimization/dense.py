@@ -21,8 +21,8 @@ from learnreg.typing import FieldTensor
 
 FieldKind = Literal["displacement", "velocity"]
 LEAST_VOLUME = 0.01  # Jacobian determinants below it count as folds
-AROUND = 2  # samples around a fold to smooth
-NEAR = 0.5  # of a control spacing: largest error of a velocity fitted to a start
+AROUND = 2  # samples around a fold that are smoothed too
+NEAR = 0.5  # largest error of a velocity that is fitted to a start, in control spacings
 
 
 class DenseParametrization(Parametrization):
@@ -30,13 +30,21 @@ class DenseParametrization(Parametrization):
 
     Args:
         grid: Fixed grid of the level.
-        start: Where the search starts; ``None`` is the identity.
+        start: Transform to start from; ``None`` is the identity.
         kind: ``"velocity"`` for a diffeomorphism, or ``"displacement"``.
-        coarsening: Spacing of the control grid in voxels of the level's fixed grid.
-        steps: Squarings of a velocity.
+        coarsening: Spacing of the control grid, in voxels of the level's fixed grid.
+        steps: Number of squarings of a velocity.
 
     Raises:
         InputError: The kind is unknown, or no velocity is close to ``start``.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> parametrization = DenseParametrization(grid, learnreg.Affine.translation([2.0, 0.0]))
+        >>> parametrization.field.shape  # a vector per sample of the control grid
+        torch.Size([1, 2, 8, 8])
+        >>> parametrization()(torch.zeros(1, 1, 2)).detach()
+        tensor([[[2., 0.]]])
     """
 
     def __init__(
@@ -64,7 +72,10 @@ class DenseParametrization(Parametrization):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Smooth a velocity where its sampled flow folds. The true flow has no folds; sampling can introduce a few."""
+        """Smooth a velocity where its sampled flow folds.
+
+        The flow of a smooth velocity has no folds, but a flow that is computed on a grid can have a few.
+        """
         if self.kind == "velocity":
             self.field.copy_(unfolded(self.field, self.grid, self.fixed_grid, steps=self.steps))
 
@@ -74,15 +85,22 @@ class DenseParametrization(Parametrization):
 
 
 def unfolded(velocity: FieldTensor, grid: Grid, onto: Grid, *, steps: int, iterations: int = 30) -> FieldTensor:
-    """Smooth a velocity where its sampled flow folds, until it has no folds.
+    """Smooth a velocity where its sampled flow folds, until the flow has no folds.
+
+    A fold is a Jacobian determinant below ``LEAST_VOLUME``.
 
     Args:
         velocity: ``(B, D, *grid.shape)``, mm per unit time.
-        grid: Where it is sampled.
-        onto: Where the folds of the flow are measured, by central differences.
-        steps: Squarings of the exponential.
-        iterations: Maximum number of iterations; each one smooths by a Gaussian of one sample.
+        grid: Where ``velocity`` is sampled.
+        onto: Grid on which folds are detected, by central differences.
+        steps: Number of squarings of the exponential.
+        iterations: Maximum number of iterations; each one smooths by a Gaussian with a sigma of one sample.
+
+    Returns:
+        ``(B, D, *grid.shape)``, mm per unit time. After the last iteration, it can still have folds.
     """
+    # `pool` moves the folds to the velocity's coarser grid, `spread` adds their neighbors. Smoothing their indicator
+    # avoids an edge in the velocity where the smoothed region ends.
     pool, spread = (F.adaptive_max_pool3d, F.max_pool3d) if grid.ndim == 3 else (F.adaptive_max_pool2d, F.max_pool2d)
     side = float(grid.spacing[0].min())
     for _ in range(iterations):
@@ -96,15 +114,22 @@ def unfolded(velocity: FieldTensor, grid: Grid, onto: Grid, *, steps: int, itera
 
 
 def folded(transform: Displacement, grid: Grid) -> Tensor:
-    """Return where the Jacobian determinant is below ``LEAST_VOLUME``, ``(B, 1, *grid.shape)``.
+    """Return where the Jacobian determinant of a displacement is below ``LEAST_VOLUME``.
 
-    Computed slab by slab.
+    Works slab by slab along the first axis, so that neither the field nor its Jacobian exists on the whole grid.
+
+    Args:
+        transform: Displacement.
+        grid: Where the determinant is computed.
+
+    Returns:
+        ``(B, 1, *grid.shape)``, boolean.
     """
     found = transform.separable(grid)
     field, matrices = (transform.displacement(grid), None) if found is None else (found.field, found.matrices)
     folds = torch.zeros(len(field), 1, *grid.shape, dtype=torch.bool, device=field.device)
     for rows in slabs(grid.shape, grid.ndim * len(field), field.device):
-        seen = slice(max(0, rows.start - 1), min(grid.shape[0], rows.stop + 1))  # what central differences need
+        seen = slice(max(0, rows.start - 1), min(grid.shape[0], rows.stop + 1))  # neighbors for central differences
         first, reach = rows_of(None if matrices is None else matrices[0], seen)
         rest = [None] * (grid.ndim - 1) if matrices is None else matrices[1:]
         part = apply_separable(field[:, :, reach], [first, *[None] * (grid.ndim - 1)])
@@ -121,7 +146,16 @@ def check_kind(kind: str) -> None:
 
 
 def starting_field(start: Transform | None, grid: Grid, kind: FieldKind, *, steps: int) -> FieldTensor:
-    """Return the field on ``grid`` that represents ``start``, ``(1, D, *grid.shape)``, mm, detached.
+    """Sample a transform as a field to start from.
+
+    Args:
+        start: Transform; ``None`` is the identity.
+        grid: Where the field is sampled.
+        kind: ``"displacement"`` or ``"velocity"``.
+        steps: Number of squarings of a velocity.
+
+    Returns:
+        ``(1, D, *grid.shape)``, mm, detached.
 
     Raises:
         InputError: No stationary velocity is close to ``start``.
@@ -137,33 +171,39 @@ def starting_field(start: Transform | None, grid: Grid, kind: FieldKind, *, step
     nearest = NEAR * float(grid.spacing.min())
     if bool((residual > nearest).any()):
         raise InputError(
-            f"No stationary velocity comes nearer than {float(residual.max()):.3g} mm to the {type(start).__name__} "
-            "that the search should start from; give it as `initial`, or search a displacement."
+            f"No stationary velocity comes nearer than {float(residual.max()):.3g} mm to the start, a "
+            f"{type(start).__name__}; the limit is {nearest:.3g} mm. Give it as `initial`, or use kind='displacement'."
         )
     return velocity
 
 
 class CompositiveParametrization(Parametrization):
-    """Displacement that is updated by composition and smoothed after each step, as in greedy.
+    """Displacement that is updated by composition, as in greedy.
 
-    The optimizer changes the field. The change is smoothed and composed with the previous field, and the result is
-    smoothed. Small smooth steps compose to a diffeomorphism without integrating a velocity. The two smoothings take the
-    place of a penalty.
+    After each step of the optimizer, the change of the field is smoothed and composed with the previous field, and the
+    result is smoothed. Small smooth updates compose to a diffeomorphism. The two smoothings replace a penalty.
 
     Args:
         grid: Fixed grid of the level.
-        start: Where the search starts; ``None`` is the identity.
-        fluid: Sigma of the smoothing of the update, in voxels of the level.
-        elastic: Sigma of the smoothing of the field, in voxels of the level.
-        smoothing: ``(field, grid, image) -> field`` in place of the second smoothing, such as
-            :class:`learnreg.smoothing.GraphDiffusion`.
-        coarsening: Spacing of the field in voxels of the level's fixed grid.
-        squarings: Squarings of the exponential of each update; 0 composes the update itself.
+        start: Transform to start from; ``None`` is the identity.
+        fluid: Sigma of the Gaussian that smooths the update, in samples of the field.
+        elastic: Sigma of the Gaussian that smooths the field, in samples of the field.
+        smoothing: ``(field, grid, image) -> field``, such as :class:`learnreg.smoothing.GraphDiffusion`; smooths the
+            field instead of the Gaussian of ``elastic``.
+        coarsening: Spacing of the field, in voxels of the level's fixed grid.
+        squarings: Number of squarings of the exponential of each update; 0 composes the update itself.
 
     Source:
         Yushkevich et al., Fast automatic segmentation of hippocampal subfields, 2016 (greedy); Jena et al., FireANTs,
-        2024.
-        Differs in: the update is the step of any torch optimizer.
+        2024. Differs in: the update is the step of any torch optimizer.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> parametrization = CompositiveParametrization(grid)
+        >>> parametrization.field.data[:, 0] += 1.0  # a step of an optimizer: 1 mm along x
+        >>> parametrization.after_step(learnreg.Image(torch.rand(1, 1, 16, 16), grid))
+        >>> parametrization()(torch.zeros(1, 1, 2)).detach()
+        tensor([[[1., 0.]]])
     """
 
     def __init__(

@@ -23,14 +23,17 @@ class Descent:
     """Settings of a descent.
 
     Args:
-        iterations: Maximum number of evaluations of the objective; one per iteration, except for optimizers with a line
-            search.
-        learning_rate: mm per iteration.
-        tolerance: Stop when the loss decreased over the last ``window`` iterations by less than this share of its total
-            decrease; 0 never stops early.
-        window: Iterations to average; convergence is checked once per window.
-        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``; any of torch's, including L-BFGS, or of
+        iterations: Maximum number of evaluations of the objective: one per iteration, or several with a line search.
+        learning_rate: Step size, mm per iteration.
+        tolerance: Stop early when the mean loss of the last ``window`` iterations is lower than that of the ``window``
+            iterations before by less than this share of the total decrease; 0 never stops early.
+        window: Number of iterations to average; convergence is checked once per window.
+        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``; any optimizer of torch, including L-BFGS, or of
             :mod:`learnreg.optimization.optimizers`.
+
+    Example:
+        >>> Descent(iterations=100, learning_rate=0.5, optimizer=torch.optim.SGD).tolerance
+        0.01
     """
 
     iterations: int
@@ -52,23 +55,32 @@ def descend(
 ) -> list[float]:
     """Minimize ``objective(fixed, moving, parametrization(fixed, moving), initial)`` over the parameters.
 
-    The parameters are changed in place and hold the best iterate at the end. The losses stay on their device; the host
-    reads them once per window.
+    The parameters are changed in place; at the end they hold the iterate with the lowest loss.
 
     Args:
-        parametrization: The parameters to optimize.
+        parametrization: Parameters to optimize.
         objective: Objective to minimize.
         fixed: The reference.
         moving: The image to align.
         settings: Number and size of the steps, and when to stop.
-        initial: Transform applied after the optimized one.
-        on_step: Called after each iteration with 1, and at an early stop with the number of skipped iterations.
+        initial: Transform that is applied after the optimized one.
+        on_step: Called with the number of evaluations since the last call. At an early stop, the last call includes the
+            evaluations that were left out.
 
     Returns:
         The loss at each evaluation.
 
     Raises:
         InputError: The loss is not finite.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> shift = learnreg.optimization.LinearParametrization(torch.zeros(1, 2), 5.0, "translation")
+        >>> losses = descend(shift, learnreg.Objective(learnreg.similarity.MSE()), fixed, moving, Descent(50, 0.2))
+        >>> [round(x) for x in shift.translation.flatten().tolist()]
+        [2, 0]
     """
     parameters = [p for p in parametrization.parameters() if p.numel()]
     optimizer = settings.optimizer(parameters, lr=settings.learning_rate)
@@ -88,16 +100,19 @@ def descend(
         optimizer.step(evaluate)  # type: ignore[arg-type]
         parametrization.after_step(fixed)
     if search.losses:
+        # The loss of the last iterate is not known yet: each loss belongs to the parameters before a step.
         with torch.no_grad():
             search.best.offer(score(parametrization(fixed, moving)).total.detach())
     return search.finish()
 
 
 class Search:
-    """The losses of a descent, its best iterate, and its stopping rule.
+    """Losses of a descent, its best iterate, and its stopping rule.
+
+    Use it as ``while search.goes_on(): ...``, with a call of :meth:`record` per evaluation, then :meth:`finish`.
 
     Args:
-        parameters: Changed in place.
+        parameters: Parameters that the descent changes in place.
         settings: Number of evaluations, and when to stop early.
         on_step: See :func:`descend`.
     """
@@ -115,6 +130,8 @@ class Search:
 
     def goes_on(self) -> bool:
         """Return whether to take another step; convergence is checked once per window."""
+        # Reading a loss makes the host wait for the device, so it is done only when another window is complete. A step
+        # with a line search adds several losses, hence the comparison of quotients.
         done, window = len(self.losses), self.settings.window
         over = done >= self.settings.iterations
         if done // window > self._told // window:
@@ -123,7 +140,7 @@ class Search:
         return not over
 
     def finish(self) -> list[float]:
-        """Restore the best iterate, and return the losses."""
+        """Set the parameters to the best iterate, and return the losses."""
         if not self.losses:
             return []
         self.best.restore()
@@ -137,7 +154,10 @@ class Search:
 
 
 class Best:
-    """The parameters with the lowest loss so far, selected on the device without a transfer to the host."""
+    """Copy of the parameters with the lowest loss so far.
+
+    The comparison stays on the device; the host does not wait for it.
+    """
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
@@ -145,7 +165,7 @@ class Best:
         self.lowest: Tensor | None = None
 
     def offer(self, value: Tensor) -> None:
-        """Keep the current parameters if ``value`` is the lowest."""
+        """Keep the current parameters if their loss ``value`` is the lowest so far."""
         better = torch.ones_like(value, dtype=torch.bool) if self.lowest is None else value < self.lowest
         for kept, parameter in zip(self.kept, self.parameters, strict=True):
             kept.copy_(torch.where(better, parameter.detach(), kept))
@@ -159,7 +179,11 @@ class Best:
 
 
 def has_converged(losses: list[Tensor], settings: Descent) -> bool:
-    """Return whether the last window decreased the loss too little, see :class:`Descent`.
+    """Return whether the loss decreased too little over the last window, see :class:`Descent`.
+
+    Args:
+        losses: Scalars, in order.
+        settings: Window and tolerance.
 
     Raises:
         InputError: A loss is not finite.
@@ -167,7 +191,7 @@ def has_converged(losses: list[Tensor], settings: Descent) -> bool:
     values = torch.stack(losses).tolist()
     if not all(value == value and abs(value) != float("inf") for value in values[-settings.window :]):
         raise InputError(
-            "The registration diverged: the loss is not finite. "
+            f"The registration diverged: the loss is not finite after {len(values)} evaluations. "
             "Use a smaller learning rate or a larger regularization weight."
         )
     if settings.tolerance <= 0 or len(values) < 2 * settings.window:

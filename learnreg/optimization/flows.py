@@ -1,4 +1,4 @@
-"""Flows of time-varying velocities: free at each time, or shot from an initial momentum."""
+"""Flows of time-varying velocities: free at each time, or determined by an initial momentum."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ from learnreg.typing import FieldTensor
 
 
 class TimeVaryingParametrization(Parametrization):
-    """Velocity per interval of time; the flow is a composition of exponentials.
+    """Flow of a velocity that is constant within each of several intervals of time.
 
-    The inverse composes the inverses of the intervals in reverse order; no grid is resampled. Penalties act on the
-    velocity of each interval times its length.
+    The transform is the composition of the exponentials of the intervals. Its inverse composes their inverses in
+    reverse order, without resampling. Penalties act on the velocity of each interval times the length of the interval.
 
     Args:
         grid: Fixed grid of the level.
-        start: Where the search starts, with a constant velocity; ``None`` is the identity.
+        start: Transform to start from, as a constant velocity; ``None`` is the identity.
         intervals: Number of intervals.
-        coarsening: Spacing of the control grid in voxels of the level's fixed grid.
-        steps: Squarings per interval.
+        coarsening: Spacing of the control grid, in voxels of the level's fixed grid.
+        steps: Number of squarings per interval.
+
+    Raises:
+        InputError: There is no interval, or no velocity is close to ``start``.
 
     Source:
         Beg et al., Computing large deformation metric mappings via geodesic flows of diffeomorphisms, IJCV 2005.
         Differs in: constant in time within an interval.
+
+    Example:
+        >>> parametrization = TimeVaryingParametrization(learnreg.Grid.regular((16, 16)), intervals=3)
+        >>> [type(part).__name__ for part in parametrization().transforms]
+        ['Velocity', 'Velocity', 'Velocity']
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class TimeVaryingParametrization(Parametrization):
             raise InputError(f"A flow needs at least one interval, got {intervals}.")
         self.intervals, self.coarsening, self.steps = int(intervals), float(coarsening), int(steps)
         self.grid = grid.coarsened(coarsening, smallest=4)
+        # One exponential of the whole time needs more squarings than one interval, hence two more to fit the start.
         constant = starting_field(start, self.grid, "velocity", steps=steps + 2) / intervals
         self.velocities = nn.Parameter(constant.repeat(intervals, *[1] * (constant.ndim - 1)))
 
@@ -63,15 +72,17 @@ class TimeVaryingParametrization(Parametrization):
 
 
 class ShootingParametrization(Parametrization):
-    """Initial momentum that determines a geodesic of diffeomorphisms: ``v = K m`` with a Gaussian ``K``.
+    """Geodesic flow that is determined by its initial momentum (geodesic shooting).
+
+    The velocity is ``v = K m`` with the momentum ``m`` and a Gaussian ``K``, see :func:`shoot`.
 
     Args:
         grid: Fixed grid of the level.
-        start: Must be ``None``: finding the momentum of a given map is a registration in itself.
-        sigma: Of the Gaussian ``K``, mm; the metric is the same on all levels.
+        start: Must be ``None``; the momentum of a given transform is not known in closed form.
+        sigma: Sigma of the Gaussian ``K``, mm; all levels have the same metric.
         intervals: Number of intervals of time.
-        coarsening: Spacing of the momentum in voxels of the level's fixed grid.
-        steps: Squarings per interval.
+        coarsening: Spacing of the momentum, in voxels of the level's fixed grid.
+        steps: Number of squarings per interval.
 
     Raises:
         InputError: ``start`` is given, or ``sigma`` is not positive.
@@ -79,6 +90,13 @@ class ShootingParametrization(Parametrization):
     Source:
         Miller, Trouve and Younes, Geodesic shooting for computational anatomy, J. Math. Imaging Vis. 2006; Vialard et
         al., Diffeomorphic 3D image registration via geodesic shooting, IJCV 2012.
+
+    Example:
+        >>> parametrization = ShootingParametrization(learnreg.Grid.regular((16, 16)), intervals=3)
+        >>> parametrization.momentum.shape  # the only parameter, whatever the number of intervals
+        torch.Size([1, 2, 8, 8])
+        >>> len(parametrization().transforms)
+        3
     """
 
     def __init__(
@@ -93,9 +111,12 @@ class ShootingParametrization(Parametrization):
     ) -> None:
         super().__init__()
         if start is not None:
-            raise InputError("A shooting cannot start from a transform; give it as `initial`.")
+            raise InputError(
+                f"A shooting cannot start from a transform, got a {type(start).__name__}; use start=None, and give the "
+                "transform as `initial`."
+            )
         if sigma <= 0:
-            raise InputError(f"A shooting needs a positive sigma, got {sigma}.")
+            raise InputError(f"A shooting needs a positive sigma in mm, got {sigma}.")
         self.sigma, self.intervals = float(sigma), int(intervals)
         self.coarsening, self.steps = float(coarsening), int(steps)
         self.grid = grid.coarsened(coarsening, smallest=4)
@@ -115,20 +136,31 @@ class ShootingParametrization(Parametrization):
 
 @full_precision
 def shoot(momentum: FieldTensor, grid: Grid, sigma: float, *, intervals: int) -> tuple[list[FieldTensor], FieldTensor]:
-    """Integrate the geodesic of an initial momentum by the Euler-Poincare equation.
+    """Integrate the geodesic of an initial momentum from time 0 to 1.
 
-    ``dm/dt = -(Dm v + Dv^T m + m div v)`` with ``v = K m``, by the midpoint rule. The energy ``<m, v>`` is constant
-    along the geodesic.
+    Solves the Euler-Poincare equation ``dm/dt = -(Dm v + Dv^T m + m div v)`` with ``v = K m`` by the midpoint rule. The
+    energy ``<m, v>`` is constant along the exact geodesic.
 
     Args:
-        momentum: ``(B, D, *grid.shape)``, mm.
-        grid: Where it is sampled.
-        sigma: Of the Gaussian ``K``, mm.
-        intervals: Intervals per unit of time.
+        momentum: Initial momentum ``(B, D, *grid.shape)``, mm.
+        grid: Where ``momentum`` is sampled.
+        sigma: Sigma of the Gaussian ``K``, mm.
+        intervals: Number of intervals of time.
 
     Returns:
-        The velocity in the middle of each interval, ``(B, D, *grid.shape)``, mm per unit of time, and the final
-        momentum.
+        The velocity in the middle of each interval, ``(B, D, *grid.shape)``, mm per unit time, and the momentum at
+        time 1.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> momentum = torch.exp(-grid.points.square() / 20).movedim(-1, 1) / 4
+        >>> velocities, final = shoot(momentum, grid, 3.0, intervals=5)
+        >>> len(velocities)
+        5
+        >>> def energy(m):
+        ...     return float((m * learnreg.smoothing.gaussian_smoothing(m, grid, 3.0)).sum())
+        >>> round(energy(final) / energy(momentum), 2)
+        1.0
     """
     velocities = []
     step = 1 / intervals
@@ -140,6 +172,7 @@ def shoot(momentum: FieldTensor, grid: Grid, sigma: float, *, intervals: int) ->
 
 
 def _momentum_change(momentum: Tensor, grid: Grid, sigma: float) -> Tensor:
+    """Return ``dm/dt``, see :func:`shoot`."""
     velocity = gaussian_smoothing(momentum, grid, sigma)
     eye = torch.eye(grid.ndim, dtype=momentum.dtype, device=momentum.device)
     dm = jacobian_matrix(momentum, grid) - eye  # (B, *grid, component, direction)

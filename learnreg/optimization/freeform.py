@@ -22,15 +22,17 @@ SplineT = TypeVar("SplineT", BSpline, Kernel)
 
 
 class FreeFormParametrization(Parametrization, Generic[SplineT]):
-    """Control points of a displacement, or of a velocity that is integrated.
+    """Control points of a displacement, or of a stationary velocity.
+
+    A velocity is sampled on a grid and then integrated by scaling and squaring.
 
     Args:
         grid: Fixed grid of the level.
-        start: Where the search starts, fitted by least squares; ``None`` is the identity.
+        start: Transform to start from, fitted by least squares; ``None`` is the identity.
         kind: ``"displacement"``, or ``"velocity"`` for a diffeomorphism.
-        spacing: Of the control points, in voxels of the level's fixed grid.
+        spacing: Spacing of the control points, in voxels of the level's fixed grid.
         sampling: Spacing of the samples of a velocity, in voxels of the level's fixed grid.
-        steps: Squarings of a velocity.
+        steps: Number of squarings of a velocity.
 
     Raises:
         InputError: The kind is unknown, or no velocity is close to ``start``.
@@ -59,30 +61,36 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
 
     @abstractmethod
     def lattice_over(self, grid: Grid) -> Grid:
-        """Return the control points for a level.
+        """Return the lattice of the control points of a level.
 
         Args:
             grid: Fixed grid of the level.
+
+        Returns:
+            Grid whose samples are the control points; it extends beyond ``grid`` as far as the basis needs.
         """
 
     @abstractmethod
     def spline(self, coefficients: CoefficientTensor) -> SplineT:
-        """Return the displacement of the coefficients.
+        """Return the spline of coefficients, as a displacement.
 
         Args:
             coefficients: ``(1, D, *lattice.shape)``, mm.
+
+        Returns:
+            Spline on ``self.lattice``.
         """
 
     def on_level(self, coefficients: CoefficientTensor) -> SplineT:
-        """Return the displacement of the coefficients, with its basis on the level's grid already computed."""
+        """Return the spline of coefficients, with the basis on the level's grid already computed."""
         return replace(self.prototype, coefficients=coefficients)
 
     @abstractmethod
     def fitted(self, field: FieldTensor) -> CoefficientTensor:
-        """Fit coefficients to a field on ``self.grid``.
+        """Fit coefficients to a field by least squares.
 
         Args:
-            field: ``(1, D, *self.grid.shape)``, mm.
+            field: ``(1, D, *self.grid.shape)``, mm, on ``self.grid``.
 
         Returns:
             ``(1, D, *lattice.shape)``, mm.
@@ -108,7 +116,7 @@ class FreeFormParametrization(Parametrization, Generic[SplineT]):
 
 
 class BSplineParametrization(FreeFormParametrization[BSpline]):
-    """Cubic or lower-order B-splines on a lattice, see :class:`learnreg.transforms.BSpline`.
+    """B-spline on a lattice of control points, see :class:`learnreg.transforms.BSpline`.
 
     Args:
         grid: See :class:`FreeFormParametrization`.
@@ -122,6 +130,13 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
     Source:
         Rueckert et al., IEEE TMI 1999; as a velocity, Modat et al., Parametric non-rigid registration using a
         stationary velocity field, MMBIA 2012.
+
+    Example:
+        >>> parametrization = BSplineParametrization(learnreg.Grid.regular((16, 16)), spacing=4)
+        >>> parametrization.coefficients.shape  # 4 control points per axis, and 3 outside for the cubic basis
+        torch.Size([1, 2, 7, 7])
+        >>> type(parametrization()).__name__
+        'BSpline'
     """
 
     def __init__(
@@ -135,7 +150,7 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
         sampling: float = 2.0,
         steps: int = 3,
     ) -> None:
-        self.order = order  # the base class calls lattice_over()
+        self.order = order  # set first: the constructor of the base class calls lattice_over()
         super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
 
     def lattice_over(self, grid: Grid) -> Grid:
@@ -152,16 +167,21 @@ class BSplineParametrization(FreeFormParametrization[BSpline]):
 
 
 class KernelParametrization(FreeFormParametrization[Kernel]):
-    """Wendland's functions on a lattice, see :class:`learnreg.transforms.Kernel`.
+    """Wendland's radial functions on a lattice of control points, see :class:`learnreg.transforms.Kernel`.
 
     Args:
         grid: See :class:`FreeFormParametrization`.
         start: See :class:`FreeFormParametrization`.
         smoothness: ``"C2"``, ``"C4"`` or ``"C6"``.
         kind: See :class:`FreeFormParametrization`.
-        spacing: See :class:`FreeFormParametrization`; rounded to whole voxels.
+        spacing: See :class:`FreeFormParametrization`; rounded to whole voxels, or samples of a velocity.
         sampling: See :class:`FreeFormParametrization`.
         steps: See :class:`FreeFormParametrization`.
+
+    Example:
+        >>> parametrization = KernelParametrization(learnreg.Grid.regular((16, 16)), kind="velocity")
+        >>> type(parametrization()).__name__
+        'Velocity'
     """
 
     def __init__(
@@ -175,7 +195,7 @@ class KernelParametrization(FreeFormParametrization[Kernel]):
         sampling: float = 2.0,
         steps: int = 3,
     ) -> None:
-        self.smoothness: Wendland = smoothness  # the base class calls lattice_over()
+        self.smoothness: Wendland = smoothness  # set first: the constructor of the base class calls spline()
         super().__init__(grid, start, kind=kind, spacing=spacing, sampling=sampling, steps=steps)
 
     def lattice_over(self, grid: Grid) -> Grid:
@@ -199,8 +219,16 @@ def least_squares(
 ) -> Tensor:
     """Solve ``argmin_c |linear(c) - target|^2`` by conjugate gradients on the normal equations.
 
-    Autograd gives the adjoint.
+    Args:
+        linear: Differentiable linear function ``A`` of a tensor of shape ``shape``.
+        target: Any shape, that of the output of ``linear``.
+        shape: Shape of the solution.
+        iterations: Maximum number of iterations.
+
+    Returns:
+        ``c``, of shape ``shape``.
     """
+    # The adjoint A^T y is the gradient of <A c, y> for c. Since A is linear, one graph serves all products.
     probe = target.new_zeros(shape).requires_grad_()
     with torch.enable_grad():
         image = linear(probe)

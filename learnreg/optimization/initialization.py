@@ -1,4 +1,4 @@
-"""Initial alignments: centers, moments, and a search over rotations."""
+"""Initial alignments: centers, landmarks, moments, and a search over rotations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from learnreg.typing import StepCallback
 
 
 class CenterOfView(Stage):
-    """Translation that matches the centers of the fields of view; ITK calls it geometry."""
+    """Stage that aligns the centers of the fields of view by a translation (``GEOMETRY`` in ITK).
+
+    Example:
+        >>> fixed = learnreg.Image(torch.rand(1, 1, 8, 8), learnreg.Grid.regular((8, 8)))
+        >>> moving = learnreg.Image(torch.rand(1, 1, 8, 8), learnreg.Grid.regular((8, 8), origin=(16.5, 6.5)))
+        >>> CenterOfView()(fixed, moving).transform(torch.zeros(1, 1, 2))
+        tensor([[[20., 10.]]])
+    """
 
     def forward(
         self,
@@ -37,7 +44,18 @@ class CenterOfView(Stage):
 
 
 class CenterOfMass(Stage):
-    """Translation that matches the centroids of the intensities, within the masks if there are any."""
+    """Stage that aligns the centroids of the intensities by a translation (``MOMENTS`` in ITK).
+
+    Intensities count above the minimum of their image, and within its mask if there is one.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> transform = CenterOfMass()(fixed, moving).transform
+        >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [2, 0]
+    """
 
     def forward(
         self,
@@ -54,11 +72,22 @@ class CenterOfMass(Stage):
 
 
 class LandmarkStart(Stage):
-    """Spline through the landmarks of both images; the identity for images without landmarks.
+    """Stage that maps the fixed to the moving landmarks by a spline.
+
+    Pairs with a NaN are left out. Images without landmarks get the identity.
 
     Args:
-        factor: Spacing of the samples of the spline in units of the finest voxel side.
+        factor: Spacing of the samples of the spline, as a multiple of the finest voxel spacing.
         smoothing: See :func:`learnreg.transforms.spline_through_landmarks`.
+
+    Example:
+        >>> grid, data = learnreg.Grid.regular((16, 16)), torch.rand(1, 1, 16, 16)
+        >>> corners = torch.tensor([[[-5.0, -5.0], [5.0, -5.0], [-5.0, 5.0], [5.0, 5.0]]])
+        >>> fixed = learnreg.Image(data, grid, landmarks=corners)
+        >>> moving = learnreg.Image(data, grid, landmarks=corners + torch.tensor([2.0, 0.0]))
+        >>> transform = LandmarkStart()(fixed, moving).transform
+        >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [2, 0]
     """
 
     def __init__(self, *, factor: float = 4.0, smoothing: float = 0.0) -> None:
@@ -85,18 +114,30 @@ class LandmarkStart(Stage):
 
 
 class RotationSearch(Stage):
-    """Search over rotations about the fixed centroid; the most promising ones start a rigid descent.
+    """Stage that searches over rotations about the fixed centroid.
 
-    The result with the lowest objective is used if it clearly beats the descent without a rotation. Otherwise nothing
-    is rotated: at a coarse resolution the objectives of images that need no rotation are nearly the same.
+    The rotations with the lowest objectives, and the identity, each start a rigid descent at a coarse resolution. The
+    result with the lowest objective is returned if it is clearly lower than that of the descent from the identity.
+    Otherwise the identity is returned: at a coarse resolution, images that need no rotation have nearly the same
+    objective for several of them.
 
     Args:
-        objective: Ranks the rotations, at a coarse resolution.
-        angles: Degrees about each axis, in all combinations; 0 is always included.
-        factor: Spacing in units of the finest voxel side.
-        starts: Number of rotations that start a descent, besides none.
-        steps: Iterations of each descent.
-        margin: A rotation must lower the objective by this share.
+        objective: Objective to rank the rotations and to descend on.
+        angles: Angles about each axis, degrees; all combinations are tried, and 0 is always included.
+        factor: Spacing of the coarse resolution, as a multiple of the finest voxel spacing.
+        starts: Number of rotations that start a descent, not counting the identity.
+        steps: Maximum number of iterations of each descent.
+        margin: Share by which a rotation must lower the objective.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> x, y = grid.points.unbind(-1)
+        >>> fixed = learnreg.Image(torch.exp(-(x**2 / 30 + y**2 / 6))[:, None], grid)
+        >>> moving = learnreg.Image(torch.exp(-(y**2 / 30 + x**2 / 6))[:, None], grid)
+        >>> search = RotationSearch(learnreg.Objective(learnreg.similarity.MSE()), angles=(90,), factor=1)
+        >>> transform = search(fixed, moving).transform
+        >>> [round(v) for v in transform(torch.tensor([[[5.0, 0.0]]])).flatten().tolist()]
+        [0, 5]
     """
 
     def __init__(
@@ -138,7 +179,11 @@ class RotationSearch(Stage):
         return StageResult(followed[lowest] if clear else unturned)
 
     def follow(self, start: Affine, fixed: Image, moving: Image, initial: Transform | None) -> Affine:
-        """Return the rigid map to which the descent from a start converges."""
+        """Run the rigid descent from a start.
+
+        Returns:
+            The start composed with the rigid map that the descent found.
+        """
         found = compose_found(self.descent(fixed, moving, compose_found(start, initial)).transform, start)
         assert isinstance(found, Affine)  # noqa: S101 - both are
         return found
@@ -147,20 +192,30 @@ class RotationSearch(Stage):
 def totals(
     objective: Objective, found: Sequence[Affine], fixed: Image, moving: Image, initial: Transform | None
 ) -> list[float]:
-    """Return the objective of each candidate."""
+    """Return the objective of each affine map in ``found``, composed with ``initial``."""
     score = objective.prepare(fixed, moving, initial)
     with torch.no_grad():
         return [float(score(candidate).total) for candidate in found]
 
 
 class Moments(Stage):
-    """Match centroids and principal axes of the intensities, if that is better than the centroids alone.
+    """Stage that aligns the centroids and the principal axes of the intensities.
 
-    The sign of an axis is ambiguous, so all rotations that match the axes are tried.
+    The direction of a principal axis is ambiguous, so every rotation that aligns the axes is scored by the objective at
+    a coarse resolution. The one with the lowest objective is returned, or the translation alone if that is lower.
 
     Args:
-        objective: Ranks the rotations, at a coarse resolution.
-        factor: Spacing in units of the finest voxel side.
+        objective: Objective to rank the rotations.
+        factor: Spacing of the coarse resolution, as a multiple of the finest voxel spacing.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> x, y = grid.points.unbind(-1)
+        >>> fixed = learnreg.Image(torch.exp(-(x**2 / 30 + y**2 / 6))[:, None], grid)
+        >>> moving = learnreg.Image(torch.exp(-((y - 2) ** 2 / 30 + x**2 / 6))[:, None], grid)
+        >>> transform = Moments(learnreg.Objective(learnreg.similarity.MSE()), factor=1)(fixed, moving).transform
+        >>> [abs(round(v)) for v in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [0, 2]
     """
 
     def __init__(self, objective: Objective, *, factor: float = 4.0) -> None:
@@ -186,7 +241,9 @@ class Moments(Stage):
         candidates = [Affine.identity(fixed.ndim, dtype=center.dtype).to(center.device)]
         for signs in product((1.0, -1.0), repeat=fixed.ndim):
             linear = axes_moving @ torch.diag(axes_fixed.new_tensor(signs)) @ axes_fixed.mT
-            left, _, right = torch.linalg.svd(linear)  # the nearest rotation
+            # The axes of an image after an affine `initial` are not orthogonal; the polar factor is the nearest
+            # orthogonal matrix. Those with determinant -1 mirror and are left out.
+            left, _, right = torch.linalg.svd(linear)
             turn = left @ right
             if float(torch.linalg.det(turn)) > 0:
                 candidates.append(about(turn, center))
@@ -196,13 +253,28 @@ class Moments(Stage):
 
 
 def principal_axes(image: Image) -> Tensor:
-    """Return the unit vectors of the principal axes as columns, from the shortest to the longest, ``(1, D, D)``."""
+    """Return the principal axes of the intensities.
+
+    Args:
+        image: Only the first image of a batch is used.
+
+    Returns:
+        ``(1, D, D)``, unit vectors as columns, by increasing variance along them.
+    """
     covariance = mass_moments(image)[1][:1]
     return torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
 
 
 def rotation(angles: Sequence[float], ndim: int) -> Tensor:
-    """Return a rotation by radians, ``(1, D, D)``; in 3-D about ``x``, then ``y``, then ``z``."""
+    """Return the matrix of a rotation.
+
+    Args:
+        angles: Radians; one in 2-D, and in 3-D those about ``x``, ``y`` and ``z``, applied in this order.
+        ndim: 2 or 3.
+
+    Returns:
+        ``(1, D, D)``.
+    """
     if ndim == 2:
         c, s = math.cos(angles[0]), math.sin(angles[0])
         return torch.tensor([[[c, -s], [s, c]]])
@@ -217,5 +289,5 @@ def rotation(angles: Sequence[float], ndim: int) -> Tensor:
 
 
 def about(linear: Tensor, center: Tensor) -> Affine:
-    """Return the linear map that keeps a center."""
+    """Return the affine map ``x -> L (x - c) + c`` with the center ``c``."""
     return Affine.about(linear.to(center), torch.zeros_like(center), center)

@@ -30,19 +30,30 @@ IMAGES, FIELDS = 9, 12  # volumes at the peak of a descent, per channel and per 
 
 
 class IterativeStage(Stage):
-    """Descent on an objective over several resolutions.
+    """Stage that minimizes an objective at several resolutions, from coarse to fine.
+
+    Derive a class and override :meth:`parametrization`, or use :class:`FieldStage` or :class:`LinearStage`.
 
     Args:
         objective: Objective to minimize.
-        factors: Spacing of each level in units of the finest voxel side, coarse to fine.
+        factors: Spacing of each level, coarse to fine, as multiples of the finest voxel spacing.
         iterations: Maximum number of iterations per level.
-        learning_rate: mm per iteration for a voxel side of 1 mm; it scales with the finest voxel side.
-        rate_growth: Exponent: the learning rate of a level with factor ``f`` is multiplied by ``f^rate_growth``.
+        learning_rate: Step size, mm per iteration, for images with a finest voxel spacing of 1 mm; it is multiplied by
+            the finest voxel spacing.
+        rate_growth: The learning rate of a level with factor ``f`` is multiplied by ``f^rate_growth``.
         tolerance: See :class:`Descent`.
-        optimizer: ``(parameters, lr=) -> Optimizer``.
+        optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``.
 
     Raises:
-        InputError: ``factors`` and ``iterations`` differ in length.
+        InputError: ``factors`` and ``iterations`` differ in length, or are empty.
+
+    Example:
+        >>> from learnreg.optimization import CompositiveParametrization
+        >>> class Greedy(IterativeStage):
+        ...     def parametrization(self, fixed, grid):
+        ...         return CompositiveParametrization(grid)
+        >>> Greedy(learnreg.Objective(learnreg.similarity.MSE()), (4, 2), (60, 30), learning_rate=0.5).iterations
+        90
     """
 
     def __init__(
@@ -58,7 +69,10 @@ class IterativeStage(Stage):
     ) -> None:
         super().__init__()
         if len(factors) != len(iterations) or not factors:
-            raise InputError(f"A stage needs as many iterations as levels, got {list(iterations)} for {list(factors)}.")
+            raise InputError(
+                f"A stage needs as many iterations as levels and at least one level, got iterations={list(iterations)} "
+                f"and factors={list(factors)}."
+            )
         self.objective = objective
         self.factors, self.limits = tuple(float(f) for f in factors), tuple(int(n) for n in iterations)
         self.learning_rate, self.rate_growth, self.tolerance = (
@@ -73,22 +87,30 @@ class IterativeStage(Stage):
         return sum(self.limits)
 
     def limited(self, iterations: int) -> IterativeStage:
-        """Return the same one-level stage with another number of iterations.
+        """Return a copy of this stage with another number of iterations.
 
-        With more iterations than configured the steps become smaller, so that no vector can move farther in total.
+        With more iterations than configured, the learning rate decreases in proportion, so that more iterations do not
+        move a vector farther in total.
+
+        Args:
+            iterations: Maximum number of iterations.
 
         Raises:
             InputError: The stage has several levels.
         """
         if len(self.limits) != 1:
-            raise InputError(f"A refinement has one level, this stage has {len(self.limits)}.")
+            raise InputError(
+                f"A refinement must have one level, this stage has {len(self.limits)}; give one factor and one number "
+                "of iterations."
+            )
         other = copy.copy(self)
         other.limits = (int(iterations),)
         other.learning_rate = self.learning_rate * min(1.0, self.limits[0] / max(iterations, 1))
         return other
 
     def needed_bytes(self, fixed: Image) -> float:
-        """Estimate the peak memory of the finest level, without the images."""
+        """Estimate the peak memory of the finest level in bytes, without the images themselves."""
+        # Free parameters per voxel are counted at the coarsest level, where a parametrization is small.
         coarse, fine = (fixed.grid.coarsened(f, smallest=8) for f in (max(self.factors), min(self.factors)))
         voxels = math.prod(fine.shape)
         free = sum(p.numel() for p in self.parametrization(fixed, coarse).parameters()) / math.prod(coarse.shape)
@@ -106,11 +128,14 @@ class IterativeStage(Stage):
 
     @abstractmethod
     def parametrization(self, fixed: Image, grid: Grid) -> Parametrization:
-        """Return the free parameters of the first level.
+        """Return the parametrization of the first level.
 
         Args:
             fixed: The fixed image at full resolution.
             grid: Fixed grid of the level.
+
+        Returns:
+            Parametrization of the identity; finer levels get theirs from :meth:`Parametrization.refined`.
         """
 
     def search(
@@ -123,7 +148,19 @@ class IterativeStage(Stage):
         initial: Transform | None,
         on_step: StepCallback | None,
     ) -> list[float]:
-        """Optimize one level: change ``parameters`` in place and return the losses; see :func:`descend`."""
+        """Optimize the parameters of one level in place.
+
+        Args:
+            parameters: Parametrization of the level.
+            fixed: The fixed image at the level's resolution.
+            moving: The moving image at the level's resolution.
+            settings: Number and size of the steps, and when to stop.
+            initial: Transform that is applied after the optimized one.
+            on_step: See :func:`descend`.
+
+        Returns:
+            The loss at each evaluation.
+        """
         return descend(parameters, self.objective, fixed, moving, settings, initial=initial, on_step=on_step)
 
     def forward(
@@ -152,20 +189,33 @@ class IterativeStage(Stage):
 
 
 def at_level(image: Image, factor: float) -> Image:
-    """Resample an image to ``factor`` times its finest spacing by averaging cells; coarser axes stay unchanged."""
+    """Resample an image to ``factor`` times its finest voxel spacing, by averaging cells.
+
+    Axes that are already coarser keep their samples, and no axis is reduced below 8 samples.
+    """
     return resize_image(image, image.grid.coarsened(factor, smallest=8).shape)
 
 
 class LinearStage(IterativeStage):
-    """Translation, rigid motion, similarity or affine map about the fixed centroid.
+    """Stage that finds a translation, rigid motion, similarity or affine map about the fixed centroid.
 
     Args:
-        objective: Objective to minimize; penalties do not act on linear maps.
+        objective: Objective to minimize; penalties of fields do not act on affine maps.
         kind: See :class:`LinearParametrization`.
         factors: See :class:`IterativeStage`.
         iterations: See :class:`IterativeStage`.
         learning_rate: See :class:`IterativeStage`.
         tolerance: See :class:`Descent`.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> objective = learnreg.Objective(learnreg.similarity.MSE())
+        >>> stage = LinearStage(objective, "translation", factors=(1,), iterations=(40,))
+        >>> transform = stage(fixed, moving).transform
+        >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [2, 0]
     """
 
     def __init__(
@@ -182,25 +232,37 @@ class LinearStage(IterativeStage):
         self.kind = kind
 
     def parametrization(self, fixed: Image, grid: Grid) -> LinearParametrization:
+        # Half of the object's size, if the object spans about half of the field of view's diagonal.
         radius = float(fixed.grid.extent[0].norm()) / 4
         return LinearParametrization(center_of_mass(fixed)[:1], radius, self.kind)
 
 
 class FieldStage(IterativeStage):
-    """Deformation, by any parametrization.
+    """Stage that finds a deformation, by any parametrization.
 
     Args:
         objective: Objective to minimize.
-        parametrization: ``(grid, start) -> Parametrization``, a class with its other arguments bound (``_partial_:
-            true`` in a configuration); ``None`` is a dense velocity.
+        parametrization: ``(grid, start) -> Parametrization``: a class whose other arguments are bound by
+            ``functools.partial``, or by ``_partial_: true`` in a configuration. ``None`` is
+            :class:`DenseParametrization`, a dense velocity.
         factors: See :class:`IterativeStage`.
         iterations: See :class:`IterativeStage`.
         learning_rate: See :class:`IterativeStage`.
         tolerance: See :class:`Descent`.
-        features: ``Image -> Image`` whose channels are matched instead of the intensities.
+        features: ``Image -> Image`` whose channels are compared instead of the intensities.
         crop: Crop the fixed image to its content plus this many voxels, see :func:`learnreg.image.crop_to_content`;
-            ``None`` does not crop. Outside of the crop the field has its border value.
+            ``None`` does not crop. Outside of the crop, the field has its border value.
         optimizer: See :class:`IterativeStage`.
+
+    Example:
+        >>> from functools import partial
+        >>> from learnreg.optimization import BSplineParametrization
+        >>> penalty = learnreg.Penalty(learnreg.regularization.Diffusion(), 0.01)
+        >>> objective = learnreg.Objective(learnreg.similarity.MSE(), {"diffusion": penalty})
+        >>> stage = FieldStage(objective, partial(BSplineParametrization, spacing=8), factors=(2, 1), iterations=(9, 9))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> type(stage(image, image).transform).__name__
+        'BSpline'
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a preset

@@ -18,19 +18,26 @@ from learnreg.typing import PointTensor
 class LinearParametrization(Parametrization):
     """Translation, rigid motion, similarity or affine map about a center.
 
-    The linear part is a matrix exponential: of a skew matrix for a rotation, plus one isotropic scale for a similarity,
-    of any matrix for an affine map. Its parameters are lengths: the displacement that they cause at ``radius`` from the
-    center.
+    ``x -> exp(G / radius) (x - center) + center + translation``. ``G`` is a skew matrix for a rotation, a skew matrix
+    plus a multiple of the identity for a similarity, and any matrix for an affine map. Its entries are in mm: they are
+    about the displacement at the distance ``radius`` from the center. So one learning rate fits all parameters.
 
     Args:
         center: ``(1, D)``, mm.
-        radius: mm, about half the size of the object.
-        kind: ``"translation"`` (D free parameters), ``"rigid"`` (3 or 6), ``"similarity"`` (4 or 7) or ``"affine"`` (6
-            or 12).
-        start: Where the search starts; ``None`` is the identity.
+        radius: About half the size of the object, mm.
+        kind: ``"translation"`` (2 free parameters in 2-D, 3 in 3-D), ``"rigid"`` (3 or 6), ``"similarity"`` (4 or 7) or
+            ``"affine"`` (6 or 12).
+        start: Affine map to start from; ``None`` is the identity.
 
     Raises:
         InputError: The kind is unknown, or ``start`` is not of this kind.
+
+    Example:
+        >>> rigid = LinearParametrization(torch.zeros(1, 3), 50.0, "rigid")
+        >>> sum(p.numel() for p in rigid.parameters())
+        6
+        >>> rigid()(torch.zeros(1, 1, 3)).detach()
+        tensor([[[0., 0., 0.]]])
     """
 
     def __init__(
@@ -58,7 +65,10 @@ class LinearParametrization(Parametrization):
         linear = start.matrix[0, :ndim, :ndim].detach().double().cpu().numpy()
         generator = scipy.linalg.logm(linear)
         if np.iscomplexobj(generator) and np.abs(generator.imag).max() > 1e-6:
-            raise InputError("The start of a linear stage mirrors or turns by 180 degrees; give it as `initial`.")
+            raise InputError(
+                f"A {self.kind} search cannot start from a map that mirrors or rotates by 180 degrees: it has no real "
+                "logarithm. Give the map as `initial`."
+            )
         target = torch.from_numpy(np.real(generator)).reshape(-1)
         basis = self.basis.double().cpu().flatten(1).T
         weights = (

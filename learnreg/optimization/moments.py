@@ -9,17 +9,32 @@ from learnreg.image import Image
 
 
 def center_of_mass(image: Image) -> torch.Tensor:
-    """Compute the centroid of the intensities above their minimum, within the mask, ``(B, D)``, mm."""
+    """Compute the centroid of the intensities.
+
+    Args:
+        image: Intensities count above their minimum, and within the mask if there is one.
+
+    Returns:
+        ``(B, D)``, mm.
+    """
     return mass_moments(image)[0]
 
 
 def mass_moments(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute centroid ``(B, D)`` in mm and covariance ``(B, D, D)`` in mm^2 of the intensities above their minimum."""
+    """Compute the centroid and the covariance of the intensities.
+
+    Args:
+        image: Intensities count above their minimum, and within the mask if there is one.
+
+    Returns:
+        The centroid ``(B, D)``, mm, and the covariance ``(B, D, D)``, mm^2.
+    """
     weights = image.data.detach().sum(1)
     weights = weights.sub_(weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim)))
     if image.mask is not None:
         weights = weights * image.mask[:, 0]
     weights = weights / weights.flatten(1).sum(1).clamp(min=1e-12).reshape(-1, *([1] * image.ndim))
+    # Moments along one or two axes need only the sums over the others, never the coordinates of all voxels.
     axes = list(range(image.ndim, 0, -1))  # x, y, z
     index = {axis: torch.arange(weights.shape[axis]).to(weights) for axis in axes}
     along = {axis: weights.sum([a for a in axes if a != axis]) for axis in axes}

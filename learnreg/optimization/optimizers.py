@@ -1,4 +1,4 @@
-"""Optimizers for fields: steps that are vectors in mm, and line search."""
+"""Optimizers for fields, with steps in mm, and a line search."""
 
 from __future__ import annotations
 
@@ -14,20 +14,30 @@ Closure = Callable[[], Tensor]
 
 
 class VectorAdam(torch.optim.Optimizer):
-    """Adam with one second moment per vector, so that a step has the direction of the gradient.
+    """Adam with one second moment per vector.
 
-    Adam per component moves along the axes of the grid, so its steps depend on the grid's orientation. Here all
-    components of a vector share one rate, and no vector moves much farther than ``lr``.
+    Adam scales each component of a gradient, so its steps favor the axes of the grid and depend on the grid's
+    orientation. Here all components of a vector have the same scale: a step has the direction of the averaged gradient,
+    and no vector moves much farther than ``lr``.
 
     Args:
-        params: Fields ``(B, D, *grid)``; other tensors are scaled by the norm over their second axis.
-        lr: mm per iteration.
-        betas: Decay rates of the moments.
-        eps: Added to the root of the second moment, as a share of its mean.
+        params: Fields ``(B, D, *grid)``. In other tensors, the second axis holds the components of a vector; the
+            elements of a 1-D tensor are scaled separately.
+        lr: Step size, mm per iteration.
+        betas: Decay rates of the first and second moments.
+        eps: Added to the root of the second moment, as a share of its mean over the field.
 
     Source:
         Ling et al., VectorAdam for rotation equivariant geometry optimization, NeurIPS 2022; the moments of a warp in
         Jena et al., FireANTs, 2024.
+
+    Example:
+        >>> field = torch.zeros(1, 2, 4, 4, requires_grad=True)
+        >>> optimizer = VectorAdam([field], lr=0.5)
+        >>> (field * torch.tensor([3.0, -4.0]).reshape(1, 2, 1, 1)).sum().backward()
+        >>> optimizer.step()
+        >>> field.detach()[0, :, 0, 0].round(decimals=2)  # 0.5 mm against the gradient (3, -4)
+        tensor([-0.3000,  0.4000])
     """
 
     def __init__(
@@ -59,11 +69,19 @@ class VectorAdam(torch.optim.Optimizer):
 
 
 class LargestStep(torch.optim.Optimizer):
-    """Gradient descent with steps whose longest vector is ``lr``, as in greedy and ANTs.
+    """Gradient descent whose steps are scaled so that their longest vector is ``lr``, as in greedy and ANTs.
 
     Args:
-        params: Fields ``(B, D, *grid)``.
-        lr: mm.
+        params: Fields ``(B, D, *grid)``; each is scaled separately.
+        lr: Length of the longest vector, mm.
+
+    Example:
+        >>> field = torch.zeros(1, 2, 4, 4, requires_grad=True)
+        >>> optimizer = LargestStep([field], lr=0.5)
+        >>> (field * torch.rand(1, 2, 4, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> round(float(field.detach().norm(dim=1).max()), 3)
+        0.5
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.5) -> None:
@@ -82,16 +100,34 @@ class LargestStep(torch.optim.Optimizer):
 class LineSearch(torch.optim.Optimizer):
     """Gradient descent with a backtracking line search.
 
-    The step is halved until the objective decreases enough (Armijo's rule), and doubled for the next iteration.
+    Each iteration halves its step until the objective decreases enough (Armijo's rule). The next iteration starts with
+    twice that step. If no step decreases the objective enough, the parameters stay as they are.
 
     Args:
-        params: Tensors.
-        lr: Longest vector of the first step, mm.
-        decrease: Share of the expected decrease that is sufficient.
-        halvings: Maximum number of halvings per step.
+        params: Tensors, as one parameter group.
+        lr: Length of the longest vector of the first step, mm.
+        decrease: Sufficient decrease, as a share of the decrease that the gradient predicts.
+        halvings: Maximum number of steps to try per iteration.
+
+    Raises:
+        InputError: ``step`` is called without a closure.
 
     Source:
         Nocedal and Wright, Numerical optimization, 2006, algorithm 3.1.
+
+    Example:
+        >>> x = torch.tensor([8.0], requires_grad=True)
+        >>> optimizer = LineSearch([x], lr=1.0)
+        >>> def closure():
+        ...     loss = x.square().sum()
+        ...     if torch.is_grad_enabled():
+        ...         optimizer.zero_grad()
+        ...         loss.backward()
+        ...     return loss
+        >>> for _ in range(4):
+        ...     loss = optimizer.step(closure)
+        >>> x.detach()
+        tensor([0.])
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.5, *, decrease: float = 1e-4, halvings: int = 8) -> None:
@@ -100,7 +136,10 @@ class LineSearch(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         if closure is None:
-            raise InputError("LineSearch needs a closure that evaluates the objective; descend() gives one.")
+            raise InputError(
+                "LineSearch.step needs a closure that evaluates the objective, got None; use step(closure), or "
+                "descend()."
+            )
         loss = _evaluated(closure)
         group: dict[str, Any] = self.param_groups[0]
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -125,6 +164,7 @@ class LineSearch(torch.optim.Optimizer):
 
 
 def _evaluated(closure: Closure | None) -> Tensor | None:
+    """Return the loss of the closure, with its gradient; ``None`` without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():

@@ -1,7 +1,7 @@
-"""Parametrizations: the free parameters of one pair, as modules that return a transform.
+"""Parametrizations: the free parameters of the transform of one pair.
 
-They have the interface of a network, ``forward(fixed, moving) -> Transform``. Every parameter is in mm, so a learning
-rate is the size of a step in mm.
+A parametrization has the interface of a network, ``forward(fixed, moving) -> Transform``. Every parameter is in mm, so
+the learning rate is a step size in mm.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ from learnreg.transforms import Transform
 
 
 class Parametrization(nn.Module):
-    """Free parameters of one pair.
+    """Module that holds the free parameters of the transform of one pair.
 
-    :class:`FieldStage` accepts a class whose first argument is the fixed grid of a level and whose second argument is a
-    transform to start from, or ``None``; bind its other arguments with ``functools.partial``.
+    Derive a class and override :meth:`forward`. For :class:`FieldStage`, its constructor takes the fixed grid of a
+    level and a transform to start from, or ``None``; bind other arguments with ``functools.partial``.
+
+    Example:
+        >>> class Shift(Parametrization):
+        ...     def __init__(self, grid, start=None):
+        ...         super().__init__()
+        ...         self.vector = torch.nn.Parameter(torch.zeros(1, grid.ndim))
+        ...     def forward(self, fixed=None, moving=None):
+        ...         return learnreg.Affine.translation(self.vector)
+        >>> Shift(learnreg.Grid.regular((16, 16)))()(torch.ones(1, 1, 2)).detach()
+        tensor([[[1., 1.]]])
     """
 
     @abstractmethod
@@ -28,12 +38,16 @@ class Parametrization(nn.Module):
         """Return the transform of the current parameters.
 
         Args:
-            fixed: The reference; the parametrizations of this package ignore the images.
+            fixed: The reference. The parametrizations of learnreg ignore both images; they are arguments because a
+                network has them.
             moving: The image to align.
+
+        Returns:
+            Points of the fixed space to points of the moving space, mm.
         """
 
     def refined(self, grid: Grid) -> Parametrization:
-        """Return the parameters of a finer level with the same transform.
+        """Return a parametrization of the same transform for a finer level; by default this one.
 
         Args:
             grid: Fixed grid of the finer level.
@@ -41,10 +55,12 @@ class Parametrization(nn.Module):
         return self
 
     def settle(self) -> None:
-        """Make the result valid after the last level, for example free of folds; by default nothing."""
+        """Correct the parameters in place after the last level, for example remove folds; by default do nothing."""
 
     def after_step(self, fixed: Image) -> None:
-        """Update the parameters after each step of the optimizer, for updates that are not gradient steps.
+        """Change the parameters in place after each step of the optimizer; by default do nothing.
+
+        Override it for updates that are not gradient steps, such as smoothing or composition.
 
         Args:
             fixed: The reference of the level.

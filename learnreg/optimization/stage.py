@@ -16,7 +16,17 @@ from learnreg.typing import StepCallback
 
 @dataclass(frozen=True)
 class LevelHistory:
-    """History of a level: the name of its stage, the shape of its grid, the loss before each step."""
+    """Losses of one level of a stage.
+
+    Args:
+        stage: Name of the stage's class.
+        shape: Shape of the level's fixed grid, array order.
+        losses: Loss at each evaluation of the objective.
+
+    Example:
+        >>> LevelHistory("FieldStage", (64, 64, 64), (0.5, 0.25)).losses[-1]
+        0.25
+    """
 
     stage: str
     shape: tuple[int, ...]
@@ -25,14 +35,34 @@ class LevelHistory:
 
 @dataclass(frozen=True, eq=False)
 class StageResult:
-    """Result of a stage: its transform, not composed with the initial one, and its history."""
+    """Result of a stage.
+
+    Args:
+        transform: Transform that the stage found; ``initial`` is not included.
+        history: Losses of each level, empty for a stage without iterations.
+
+    Example:
+        >>> StageResult(learnreg.Affine.identity(3)).history
+        ()
+    """
 
     transform: Transform
     history: tuple[LevelHistory, ...] = ()
 
 
 class Stage(nn.Module):
-    """A step of a method that improves the alignment of one pair."""
+    """Part of a method that improves the alignment of one pair, such as an affine or a deformable registration.
+
+    Derive a class and override :meth:`forward`, and :attr:`iterations` if it iterates.
+
+    Example:
+        >>> class Mirror(Stage):
+        ...     def forward(self, fixed, moving, initial=None, *, on_step=None):
+        ...         return StageResult(learnreg.Affine(torch.diag(torch.tensor([-1.0, 1.0, 1.0]))))
+        >>> image = learnreg.Image(torch.rand(1, 1, 8, 8), learnreg.Grid.regular((8, 8)))
+        >>> Mirror()(image, image).transform(torch.ones(1, 1, 2))
+        tensor([[[-1.,  1.]]])
+    """
 
     @abstractmethod
     def forward(
@@ -46,26 +76,35 @@ class Stage(nn.Module):
         """Find ``T`` so that ``moving o initial o T`` matches ``fixed``.
 
         Args:
-            fixed: One image.
-            moving: One image.
-            initial: Result of earlier stages, applied after ``T``.
-            on_step: Called with the number of iterations done.
+            fixed: The reference, a batch of one image.
+            moving: The image to align, a batch of one image.
+            initial: Transform that earlier stages found; it is applied after ``T``.
+            on_step: Called with the number of iterations since its last call.
 
         Returns:
-            ``T`` and the history of the losses.
+            ``T``, without ``initial``, and the losses.
 
         Raises:
-            InputError: The pair cannot be aligned by this stage.
+            InputError: The stage cannot align this pair.
         """
 
     @property
     def iterations(self) -> int:
-        """Maximum number of gradient evaluations, for progress bars."""
+        """Maximum number of iterations, for progress bars; 0 for a stage without iterations."""
         return 0
 
 
 class StageDict(nn.ModuleDict):
-    """Stages by name, in the order in which they run."""
+    """Stages by name, in the order in which they run.
+
+    Args:
+        stages: Stages by name.
+
+    Example:
+        >>> from learnreg.optimization import CenterOfMass, CenterOfView
+        >>> list(StageDict({"view": CenterOfView(), "mass": CenterOfMass()}))
+        ['view', 'mass']
+    """
 
     def __init__(self, stages: Mapping[str, Stage]) -> None:
         super().__init__(dict(stages))
@@ -88,17 +127,26 @@ def run_stages(
     initial: Transform | None = None,
     on_step: Callable[[int], Any] | None = None,
 ) -> StageResult:
-    """Run stages in order; each one starts from the result of those before.
+    """Run stages in order; each stage starts from the result of the stages before it.
 
     Args:
-        stages: In order.
-        fixed: One image.
-        moving: One image.
-        initial: Where the first stage starts.
-        on_step: Called with the number of iterations done.
+        stages: Stages to run.
+        fixed: The reference, a batch of one image.
+        moving: The image to align, a batch of one image.
+        initial: Transform to start from; ``None`` is the identity.
+        on_step: Called with the number of iterations since its last call.
 
     Returns:
-        The composed transform, including ``initial``, and all histories.
+        The composition of all transforms, including ``initial``, and the losses of all stages.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> from learnreg.optimization import CenterOfMass, CenterOfView
+        >>> transform = run_stages([CenterOfView(), CenterOfMass()], fixed, moving).transform
+        >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
+        [2, 0]
     """
     total, history = initial, []
     for stage in stages:
@@ -111,7 +159,7 @@ def run_stages(
 
 
 def compose_found(found: Transform, initial: Transform | None) -> Transform:
-    """Apply ``found`` first, then ``initial``; two affine maps become one matrix."""
+    """Return the transform that applies ``found`` first, then ``initial``; two affine maps become one."""
     if isinstance(found, Affine) and isinstance(initial, Affine):
         return found.then(initial)
     return chain(found, initial)

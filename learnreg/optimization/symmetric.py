@@ -1,4 +1,4 @@
-"""Two maps that meet between the images, as in SyN."""
+"""Symmetric parametrization: a transform from a middle space to each image, as in SyN."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from learnreg.transforms import Symmetric, Transform, Velocity
 
 
 class SymmetricParametrization(Parametrization):
-    """A parametrization per image, both from a middle space; see :class:`learnreg.transforms.Symmetric`.
+    """Two parametrizations, from a middle space to the fixed and to the moving space.
+
+    See :class:`learnreg.transforms.Symmetric`.
 
     Args:
         grid: Fixed grid of the level; the middle space is sampled on it.
-        start: Where the search starts: a symmetric transform, a velocity, which is divided between the sides, or
-            ``None``.
-        side: Creates the parametrization of a side; ``None`` is a dense velocity.
+        start: Symmetric transform or velocity to start from; ``None`` is the identity. Each side gets half of a
+            velocity.
+        side: ``(grid, start) -> Parametrization`` of one side; ``None`` is :class:`DenseParametrization`, a dense
+            velocity.
 
     Raises:
-        InputError: ``start`` is another transform.
+        InputError: ``start`` is neither a symmetric transform nor a velocity.
 
     Source:
         Avants et al., Symmetric diffeomorphic image registration with cross-correlation, Med. Image Anal. 2008.
+
+    Example:
+        >>> parametrization = SymmetricParametrization(learnreg.Grid.regular((16, 16)))
+        >>> transform = parametrization()
+        >>> type(transform.fixed_side).__name__, type(transform.moving_side).__name__
+        ('Velocity', 'Velocity')
     """
 
     def __init__(
@@ -47,6 +56,7 @@ class SymmetricParametrization(Parametrization):
 
 
 def _shared_out(start: Transform | None) -> tuple[Transform | None, Transform | None]:
+    """Return where the fixed and the moving side start."""
     if start is None:
         return None, None
     if isinstance(start, Symmetric):
@@ -54,5 +64,6 @@ def _shared_out(start: Transform | None) -> tuple[Transform | None, Transform | 
     if isinstance(start, Velocity):
         return Velocity(-start.field / 2, start.grid, start.steps), Velocity(start.field / 2, start.grid, start.steps)
     raise InputError(
-        f"A symmetric search cannot start from a {type(start).__name__}; give it as `initial`, or a velocity."
+        f"A symmetric search cannot start from a {type(start).__name__}, only from a Symmetric or a Velocity; "
+        "give it as `initial`."
     )

@@ -1,4 +1,4 @@
-"""Callbacks: amortization gap, progressive levels, learned templates, pictures."""
+"""Callbacks of a training: amortization gap, progressive levels, saved templates, figures."""
 
 from __future__ import annotations
 
@@ -23,19 +23,29 @@ from learnreg.transforms import chain
 
 
 class AmortizationGap(pl.Callback):
-    """Log how much the classical solver improves the network's answer.
+    """Callback that logs how much a classical solver improves the transforms of the network.
 
-    ``val/objective_after_k`` (images and fields, without labels or landmarks) and ``val/dice_after_k`` for k = 0 and
-    each of ``steps``, averaged over the first validation batches. ``val/amortization_gap`` is the decrease of the
-    objective with the most steps. If it stays large, the network limits the accuracy; if Dice decreases with the
-    objective, the objective does.
+    For ``k`` = 0 and each of ``steps``, it logs ``val/objective_after_k``, without labels and landmarks, and
+    ``val/dice_after_k``, both averaged over validation batches. ``val/amortization_gap`` is the decrease of the
+    objective with the most steps. How to read them:
+
+    * A large gap at the end of a training: the network limits the accuracy.
+    * Dice decreases while the objective decreases: the objective limits the accuracy.
 
     Args:
-        refinement: A stage of one level, as in ``conf/refinement``; its correction is composed with the answer.
-            ``None`` logs nothing.
-        steps: Numbers of classical steps.
+        refinement: Stage with one level, as in ``conf/refinement``; its result is composed with the network's
+            transform. ``None`` logs nothing.
+        steps: Numbers of iterations of the stage.
         pairs: Number of validation batches.
         every: Log at every ``every``-th validation.
+
+    Example:
+        >>> from learnreg.optimization import FieldStage
+        >>> objective = learnreg.Objective(learnreg.similarity.MSE())
+        >>> stage = FieldStage(objective, factors=(1,), iterations=(30,))
+        >>> callback = AmortizationGap(stage, steps=[10, 50])  # goes into Trainer(callbacks=[...])
+        >>> callback.steps
+        (10, 50)
     """
 
     def __init__(
@@ -45,7 +55,7 @@ class AmortizationGap(pl.Callback):
         self.seen = -1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count validations."""
+        """Count the validations, without Lightning's sanity check."""
         self.seen += not trainer.sanity_checking
 
     def on_validation_batch_end(
@@ -69,7 +79,17 @@ class AmortizationGap(pl.Callback):
 def amortization(
     module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
 ) -> dict[str, float]:
-    """Return ``objective_after_k`` and, with labels, ``dice_after_k`` for k = 0 and each of ``steps``."""
+    """Compute the objective and Dice of a batch before and after a refinement.
+
+    Args:
+        module: Module with the network and the objective.
+        batch: Fixed and moving images.
+        refinement: Stage with one level.
+        steps: Numbers of iterations of the stage.
+
+    Returns:
+        ``objective_after_k`` and, with labels, ``dice_after_k``, for ``k`` = 0 and each of ``steps``.
+    """
     task = module.task(batch)
     fixed, moving = task.fixed, task.moving
     objective = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))
@@ -90,13 +110,24 @@ def amortization(
 
 
 class Progressive(pl.Callback):
-    """Activate the levels of a :class:`learnreg.networks.LaplacianPyramid` one after the other.
+    """Callback that trains a :class:`learnreg.networks.LaplacianPyramid` from coarse to fine.
+
+    It adds the levels one after the other.
 
     Args:
-        joins: Shares of the training at which the second level joins, the third, and so on; ``None`` is equal shares.
+        joins: When the second, third, ... level is added, as shares of the training, from 0 to 1; ``None`` divides the
+            training equally.
+
+    Raises:
+        InputError: The network is not a :class:`learnreg.networks.LaplacianPyramid`; raised when the training starts.
 
     Source:
         Mok and Chung, LapIRN, MICCAI 2020.
+
+    Example:
+        >>> callback = Progressive([0.2, 0.5])  # level 2 after 20%, level 3 after half of the training
+        >>> callback.joins
+        (0.2, 0.5)
     """
 
     def __init__(self, joins: Sequence[float] | None = None) -> None:
@@ -108,7 +139,7 @@ class Progressive(pl.Callback):
         """Set the number of levels.
 
         Raises:
-            InputError: The network has no levels.
+            InputError: The network is not a :class:`learnreg.networks.LaplacianPyramid`.
         """
         if not isinstance(pl_module, RegistrationModule) or not isinstance(pl_module.network, LaplacianPyramid):
             raise InputError(
@@ -120,13 +151,21 @@ class Progressive(pl.Callback):
 
 
 class SaveTemplate(pl.Callback):
-    """Write the template of a :class:`learnreg.networks.LearnedTemplate` at the end of the training.
+    """Callback that writes the template of a :class:`learnreg.networks.LearnedTemplate` at the end of the training.
 
     Args:
-        file: Such as ``template.nii.gz``; its center is at 0, as in the training images.
-        spacing: mm, of the training images.
-        covariates: Rows of values for a :class:`learnreg.networks.ConditionalTemplate`: one file per row, such as
-            ``template_70.nii.gz``.
+        file: Image file, for example ``template.nii.gz``; the center of its grid is at 0 mm, as in the training images.
+        spacing: Spacing of the training images, mm.
+        covariates: Only for a :class:`learnreg.networks.ConditionalTemplate`: one row of values per file. The values
+            are added to the name of the file, for example ``template_70.nii.gz``.
+
+    Raises:
+        InputError: The network has no template, or ``covariates`` does not fit it; raised before the training.
+
+    Example:
+        >>> callback = SaveTemplate("template.nii.gz", spacing=1.5, covariates=[[30], [70]])
+        >>> callback.covariates  # writes template_30.nii.gz and template_70.nii.gz
+        [[30.0], [70.0]]
     """
 
     def __init__(self, file: str, spacing: float = 1.0, covariates: Sequence[Sequence[float]] | None = None) -> None:
@@ -141,13 +180,16 @@ class SaveTemplate(pl.Callback):
         """
         network = pl_module.network if isinstance(pl_module, RegistrationModule) else None
         if not isinstance(network, LearnedTemplate):
-            raise InputError("The callback SaveTemplate needs the network LearnedTemplate; leave it out.")
+            raise InputError(
+                f"The callback SaveTemplate needs the network LearnedTemplate, got {type(network).__name__}; "
+                "leave it out (~callbacks.template)."
+            )
         if isinstance(network, ConditionalTemplate) != (self.covariates is not None):
             raise InputError(
-                "The template depends on covariates; say for which values it is saved, such as "
+                "The template depends on covariates; say for which values to save it, for example "
                 "callbacks.template.covariates=[[30], [70]]."
                 if self.covariates is None
-                else "callbacks.template.covariates needs network=conditional_template."
+                else "callbacks.template.covariates is only for network=conditional_template; leave it out."
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,11 +208,16 @@ class SaveTemplate(pl.Callback):
 
 
 class Pictures(pl.Callback):
-    """Save the figure of the first validation pair, and send it to the logger.
+    """Callback that saves a figure of the first validation pair, and sends it to TensorBoard or Weights & Biases.
 
     Args:
-        folder: Of the ``step_<step>.png`` files.
-        every: Save at every ``every``-th validation.
+        folder: Folder for the files ``step_<step>.png``.
+        every: Save at the first and then at every ``every``-th validation.
+
+    Example:
+        >>> callback = Pictures("pictures", every=5)
+        >>> callback.folder.name
+        'pictures'
     """
 
     def __init__(self, folder: str, every: int = 5) -> None:
@@ -191,7 +238,9 @@ class Pictures(pl.Callback):
         if (self.seen - 1) % self.every:
             return
         if not isinstance(pl_module, RegistrationModule):
-            raise InputError(f"The callback Pictures needs a RegistrationModule, got {type(pl_module).__name__}.")
+            raise InputError(
+                f"The callback Pictures needs a RegistrationModule, got {type(pl_module).__name__}; leave it out."
+            )
         task = pl_module.task(batch)
         fixed, moving = task.fixed, task.moving
         with torch.no_grad():

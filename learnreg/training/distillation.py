@@ -1,4 +1,4 @@
-"""Distillation: a network learns from the results of a classical method."""
+"""Distillation: a network learns to reproduce the transforms of a classical method."""
 
 from __future__ import annotations
 
@@ -22,24 +22,33 @@ from learnreg.typing import FieldTensor, MaskTensor, PathLike, Scalar
 
 
 class Distillation(Supervision):
-    """Mean squared distance, mm^2, of the network's map to the result of a classical method on the same pair.
+    """Supervision by a classical method: mean squared distance between its transform and the network's, mm^2.
 
-    The method runs during the training. Its results are kept, so pairs that are repeated without augmentation cost
-    nothing.
+    The method runs during the training. Its results are cached, so a pair that repeats without augmentation is
+    registered once.
 
     Args:
-        stages: Of the method, by name, as in ``conf/method``.
-        from_answer: If ``True``, the stages start from the network's answer and refine it; such results change with the
-            network and are not kept. Otherwise they start from the identity.
-        keep: Number of displacements kept in memory, at half precision.
-        folder: Where the results of all pairs are kept, one file per pair, for later trainings and other processes;
-            ``None`` keeps them in memory only.
+        stages: Stages of the method by name, as in ``conf/method``.
+        from_answer: If ``True``, the stages start from the network's transform and refine it; the results change with
+            the network and are not cached. If ``False``, they start from the identity.
+        keep: Maximum number of displacements that are cached in memory, in half precision.
+        folder: Folder that caches the results of all pairs, one file per pair, for later trainings and other processes;
+            ``None`` caches in memory only.
 
     Raises:
         InputError: There are no stages.
 
     Source:
         Hinton et al., Distilling the knowledge in a neural network, 2015. Differs in: the teacher is a solver.
+
+    Example:
+        >>> from learnreg.optimization import CenterOfMass
+        >>> grid = learnreg.Grid.regular((16, 16))
+        >>> disk = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> fixed, moving = learnreg.Image(disk, grid), learnreg.Image(disk.roll(2, -1), grid)
+        >>> term = Distillation({"center": CenterOfMass()})  # finds a translation by 2 mm
+        >>> round(float(term(fixed, moving, learnreg.Affine.identity(2))), 2)
+        4.0
     """
 
     def __init__(
@@ -52,16 +61,19 @@ class Distillation(Supervision):
     ) -> None:
         super().__init__()
         if not stages:
-            raise InputError("Distillation needs the stages of a method, as in conf/method.")
+            raise InputError("Distillation needs the stages of a method, as in conf/method, got none.")
         self.stages = StageDict(stages)
         self.from_answer, self.keep = from_answer, int(keep)
         self.folder = None if folder is None else Path(folder).expanduser()
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._method = b"" if folder is None else pickle.dumps(dict(stages))  # a folder can hold several methods'
+        self._method = b"" if folder is None else pickle.dumps(dict(stages))  # tells methods that share a folder apart
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if self.from_answer and len(fixed.data) > 1:
-            raise InputError("Distillation from the answer takes one pair at a time; set data.batch_size=1.")
+            raise InputError(
+                f"Distillation with from_answer=True takes one pair at a time, got a batch of {len(fixed.data)}; set "
+                "data.batch_size=1."
+            )
         answer = transform.detach() if self.from_answer else None
         pairs = zip(_singles(fixed), _singles(moving), strict=True)
         wanted = torch.cat([self.target(*pair, answer) for pair in pairs])
@@ -71,7 +83,16 @@ class Distillation(Supervision):
         return (distance * mask).sum() / mask.sum().clamp(min=1)
 
     def target(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
-        """Return the displacement of the method, ``(1, D, *grid)``, mm."""
+        """Return the displacement of the method, from the cache if it is there.
+
+        Args:
+            fixed: A batch of one image.
+            moving: A batch of one image.
+            answer: Transform to start from; ``None`` is the identity, and only then the cache is used.
+
+        Returns:
+            ``(1, D, *grid)``, mm.
+        """
         if answer is not None:
             return self.solved(fixed, moving, answer)
         key = self.fingerprint(fixed, moving)
@@ -97,7 +118,10 @@ class Distillation(Supervision):
             return found.detach().displacement(fixed.grid)
 
     def fingerprint(self, fixed: Image, moving: Image) -> str:
-        """Return a hash of the intensities, masks and grids, and with a folder also of the stages."""
+        """Compute the key of a pair in the cache: a hash of intensities, masks and grids.
+
+        With a folder, the hash also depends on the stages, since several methods can share a folder.
+        """
         known = hashlib.blake2b(self._method, digest_size=16)
         for image in (fixed, moving):
             for values in (image.data, image.grid.affine, image.mask):
@@ -106,6 +130,6 @@ class Distillation(Supervision):
 
 
 def _singles(images: Image) -> list[Image]:
-    """Split a batch into single images with their masks."""
+    """Split a batch into batches of one image, with their masks."""
     masks = [None] * images.batch_size if images.mask is None else images.mask.split(1)
     return [Image(data, images.grid, mask) for data, mask in zip(images.data.detach().split(1), masks, strict=True)]

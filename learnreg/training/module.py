@@ -1,4 +1,4 @@
-"""The Lightning module: a network trained on the objective that the classical solver minimizes."""
+"""Lightning module that trains a network on the objective of the classical solver."""
 
 from __future__ import annotations
 
@@ -29,19 +29,30 @@ Batch = tuple[Image, Image]
 
 
 class RegistrationModule(pl.LightningModule):
-    """Minimize ``objective(fixed, moving, network(fixed, moving))`` over the network's weights.
+    """Lightning module that minimizes ``objective(fixed, moving, network(fixed, moving))`` over a network's weights.
 
     Args:
         network: A :class:`learnreg.networks.Network`, or any module that :func:`learnreg.networks.as_network` accepts.
         objective: Objective to minimize.
-        optimizer: ``(parameters) -> Optimizer``.
-        consistency: Also predict the way back, and penalize where the two answers do not undo each other.
-        features: ``Image -> Image`` whose channels the objective compares instead of the intensities; the network gets
+        optimizer: ``(parameters) -> torch.optim.Optimizer``.
+        consistency: Term that also predicts the transform from the moving to the fixed image, and penalizes where the
+            two are not each other's inverse.
+        features: ``Image -> Image`` whose channels the objective compares instead of the intensities. The network gets
             the images themselves.
-        symmetric: Also score the inverse of the transform on the exchanged pair.
-        warmup: Share of the training in which the learning rate rises; then it decays by a cosine to 0 at
-            ``max_steps``, ``max_epochs`` or ``max_time``, whichever ends the training first.
-        recipe: Stored in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
+        symmetric: If ``True``, also evaluate the objective of the inverse transform for the exchanged pair, and use the
+            mean of both.
+        warmup: Share of the training in which the learning rate rises. After it, the rate falls by a cosine to 0 at the
+            end of the training: ``max_steps``, ``max_epochs`` or ``max_time``, whichever comes first.
+        recipe: Configuration to store in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
+
+    Example:
+        >>> from functools import partial
+        >>> from learnreg.networks import UNet
+        >>> objective = learnreg.Objective(learnreg.similarity.MSE())
+        >>> module = RegistrationModule(UNet(2, (4,)), objective, partial(torch.optim.Adam, lr=1e-3))
+        >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
+        >>> type(module(image, image)).__name__  # train it by pytorch_lightning.Trainer().fit(module, pairs)
+        'Velocity'
     """
 
     def __init__(
@@ -67,7 +78,7 @@ class RegistrationModule(pl.LightningModule):
         return self.predict(fixed, moving).transform
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
-        """Predict, see :meth:`learnreg.networks.Network.predict`."""
+        """Predict the transform of a pair, see :meth:`learnreg.networks.Network.predict`."""
         with FullPrecisionOfSmall():
             return self.network.predict(fixed, moving, weight=weight)
 
@@ -95,28 +106,29 @@ class RegistrationModule(pl.LightningModule):
         return total
 
     def task(self, batch: Batch) -> Task:
-        """Return what the network trains on and is scored by, see :meth:`learnreg.networks.Network.task`."""
-        with FullPrecisionOfSmall():  # a template is made here
+        """Return the pair and the objective to train on, see :meth:`learnreg.networks.Network.task`."""
+        with FullPrecisionOfSmall():  # a conditional template runs a decoder here
             return self.network.task(*batch, self.objective)
 
     def compared(self, image: Image) -> Image:
-        """Return what the objective compares of an image."""
+        """Return the image that the objective compares: its ``features``, or the image itself."""
         return image if self.features is None else self.features(image)  # type: ignore[no-any-return]
 
     def way_back(self, task: Task, *, through: int = 0) -> Transform:
-        """Predict the way from the moving to the fixed images, through other fixed images of the batch.
+        """Predict the transform from the moving to the fixed images.
 
         Args:
-            task: Task of the forward way.
-            through: Number of other images on the way.
+            task: Pair whose transform was predicted.
+            through: Number of other fixed images of the batch on the way; the transforms between them are composed. 0
+                is the direct way.
 
         Raises:
-            InputError: The batch has too few images.
+            InputError: The batch has too few images for ``through``.
         """
         fixed, moving = task.fixed, task.moving
         if through >= fixed.batch_size and through > 0:
             raise InputError(
-                f"A way back through {through} other image(s) needs batches of at least {through + 1} pairs, got "
+                f"A consistency term with through={through} needs batches of at least {through + 1} pairs, got "
                 f"{fixed.batch_size}; set data.batch_size={through + 1}."
             )
         stops = [moving, *(rolled(fixed, k + 1) for k in range(through)), fixed]
@@ -130,7 +142,7 @@ class RegistrationModule(pl.LightningModule):
         if not loss.total.isfinite():
             raise InputError(
                 f"The training diverged: the objective is not finite after {self.global_step} steps. Use a smaller "
-                "optimizer.lr or trainer.precision=32-true."
+                "learning rate (optimizer.lr) or full precision (trainer.precision=32-true)."
             )
         values = {"val/loss": loss.total, **{f"val/{name}_loss": value for name, value in loss.terms.items()}}
         scores = score(fixed, moving, transform)
@@ -147,13 +159,18 @@ class RegistrationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self) -> float:
+        """Return the factor of the learning rate: a linear warm-up, then half a cosine to 0."""
         progress = self.progress()
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
 
     def progress(self) -> float:
-        """Return the share of the training that is done, by steps or by time."""
+        """Return the share of the training that is done, from 0 to 1.
+
+        It is measured in steps and, with ``max_time``, in time; the larger share counts, because that budget ends the
+        training.
+        """
         if self._trainer is None:
             return 0.0
         total = self.trainer.estimated_stepping_batches
@@ -169,6 +186,6 @@ class RegistrationModule(pl.LightningModule):
 
 
 def rolled(images: Image, by: int) -> Image:
-    """Replace each image of a batch by the one ``by`` places later, intensities and grid only."""
+    """Replace each image of a batch by the image ``by`` places later, without masks, labels and landmarks."""
     affine = images.grid.affine.roll(-by, 0)
     return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))
