@@ -23,7 +23,7 @@ from learnreg.typing import PathLike
 ImageLike: TypeAlias = Image | sitk.Image | PathLike
 
 
-def register(  # noqa: PLR0913 - what a registration can be told
+def register(  # noqa: PLR0913 - the options of a registration
     fixed: ImageLike,
     moving: ImageLike,
     method: str | Method = "deformable",

@@ -71,7 +71,7 @@ def descend(
         The loss at each evaluation.
 
     Raises:
-        InputError: The loss is not finite.
+        InputError: The loss is not finite; it is checked once per window.
 
     Example:
         >>> grid = learnreg.Grid.regular((16, 16))
@@ -121,7 +121,7 @@ class Search:
         self.settings, self.on_step = settings, on_step
         self.best = Best(parameters)
         self.losses: list[Tensor] = []
-        self._told = 0
+        self._reported = 0
 
     def record(self, loss: Tensor) -> None:
         """Record the loss of the current parameters."""
@@ -134,9 +134,9 @@ class Search:
         # with a line search adds several losses, hence the comparison of quotients.
         done, window = len(self.losses), self.settings.window
         over = done >= self.settings.iterations
-        if done // window > self._told // window:
+        if done // window > self._reported // window:
             over = has_converged(self.losses, self.settings) or over
-        self._tell(self.settings.iterations if over else done)
+        self._report(self.settings.iterations if over else done)
         return not over
 
     def finish(self) -> list[float]:
@@ -147,10 +147,10 @@ class Search:
         values: list[float] = torch.stack(self.losses).tolist()
         return values
 
-    def _tell(self, done: int) -> None:
-        if self.on_step is not None and done > self._told:
-            self.on_step(done - self._told)
-        self._told = done
+    def _report(self, done: int) -> None:
+        if self.on_step is not None and done > self._reported:
+            self.on_step(done - self._reported)
+        self._reported = done
 
 
 class Best:

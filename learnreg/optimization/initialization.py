@@ -231,7 +231,7 @@ class Moments(Stage):
         on_step: StepCallback | None = None,
     ) -> StageResult:
         shift = CenterOfMass()(fixed, moving, initial).transform
-        assert isinstance(shift, Affine)  # noqa: S101 - it says so
+        assert isinstance(shift, Affine)  # noqa: S101 - CenterOfMass returns a translation
         together = compose_found(shift, initial)
         axes_fixed, axes_moving = principal_axes(fixed), principal_axes(moving)
         if isinstance(together, Affine):
