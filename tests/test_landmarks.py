@@ -75,8 +75,8 @@ def test_pairs_come_from_one_file(tmp_path, grid):
         ("a.csv", "", "an empty file"),
         ("a.csv", "x,y,z\n1,2,three\n", "something else than numbers"),
         ("a.csv", "x,y,z\n", "holds no landmarks"),
-        ("a.txt", "hello\n", "no list of points of elastix"),
-        ("a.mrk.json", "{}", "no list of markups"),
+        ("a.txt", "hello\n", "not a point list of elastix"),
+        ("a.mrk.json", "{}", "not a markups file of 3D Slicer"),
     ],
 )
 def test_what_cannot_be_read_is_told(tmp_path, name, text, message):
