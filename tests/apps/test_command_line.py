@@ -387,7 +387,7 @@ def test_a_truncated_image_is_not_read_as_zeros(suffix, kind, files, capsys):
         ("_target_: learnreg.methods.IterativeMethod", "stages is missing"),
         (
             "_target_: learnreg.methods.IterativeMethod\nstages: {a: {_target_: learnreg.similarity.MSE}}",
-            "'a' is a MSE",
+            "Stage 'a' must be a learnreg.optimization.Stage, got MSE",
         ),
     ],
 )
