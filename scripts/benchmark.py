@@ -118,7 +118,10 @@ def megabytes(image: Image) -> float:
 
 
 def pieces(options: argparse.Namespace) -> None:
-    """CPU time of the hot pieces at one size, forward and backward, beside the same of installed peers."""
+    """CPU time of the hot pieces at one size, forward and backward, beside the same of installed peers.
+
+    "In a level" is the cost per iteration of a solver, which computes once what the fixed image and the grid decide.
+    """
     n = options.size
     generator = torch.Generator().manual_seed(0)
     grid, coarse = Grid.regular((n, n, n)), Grid.regular((n // 2, n // 2, n // 2), 2.0)
@@ -128,6 +131,7 @@ def pieces(options: argparse.Namespace) -> None:
     half = torch.rand(1, 3, *coarse.shape, generator=generator).requires_grad_()
     lattice, kernels = spline_lattice(grid, 8.0), kernel_lattice(grid, 8)
     spline = torch.rand(1, 3, *lattice.shape, generator=generator).requires_grad_()
+    basis = BSpline(spline, lattice).basis_on(grid)
     kernel = torch.rand(1, 3, *kernels.shape, generator=generator).requires_grad_()
     similarities = [MSE(), LNCC(9), LNCC(9, kernel="gaussian"), NCC(), MutualInformation(), CorrelationRatio()]
     similarities += [NGF(), MIND(), SSIM()]
@@ -144,6 +148,7 @@ def pieces(options: argparse.Namespace) -> None:
         },
         "B-spline, control points every 8 voxels": {
             "learnreg": lambda: BSpline(spline, lattice).displacement(grid),
+            "learnreg, in a level": lambda: BSpline(spline, lattice, basis=basis).displacement(grid),
         },
         "Wendland kernel, control points every 8 voxels": {
             "learnreg": lambda: Kernel(kernel, kernels).displacement(grid),
@@ -151,7 +156,8 @@ def pieces(options: argparse.Namespace) -> None:
     }
     for similarity in similarities:
         groups[f"{type(similarity).__name__} {similarity.extra_repr()}".strip()] = {
-            "learnreg": partial(similarity, warped, fixed)
+            "learnreg": partial(similarity, warped, fixed),
+            "learnreg, in a level": partial(similarity.prepare(fixed), warped),
         }
     for regularizer in regularizers:
         groups[type(regularizer).__name__] = {"learnreg": partial(regularizer, velocity, grid)}
