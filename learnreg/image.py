@@ -123,13 +123,15 @@ def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, thresho
         margin: Voxels around the content.
         multiple: Round sizes up to multiples of it where the image is large enough, so that coarser levels have whole
             voxels.
-        threshold: Intensities above it are content, as are voxels of the mask and of labels.
+        threshold: Intensities above it are content, as are voxels of labels, and of a mask that does not cover the
+            image.
 
     Returns:
         The cropped image, its physical positions unchanged; the image itself if nothing can be cropped.
     """
     content = image.data.amax(1, keepdim=True) > threshold
-    for extra in (image.mask, image.labels):
+    mask = None if image.mask is None or bool((image.mask != 0).all()) else image.mask  # all of it says nothing
+    for extra in (mask, image.labels):
         content = content if extra is None else content | (extra != 0)
     content = content.flatten(0, 1).any(0)
     first, shape = [], []

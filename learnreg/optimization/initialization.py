@@ -28,6 +28,8 @@ class CenterOfView(Stage):
         tensor([[[20., 10.]]])
     """
 
+    is_start = True
+
     def forward(
         self,
         fixed: Image,
@@ -56,6 +58,8 @@ class CenterOfMass(Stage):
         >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
         [2, 0]
     """
+
+    is_start = True
 
     def forward(
         self,
@@ -140,6 +144,8 @@ class RotationSearch(Stage):
         [0, 5]
     """
 
+    is_start = True
+
     def __init__(
         self,
         objective: Objective,
@@ -217,6 +223,8 @@ class Moments(Stage):
         >>> [abs(round(v)) for v in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
         [0, 2]
     """
+
+    is_start = True
 
     def __init__(self, objective: Objective, *, factor: float = 4.0) -> None:
         super().__init__()
