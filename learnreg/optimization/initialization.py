@@ -171,7 +171,7 @@ class RotationSearch(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
-        coarse = at_level(fixed, self.factor), at_level(moving, self.factor)
+        coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
         center = center_of_mass(fixed)[:1]
         tried = sorted({0.0, *self.angles}, key=abs)
         turns = product(tried, repeat=1 if fixed.ndim == 2 else 3)
@@ -193,6 +193,11 @@ class RotationSearch(Stage):
         found = compose_found(self.descent(fixed, moving, compose_found(start, initial)).transform, start)
         assert isinstance(found, Affine)  # noqa: S101 - both are
         return found
+
+
+def coarse_enough(image: Image, factor: float) -> Image:
+    """Resample to ``factor`` times the finest spacing, but to no fewer samples than a :class:`LinearStage` needs."""
+    return at_level(image, factor, smallest=LinearStage.smallest)
 
 
 def totals(
@@ -256,7 +261,8 @@ class Moments(Stage):
             if float(torch.linalg.det(turn)) > 0:
                 candidates.append(about(turn, center))
         turned = [candidate.then(shift) for candidate in candidates]
-        values = totals(self.objective, turned, at_level(fixed, self.factor), at_level(moving, self.factor), initial)
+        coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
+        values = totals(self.objective, turned, *coarse, initial)
         return StageResult(turned[values.index(min(values))])
 
 
