@@ -97,6 +97,11 @@ class Image:
         return replace(self, data=data)
 
 
+def background(image: Image) -> float:
+    """Return the value of nothing in an image, its lowest one: air in a CT, 0 in most MR images."""
+    return float(image.data.min())
+
+
 def label_values(*maps: Int[Tensor, "..."]) -> list[int]:
     """Return the labels that all maps contain, without the background 0, in ascending order.
 

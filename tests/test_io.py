@@ -60,7 +60,7 @@ def test_failures(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such image"):
         read_image(tmp_path / "none.nii.gz")
     (tmp_path / "text.nii.gz").write_text("no image")
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="is damaged: .* is not a gzip file"):
         read_image(tmp_path / "text.nii.gz")
     with pytest.raises(ValueError, match="values a pixel"):
         image_from_sitk(sitk.Image([4, 4], sitk.sitkVectorUInt8, 3))

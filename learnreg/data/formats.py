@@ -12,7 +12,7 @@ import torch
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
-from learnreg.io import SUFFIXES, read_image
+from learnreg.io import SUFFIXES, read_image, subject_name
 from learnreg.typing import PathLike
 
 
@@ -34,8 +34,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """File name without its suffixes."""
-        return self.image.name.split(".")[0]
+        """File name without the suffix of its format."""
+        return subject_name(self.image)
 
 
 Pair = tuple[Subject, Subject]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from learnreg.errors import InputError
-from learnreg.image import Image
+from learnreg.image import Image, background
 from learnreg.optimization import LevelHistory
 from learnreg.transforms import Sampled, Transform
 from learnreg.typing import PathLike, StepCallback
@@ -54,8 +54,11 @@ class Registration:
 
     @cached_property
     def warped(self) -> Image:
-        """The moving image on the fixed grid, in its original intensity scale; labels by nearest neighbor."""
-        return warp(self.moving, self.sampled, self.fixed.grid)
+        """The moving image on the fixed grid, in its original intensity scale; labels by nearest neighbor.
+
+        Beyond the moving image lies its :func:`learnreg.image.background`.
+        """
+        return warp(self.moving, self.sampled, self.fixed.grid, fill=background(self.moving))
 
     def save_transform(self, path: PathLike) -> None:
         """Write the transform for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.write_transform`."""
