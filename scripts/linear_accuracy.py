@@ -2,7 +2,7 @@
 
 One image is moved by a known transform, resampled by SimpleITK from a larger volume, so that tissue continues beyond
 both views. The error is the distance between the transform that was found and the truth over the body of the fixed
-image. SimpleITK and elastix (``pip install itk-elastix``) register the same images in the same run; without elastix,
+image. SimpleITK and elastix (``pip install -e '.[peers]'``) register the same images in the same run; without elastix,
 or without a data folder, the rest is measured.
 """
 
@@ -143,7 +143,7 @@ def synthetic(degrees: Sequence[float], shift: Sequence[float]) -> Pair:
     return Pair(view(source, where), view(source, where, truth), truth, np.ones((40, 40, 40), bool))
 
 
-def one_contrast(  # noqa: PLR0913 - the views
+def one_contrast(
     data: Path,
     size: Sequence[int],
     spacing: Sequence[float],
@@ -261,7 +261,7 @@ def methods(names: Sequence[str]) -> dict[tuple[str, str], Method]:
         if find_spec("itk") and find_spec("itk.elxParameterObjectPython"):
             found[kind, "elastix"] = peers.Elastix(kind)
     if not any(tool == "elastix" for _, tool in found):
-        print("elastix is left out: pip install itk-elastix")
+        print("elastix is left out: pip install -e '.[peers]'")
     return found
 
 
@@ -306,7 +306,7 @@ def measure(case: str, pair: Pair, contestants: dict[tuple[str, str], Method]) -
 
 def table(results: Sequence[Result]) -> str:
     """Format mean and largest errors as Markdown, one row per case."""
-    columns = list(dict.fromkeys((r.kind, r.tool) for r in results))
+    columns = list(dict.fromkeys((r.kind, r.tool) for r in results if r.kind != "deformable"))
     cells = {
         (r.case, r.kind, r.tool): "failed" if r.mean is None or r.max is None else f"{r.mean:.2f} ({r.max:.2f})"
         for r in results
@@ -317,6 +317,7 @@ def table(results: Sequence[Result]) -> str:
         lines.append(f"| {case} | " + " | ".join(cells.get((case, *column), "") for column in columns) + " |")
     totals = [sum(r.seconds for r in results if (r.kind, r.tool) == column) for column in columns]
     lines.append("| seconds | " + " | ".join(f"{total:.0f}" for total in totals) + " |")
+    lines += [f"\n{r.kind}, {r.case}: {cells[r.case, r.kind, r.tool]}" for r in results if r.kind == "deformable"]
     return "\n".join(lines)
 
 
@@ -337,7 +338,7 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
-    """Command line."""
+    """Measure the chosen cases, print a table and return its entries."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="?", type=Path, help="LEARNREG_DATA; without it, synthetic images only")
     parser.add_argument("--case", action="append", default=[], help="cases whose name has this in it")
@@ -364,7 +365,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         extra = {("deformable", "learnreg"): load_method("deformable")} if number == 0 else {}
         only = {key: m for key, m in contestants.items() if key[0] == "affine" or "scaled" not in name}
         results += measure(name, case(), only | extra)
-    text = table(results) + "\n" + "\n".join(["Out of tolerance, where a peer is not:", *missed(results)])
+    text = "\n".join(
+        [table(results), "\nOut of tolerance, where a peer is not:\n", *(f"- {x}" for x in missed(results))]
+    )
     print(f"mean (largest) error in mm, {options.threads} threads\n{text}")
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
