@@ -98,8 +98,8 @@ class Image:
 
 
 def background(image: Image) -> float:
-    """Return the value of nothing in an image, its lowest one: air in a CT, 0 in most MR images."""
-    return float(image.data.min())
+    """Return the value of nothing in an image: the lowest one if it is negative, as of air in a CT, else 0."""
+    return min(0.0, float(image.data.min()))
 
 
 def label_values(*maps: Int[Tensor, "..."]) -> list[int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,7 @@ def itk_reason(error: RuntimeError) -> str:
     """Return what ITK says went wrong, on one line, without the place in its code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[-1].rpartition("ERROR: ")[2].rpartition("): ")[2] if lines else type(error).__name__
-    if "determine ImageIO reader" in str(error) or "ImageIO reader" in reason:
+    if "ImageIO reader" in reason:
         return "the content is of no known image format"
     return reason.rstrip(". ")
 
@@ -242,6 +244,14 @@ def grid_from_sitk(image: sitk.Image) -> Grid:
     return Grid.regular(image.GetSize()[::-1], image.GetSpacing(), image.GetOrigin(), torch.from_numpy(direction))
 
 
+def smallest_type(labels: Tensor) -> torch.dtype:
+    """Return the smallest integer type of NIfTI and MetaImage that holds all labels."""
+    least, greatest = int(labels.min()), int(labels.max())
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    fits = [kind for kind in kinds if torch.iinfo(kind).min <= least and greatest <= torch.iinfo(kind).max]
+    return fits[0] if fits else torch.int64
+
+
 def to_sitk(values: Tensor, grid: Grid, *, vector: bool = False) -> sitk.Image:
     """Convert values to a SimpleITK image on a grid.
 
@@ -282,8 +292,25 @@ def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    image = to_sitk(values, grid)
-    write_with_itk(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
+    write_sitk(to_sitk(values, grid), path)
+
+
+def write_sitk(image: sitk.Image, path: PathLike) -> None:
+    """Write a SimpleITK image, and read it back to compare; the file appears only when it is complete.
+
+    Raises:
+        InputError: The file cannot be written, or holds other values than it should, as on a full disk.
+    """
+
+    def write(part: str) -> None:
+        sitk.WriteImage(image, part, useCompression=True)
+        again = sitk.GetArrayFromImage(sitk.ReadImage(part, image.GetPixelID())).ravel()
+        expected = sitk.GetArrayFromImage(image).ravel()
+        lossy = part.lower().endswith((".jpg", ".jpeg"))
+        if again.size != expected.size or not (lossy or np.array_equal(again, expected, equal_nan=True)):
+            raise InputError(f"{path} was not written completely; check the space on the disk.")
+
+    write_with_itk(path, write)
 
 
 def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
@@ -295,12 +322,59 @@ def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
     try:
         write_atomically(path, write)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].rpartition("ERROR: ")[2].rstrip(". ")
+        reason = itk_reason(error)
         if "ImageIO" in reason:  # ITK would name the temporary file
             reason = "no format has this suffix"
         raise InputError(
             f"{path} cannot be written: {reason}. Give another suffix, such as .nii.gz for images, or another folder."
         ) from error
+
+
+@contextmanager
+def together(folder: PathLike) -> Iterator[Path]:
+    """Collect files in a temporary folder, and move them into ``folder`` when all are written.
+
+    If the block raises an error, none of them appears.
+
+    Args:
+        folder: Where the files belong; it is made.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    target = Path(folder)
+    part: Path | None = None
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=target))
+        yield part
+        for file in sorted(file for file in part.rglob("*") if file.is_file()):
+            place_for = target / file.relative_to(part)
+            place_for.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place_for)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_output(path: PathLike, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Check that a file can be written, before anything is computed.
+
+    Args:
+        path: The output.
+        overwrite: Whether an existing file may be replaced.
+        suffixes: That a writer has.
+
+    Raises:
+        InputError: It exists, or no format has its suffix.
+    """
+    file = Path(path)
+    if not file.name.lower().endswith(tuple(suffixes)):
+        raise InputError(f"{file}: no format has this suffix; give one of {', '.join(suffixes)}.")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists already; give another name, or --overwrite.")
 
 
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:

@@ -21,27 +21,17 @@ from learnreg.warping import warp
 SAME = 0.7  # measured: 0.82 to 1 for one contrast, below 0.55 for T1 with T2, MR with PD and CT with PET
 
 
-@torch.no_grad()
-@full_precision
-def contrast_agreement(
-    fixed: Image, moving: Image, transform: Transform, *, factor: float = 2.0, window: int = 5, content: float = 0.1
-) -> float:
-    """Compute how well the local contrasts of a roughly aligned pair agree.
-
-    It is the mean of the local correlations, divided by the mean of their absolute values: 1 where both images become
-    brighter at the same places, -1 where one is the negative of the other. The global correlation cannot tell: T1 and
-    T2 of one brain are correlated, since both are dark outside of it.
+def contrast_agreement(fixed: Image, moving: Image, transform: Transform, *, factor: float = 2.0) -> float:
+    """Compute how well the local contrasts of a roughly aligned pair agree, see :func:`local_agreement`.
 
     Args:
         fixed: The reference; any intensity scale.
         moving: The image to align.
         transform: Points of the fixed space to points of the moving space, right to a few voxels.
         factor: Spacing of the comparison, as a multiple of the finest voxel spacing.
-        window: Width of the windows, samples.
-        content: Windows count whose centers are brighter than this in both images, of the range from 0 to 1.
 
     Returns:
-        A value in [-1, 1]; 0 if the images share no content.
+        A value in [-1, 1].
 
     Example:
         >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
@@ -54,12 +44,31 @@ def contrast_agreement(
         at_level(normalized(without_padding(Image(image.data, image.grid, image.mask))), factor)
         for image in (fixed, moving)
     )
-    warped = warp(source, transform, target.grid)
-    counted = ((target.data > content) & (warped.data > content)).to(target.data.dtype).amin(1, keepdim=True)
-    for mask in (target.mask, warped.mask):
-        counted = counted if mask is None else counted * mask
-    used = both_masks(target.mask, warped.mask)
-    first, mean_f, var_f = local_moments(target.data, used, window, "box", 1)
+    with torch.no_grad():
+        return local_agreement(target, warp(source, transform, target.grid))
+
+
+@torch.no_grad()
+@full_precision
+def local_agreement(fixed: Image, warped: Image, *, window: int = 5, content: float = 0.1) -> float:
+    """Compute the mean of the local correlations, divided by the mean of their absolute values.
+
+    It is 1 where both images become brighter at the same places, -1 where one is the negative of the other. The global
+    correlation cannot tell: T1 and T2 of one brain are correlated, since both are dark outside of it.
+
+    Args:
+        fixed: Intensities in [0, 1].
+        warped: Intensities in [0, 1], on the same grid.
+        window: Width of the windows, samples.
+        content: Windows count whose centers are brighter than this in both images.
+
+    Returns:
+        A value in [-1, 1]; 0 if the images share no content.
+    """
+    used = both_masks(fixed.mask, warped.mask)
+    counted = ((fixed.data > content) & (warped.data > content)).to(fixed.data.dtype).amin(1, keepdim=True)
+    counted = counted if used is None else counted * used
+    first, mean_f, var_f = local_moments(fixed.data, used, window, "box", 1)
     second, mean_w, var_w = local_moments(warped.data, used, window, "box", 1)
     covariance = LocalAverage(first, window, used)(first * second) - mean_f * mean_w
     correlation = covariance * ((var_f + 1e-3) * (var_w + 1e-3)).rsqrt() * counted

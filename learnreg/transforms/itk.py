@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.io import grid_from_sitk, itk_reason, to_sitk, write_with_itk
+from learnreg.io import grid_from_sitk, itk_reason, to_sitk, write_sitk, write_with_itk
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, itk_domain
@@ -158,10 +159,28 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
             raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
         itk = _part_to_itk(reduce(Affine.then, linear))
     if suffix in (".h5", ".tfm", ".txt", ".mat"):
-        write_with_itk(path, lambda part: sitk.WriteTransform(itk, part))
+        write_with_itk(path, lambda part: _write_and_compare(itk, part, path))
         return
-    field = to_sitk(transform.displacement(grid)[0], grid, vector=True)
-    write_with_itk(path, lambda part: sitk.WriteImage(field, part, useCompression=True))
+    write_sitk(to_sitk(transform.displacement(grid)[0], grid, vector=True), path)
+
+
+def _write_and_compare(transform: sitk.Transform, part: str, path: PathLike) -> None:
+    sitk.WriteTransform(transform, part)
+    again = sitk.ReadTransform(part)
+    for written, read in zip(_arrays(transform), _arrays(again), strict=True):
+        if not np.array_equal(written, read):
+            raise InputError(f"{path} was not written completely; check the space on the disk.")
+
+
+def _arrays(transform: sitk.Transform) -> list[NDArray[np.float64]]:
+    """Return the numbers of each part of a transform."""
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
+        return [array for part in parts for array in _arrays(part)]
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        return [sitk.GetArrayFromImage(transform.GetDisplacementField())]
+    return [np.array(transform.GetParameters())]
 
 
 def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
