@@ -98,8 +98,8 @@ class Ants(Method):
 class SimpleItk(Method):
     """SimpleITK's registration framework: mutual information, regular steps, three levels, from the headers.
 
-    The other gradient descent of its notebooks, of a constant rate, diverges on half of the small images here. Up to
-    20000 voxels of each level are samples.
+    The gradient descent of its notebooks, of a constant rate, diverges on small images. Samples are up to 20000 voxels
+    of each level.
 
     Args:
         kind: ``"rigid"`` or ``"affine"``.
