@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -19,6 +20,9 @@ from learnreg.warping import warp
 
 class Supervision(nn.Module):
     """A term that sees both images whole, with their labels and landmarks. Override :meth:`forward`."""
+
+    needs: tuple[Literal["labels", "landmarks"], ...] = ()
+    """What every image of a training must have."""
 
     @abstractmethod
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
@@ -49,6 +53,8 @@ class LabelOverlap(Supervision):
     Raises:
         InputError: ``labels`` is empty, or ``sample`` is below 1.
     """
+
+    needs = ("labels",)
 
     def __init__(self, labels: Sequence[int] | None = None, *, sample: int | None = None) -> None:
         super().__init__()
@@ -92,6 +98,7 @@ class LandmarkDistance(Supervision):
     def __init__(self, *, required: bool = True) -> None:
         super().__init__()
         self.required = required
+        self.needs = ("landmarks",) if required else ()
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if not self.required and fixed.landmarks is None and moving.landmarks is None:

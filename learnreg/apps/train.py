@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from itertools import pairwise
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+# A group of Hydra beside its package, ``supervision@objective.supervision=dice``; here it lies in that package.
+PACKAGED = re.compile(r"^(?P<group>\w+)@(?P<package>\w+)\.(?P=group)=")
+
+
 def main() -> None:
     """Run ``train.py`` or ``learnreg train``."""
     let_threads_sleep()
+    sys.argv[1:] = [PACKAGED.sub(r"\g<package>/\g<group>=", argument) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra hides most of a traceback
     with reporting_errors():
         register_schema()
@@ -64,21 +70,37 @@ def _explain(error: Exception) -> str:
 def _check_command_line(arguments: list[str]) -> None:
     """Compose the configuration once, so that a typing error is one line before torch is imported."""
     if any(
-        argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c", "-m", "--multirun")
-        for argument in arguments
+        argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c") for argument in arguments
     ):
         return
+    swept = any(argument in ("-m", "--multirun") for argument in arguments)
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    for flag, value in pairwise(arguments):
-        if flag in ("--config-dir", "-cd"):
-            overrides.append(f"hydra.searchpath=[file://{Path(value).resolve()}]")
+    folders = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
+    folders += [flag.partition("=")[2] for flag in arguments if flag.startswith(("--config-dir=", "-cd="))]
+    overrides += [f"hydra.searchpath=[file://{Path(folder).expanduser().resolve()}]" for folder in folders[-1:]]
     try:
-        compose_config(config_dir(), "train", overrides)
+        for job in _jobs(overrides) if swept else [overrides]:
+            compose_config(config_dir(), "train", job)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error)) from error
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of a sweep with the first value of each, and then each other value alone."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    choices = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_discrete_sweep() else [line]
+        for o, line in zip(parsed, overrides, strict=True)
+        if o.is_discrete_sweep() or not o.is_sweep_override()
+    ]
+    first = [values[0] for values in choices]
+    others = [[*first[:k], value, *first[k + 1 :]] for k, values in enumerate(choices) for value in values[1:]]
+    return [first, *others]
 
 
 def _one_line(error: Exception) -> str:
@@ -90,20 +112,22 @@ def _one_line(error: Exception) -> str:
     for line in lines:
         if line.startswith(("Key '", "Could not override")) and "'" in line:
             key = line.split("'")[1].split(".")[-1]
-            return unknown_key(key, key, _known_keys())
+            full = next((other.partition(": ")[2] for other in lines if other.startswith("full_key: ")), key)
+            *parents, key = full.split(".")
+            return unknown_key(full, key, _known_keys(parents))
     return " ".join(
         dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider=")))
     )
 
 
-def _known_keys() -> list[str]:
-    """Return every key of the default configuration."""
+def _known_keys(path: list[str]) -> list[str]:
+    """Return the keys of a node of the default configuration."""
     from omegaconf import OmegaConf
 
-    def walk(node: Any) -> list[str]:
-        return [k for key, value in node.items() for k in (str(key), *walk(value))] if isinstance(node, dict) else []
-
-    return sorted(set(walk(OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False))))
+    node: Any = OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False)
+    for name in path:
+        node = node.get(name, {}) if isinstance(node, dict) else {}
+    return [str(key) for key in node if not str(key).startswith("_")] if isinstance(node, dict) else []
 
 
 def _quieten() -> None:
@@ -126,19 +150,29 @@ def run(config: dict[str, Any]) -> float | None:
     from hydra.utils import instantiate
 
     from learnreg.apps.train_report import report
-    from learnreg.apps.wiring import begin_with, build_module, check_launch, close, save_config, validate_last
+    from learnreg.apps.wiring import (
+        begin_with,
+        build_module,
+        check_launch,
+        check_supervision,
+        check_unused,
+        close,
+        save_config,
+        validate_last,
+    )
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
     _quieten()
     if config["resume"]:
-        load_checkpoint(config["resume"])
+        load_checkpoint(config["resume"], trust=config["trust"])
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"], _convert_="all")
     data.setup()
     module = build_module(config, data)
+    check_supervision(module, data)
     if config["start"]:
-        begin_with(module, config["start"])
+        begin_with(module, config["start"], config["trust"])
     trainer = instantiate(
         config["trainer"],
         callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],
@@ -147,6 +181,7 @@ def run(config: dict[str, Any]) -> float | None:
     )
     folder = HydraConfig.get().runtime.output_dir
     if trainer.is_global_zero:
+        check_unused(folder, config["resume"])
         weights = sum(p.numel() for p in module.network.parameters())
         print(
             f"Training {type(module.network).__name__}, {weights / 1e6:.2f} M weights; run folder: {folder}", flush=True

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -16,6 +16,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from learnreg.data.datamodule import RegistrationData
 from learnreg.errors import InputError
 from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import load_checkpoint, recipe
@@ -49,6 +50,20 @@ def close(loggers: Iterable[Logger]) -> None:
         wandb.finish()
 
 
+def check_unused(folder: str, resume: str | None) -> None:
+    """Refuse a run folder that holds another run, unless that run is resumed.
+
+    Raises:
+        InputError: It holds checkpoints.
+    """
+    used = Path(folder) / "checkpoints"
+    own = resume is not None and Path(resume).expanduser().resolve().parent == used.resolve()
+    if used.is_dir() and any(used.glob("*.ckpt")) and not own:
+        raise InputError(
+            f"{folder} already holds a run; give another hydra.run.dir, or continue it: resume={used / 'last.ckpt'}."
+        )
+
+
 def check_launch(config: dict[str, Any]) -> None:
     """Refuse a sweep whose ranks would draw different hyperparameters."""
     strategy = str(config["trainer"].get("strategy") or "")
@@ -80,9 +95,30 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
     )
 
 
-def begin_with(module: RegistrationModule, checkpoint: str) -> None:
+def check_supervision(module: RegistrationModule, data: LightningDataModule) -> None:
+    """Check that every image has what the supervision of the training needs.
+
+    Raises:
+        InputError: Labels or landmarks of an image are missing; the message names the first images.
+    """
+    if not isinstance(data, RegistrationData):
+        return
+    for name, weighted in module.objective.supervision.items():
+        needs: tuple[Literal["labels", "landmarks"], ...] = weighted.term.needs
+        for kind in needs:
+            lacking = data.lacking(kind)
+            if lacking:
+                listed = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+                raise InputError(
+                    f"objective.supervision.{name} needs {kind} for every image, but {listed} of {data.path} "
+                    f"{'has' if len(lacking) == 1 else 'have'} none. Add them, take the images out of data.train and "
+                    "data.validation, or train on images alone (objective/supervision=null)."
+                )
+
+
+def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str] = ()) -> None:
     """Load the weights of another training, for fine-tuning on other data or another objective."""
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, trust=trust)
     try:
         module.network.load_state_dict(loaded.network.state_dict())
     except RuntimeError as error:

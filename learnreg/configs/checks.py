@@ -32,7 +32,7 @@ def check_targets(config: Any) -> None:
     for where, node in _nodes(config, ""):
         target = _locate(str(node["_target_"]), where)
         try:
-            parameters = inspect.signature(target).parameters
+            parameters = _parameters(target)
         except (TypeError, ValueError):  # some built-ins have no signature
             continue
         given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
@@ -45,9 +45,26 @@ def check_targets(config: Any) -> None:
             _check_types(where, target, given)
 
 
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a target; a module without an ``__init__`` of its own has none."""
+    from torch import nn
+
+    if inspect.isclass(target) and target.__init__ is nn.Module.__init__:
+        return {}
+    return inspect.signature(target).parameters
+
+
+def located_targets(config: Any) -> Iterator[tuple[str, str]]:
+    """Yield every ``_target_`` of a nested configuration, with where it stands."""
+    for where, node in _nodes(config, ""):
+        if not isinstance(node["_target_"], str):
+            raise InputError(f"{_join(where, '_target_')} must be the name of a class, got {node['_target_']!r}.")
+        yield where or "the top level", node["_target_"]
+
+
 def unknown_key(where: str, key: str, known: list[str]) -> str:
     """Return an error message that names the likely key."""
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, [name for name in known if name != key], n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}."
     return f"Unknown config key {where!r}; {hint}"
 

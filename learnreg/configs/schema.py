@@ -30,6 +30,7 @@ class TrainConfig:
         start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
         report_pairs: Validation pairs that every method registers after the training.
         refine: Classical steps that refine the network's answer in that report.
+        trust: Packages of your own whose classes the checkpoints ``resume`` and ``start`` may use.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class TrainConfig:
     start: str | None = None
     report_pairs: int = 0
     refine: int = 30
+    trust: list[str] = field(default_factory=list)
 
 
 def register_schema() -> None:

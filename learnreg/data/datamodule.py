@@ -87,7 +87,7 @@ class RegistrationData(pl.LightningDataModule):
         """Read the list of subjects; images are read when they are needed.
 
         Raises:
-            InputError: A block is empty or exceeds the data.
+            InputError: A block is empty or exceeds the data, or the validation block has no pair.
         """
         if self._subjects or self._pairs:
             return
@@ -100,6 +100,21 @@ class RegistrationData(pl.LightningDataModule):
                 raise InputError(
                     f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}."
                 )
+
+        if not self.pairs("validation"):
+            first, last = self.blocks["validation"]
+            raise InputError(f"data.validation=[{first}, {last}] holds one image and no pair; give at least two.")
+
+    def lacking(self, kind: Literal["labels", "landmarks"]) -> list[str]:
+        """Return the names of the images of both blocks that have no labels or landmarks, in order."""
+        images = [subject for name in self.blocks for subject in self._block_subjects(name)]
+        return list(dict.fromkeys(subject.name for subject in images if getattr(subject, kind) is None))
+
+    def _block_subjects(self, name: str) -> list[Subject]:
+        first, last = self.blocks[name]
+        if self._pairs:
+            return [subject for pair in self._pairs[first:last] for subject in pair]
+        return [*([self.atlas] if self.atlas else []), *self._subjects[first:last]]
 
     def pairs(self, name: str = "validation") -> list[Pair]:
         """Return the pairs of a block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learnreg.configs.checks import check_targets
 from learnreg.configs.files import RELEASED, model_files
+from learnreg.configs.trust import check_data
 from learnreg.errors import InputError, MissingFileError
 from learnreg.io import write_atomically
 from learnreg.networks.adapters import as_network
@@ -24,7 +24,6 @@ from learnreg.typing import PathLike
 FORMAT = 3
 KEY = "learnreg"
 PREFIX = "network."
-TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,23 +68,24 @@ def recipe(
     return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
 
 
-def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
+def load_checkpoint(path: PathLike, *, trust: Sequence[str] = ()) -> Checkpoint:
     """Read a checkpoint of a training, or a released model.
 
-    A file cannot run code: only tensors and plain values are read, and only modules of ``trusted`` packages are built.
+    A file cannot run code: only tensors and plain values are read, only modules that
+    :func:`learnreg.configs.trust.check_allowed` knows are built, and they must have the sizes of the stored weights.
 
     Args:
         path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes with
             learnreg, see :func:`learnreg.configs.files.model_files`.
-        trusted: Prefixes of the names of classes that can be built.
+        trust: Packages of your own whose classes may be built, such as ``["mylab"]``.
 
     Returns:
         The network in evaluation mode, on the CPU, with its configuration.
 
     Raises:
         MissingFileError: There is no such file and no such model.
-        InputError: The file is damaged, is not a checkpoint of learnreg, has another format, or needs a class that is
-            not trusted.
+        InputError: The file is damaged, is not a checkpoint of learnreg, has another format or weights that are not
+            finite, or needs a class that is not trusted.
 
     Example:
         >>> type(load_checkpoint("hippocampus").network).__name__
@@ -101,30 +101,54 @@ def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Chec
     for key in ("network", "objective", "space"):
         if not isinstance(stored.get(key), dict):
             raise InputError(f"{file} is damaged: it has no configuration of the {key}; copy it again.")
-    network = as_network(build(stored["network"], trusted))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(
-            f"{file} does not fit its network, {stored['network'].get('_target_')}: the class has changed since. Train "
-            "again or install the version that wrote it."
-        ) from error
-    objective = build(stored["objective"], trusted)
+    _check_weights(weights, file)
+    check_data({"_target_": "learnreg.data.preprocessing.ModelSpace", **stored["space"]}, str(file), ("learnreg",))
+    _check_sizes(stored["network"], weights, file, trust)
+    network = as_network(build(stored["network"], str(file), trust))
+    network.load_state_dict(weights)
+    objective = build(stored["objective"], str(file), trust)
     if not isinstance(objective, Objective):
         raise InputError(
             f"{file} needs a learnreg.objective.Objective, got {stored['objective'].get('_target_')}; train again."
         )
-    refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
+    refinement = build(stored["refinement"], str(file), trust) if stored.get("refinement") else None
     network.eval()
     return Checkpoint(network, objective.unsupervised(), dict(stored["space"]), stored, refinement)
 
 
-def release(checkpoint: PathLike, output: PathLike) -> None:
+def _check_weights(weights: Mapping[str, Tensor], file: Path) -> None:
+    for key, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{file} is damaged: {key} is a {type(value).__name__}, not a tensor; copy it again.")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise InputError(f"{file}: the weights {key} are not finite; the training diverged. Use an earlier one.")
+
+
+def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path, trust: Sequence[str]) -> None:
+    """Compare the sizes of a network with its weights, before memory is taken for it."""
+    changed = InputError(
+        f"{file} does not fit its network, {config.get('_target_')}: the class or the file has changed since. Train "
+        "again or install the version that wrote it."
+    )
+    try:
+        with torch.device("meta"):
+            network = as_network(build(config, str(file), trust))
+    except (RuntimeError, NotImplementedError) as error:  # a class that computes with values when it is built
+        if "meta" not in str(error):
+            raise changed from error
+        return
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    if expected != {key: value.shape for key, value in weights.items()}:
+        raise changed
+
+
+def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()) -> None:
     """Convert a checkpoint to one small file that :func:`load_checkpoint` reads, with weights in half precision.
 
     Args:
         checkpoint: ``best.ckpt`` or ``last.ckpt`` of a run.
         output: A new ``.safetensors`` file.
+        trust: See :func:`load_checkpoint`.
 
     Raises:
         InputError: ``output`` has another suffix, or the checkpoint cannot be used.
@@ -138,7 +162,7 @@ def release(checkpoint: PathLike, output: PathLike) -> None:
     target = Path(output)
     if target.suffix != RELEASED:
         raise InputError(f"A released model is a {RELEASED} file, got {target.name}; change the suffix.")
-    load_checkpoint(checkpoint)  # raises if the checkpoint cannot be used
+    load_checkpoint(checkpoint, trust=trust)  # raises if the checkpoint cannot be used
     stored, weights = _read_training(find(checkpoint))
     halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
     write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
@@ -190,43 +214,30 @@ def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{file} is not a model of learnreg; give one written by `learnreg export`.") from error
 
 
-def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:
-    """Build the module of a configuration.
+def build(config: Mapping[str, Any], file: str, trust: Sequence[str] = ()) -> nn.Module:
+    """Build the module of a configuration that comes from a file.
 
     Args:
         config: Configuration with ``_target_``, nested.
-        trusted: Prefixes that every ``_target_`` must have.
+        file: For error messages.
+        trust: See :func:`load_checkpoint`.
 
     Raises:
-        InputError: A target is not in a trusted package, does not exist, is not a ``torch.nn.Module``, or takes other
-            arguments.
+        InputError: The configuration is not data, a target may not be built or does not exist, or the result is not a
+            ``torch.nn.Module``.
     """
-    from hydra.utils import get_class, instantiate
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
 
-    for target in _targets(config):
-        if not target.startswith(tuple(trusted)):
-            raise InputError(
-                f"The checkpoint needs {target}, which is outside the trusted packages {', '.join(trusted)}; if you "
-                "trust it, add its prefix to load_checkpoint(trusted=...)."
-            )
-        try:
-            allowed = issubclass(get_class(target), nn.Module)
-        except Exception as error:  # hydra raises whatever the import raises
-            raise InputError(f"The checkpoint needs {target}, which this installation does not have.") from error
-        if not allowed:
-            raise InputError(f"The checkpoint needs {target}, which is not a torch.nn.Module.")
-    check_targets(config)
-    module: nn.Module = instantiate(config, _convert_="all")
+    check_data(config, file, trust)
+    try:
+        module = instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        known = error.__cause__
+        if isinstance(known, (RuntimeError, NotImplementedError)) and "meta" in str(known):
+            raise known from error
+        reason = " ".join(str(known or error).split())
+        raise InputError(f"{file}: {config.get('_target_')} cannot be built: {reason}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{file} needs a torch.nn.Module, got a {type(module).__name__}.")
     return module
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Yield every ``_target_`` of a nested configuration."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _targets(value)

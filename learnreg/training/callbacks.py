@@ -39,6 +39,9 @@ class AmortizationGap(pl.Callback):
         pairs: Number of validation batches.
         every: Log at every ``every``-th validation.
 
+    Raises:
+        InputError: There are no steps, or a number is less than 1.
+
     Example:
         >>> from learnreg.optimization import FieldStage
         >>> objective = learnreg.Objective(learnreg.similarity.MSE())
@@ -51,6 +54,11 @@ class AmortizationGap(pl.Callback):
     def __init__(
         self, refinement: IterativeStage | None, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
     ) -> None:
+        if not steps or min(steps) < 1 or pairs < 1 or every < 1:
+            raise InputError(
+                f"AmortizationGap needs at least one number of steps, and steps, pairs and every of at least 1, got "
+                f"steps={list(steps)}, pairs={pairs}, every={every}."
+            )
         self.refinement, self.steps, self.pairs, self.every = refinement, tuple(steps), pairs, every
         self.seen = -1
 

@@ -1,9 +1,14 @@
+import json
 import pickle
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from learnreg.configs import files
+from learnreg.configs.compose import compose_config
+from learnreg.configs.schema import register_schema
 from learnreg.methods import OneShotMethod
 from learnreg.methods.api import choose_method
 from learnreg.networks import Conditioned
@@ -23,9 +28,9 @@ OBJECTIVE = {
 }
 
 
-def save(path, network=NETWORK, objective=OBJECTIVE, **changes):
+def save(path, **changes):
     weights = {f"network.{k}": v for k, v in UNet(2, (4, 4)).state_dict().items()}
-    stored = {**recipe(network, objective, {"spacing": 1.0, "shape": [16, 16], "multiple": 4}), **changes}
+    stored = {**recipe(NETWORK, OBJECTIVE, {"spacing": 1.0, "shape": [16, 16], "multiple": 4}), **changes}
     torch.save({"state_dict": weights, KEY: stored}, path)
     return path
 
@@ -58,14 +63,119 @@ def test_no_code_is_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("os.system", "outside the trusted"),
-        ("learnreg.io.write_image", "no torch.nn.Module|does not have"),
-        ("learnreg.networks.None", "does not have"),
+        ("os.system", "may not build os.system. If you trust the package, say so: --trust os"),
+        ("torch.load", "may not build torch.load"),
+        ("torch.nn.Sequential", "may not build torch.nn.Sequential"),
+        ("monai.networks.nets.HoverNet", "may not build"),  # it takes an address to download from
+        ("learnreg.io.write_image", "not a module or optimizer"),
+        ("learnreg.networks.checkpoint.torch", "not a module or optimizer"),
+        ("learnreg.networks.None", "has no learnreg.networks.None"),
+        (["os.system"], "must be the name of a class"),
     ],
 )
-def test_only_modules_of_trusted_packages_are_built(target, message):
-    with pytest.raises(ValueError, match=message):
-        build({"_target_": "torch.nn.Sequential", "_args_": [{"_target_": target, "command": "true"}]})
+def test_a_file_builds_only_what_is_allowed(tmp_path, target, message):
+    for network in ({"_target_": target, "command": "true"}, {**NETWORK, "ndim": {"_target_": target}}):
+        with pytest.raises(ValueError, match=f"bad.ckpt: .*{message}"):
+            load_checkpoint(save(tmp_path / "bad.ckpt", network=network))
+
+
+ATTACKS = (
+    {"steps": "${oc.create:{_target_: io.open, file: evil.txt, mode: w}}"},
+    {"channels": [4, "${oc.env:HOME}"]},
+    {"${oc.env:HOME}": 1},
+    {"_args_": [1]},
+    {"_convert_": "all"},
+    {"_recursive_": False},
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=str)
+@pytest.mark.parametrize("part", ["network", "objective", "refinement", "space"])
+def test_a_recipe_is_data(tmp_path, monkeypatch, attack, part):
+    """No interpolation is resolved, at any depth, and none of Hydra's other keys is read."""
+    monkeypatch.chdir(tmp_path)
+    parts = {
+        "network": NETWORK,
+        "objective": OBJECTIVE,
+        "refinement": {"_target_": "learnreg.optimization.CenterOfMass"},
+        "space": {"spacing": 1.0, "shape": [16, 16], "multiple": 4},
+    }
+    parts[part] = {**parts[part], **attack}
+    file = save(tmp_path / "evil.ckpt", **parts)
+    with pytest.raises(ValueError, match=r"evil\.ckpt: .*(interpolation|not allowed in a file)"):
+        load_checkpoint(file)
+    stored = torch.load(file, weights_only=True)
+    weights = {key.removeprefix("network."): value for key, value in stored["state_dict"].items()}
+    save_file(weights, tmp_path / "evil.safetensors", {KEY: json.dumps(stored[KEY])})
+    with pytest.raises(ValueError, match=r"evil\.safetensors: .*(interpolation|not allowed in a file)"):
+        load_checkpoint(tmp_path / "evil.safetensors")
+    assert not (tmp_path / "evil.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": {**NETWORK, "channels": [10**9, 4]}}, "a number in a file is at most"),
+        ({"network": {**NETWORK, "channels": [900_000, 900_000]}}, "does not fit its network"),  # 80 terabytes
+        ({"network": {**NETWORK, "channels": "many"}}, "network.*channels must be|channels must be"),
+        ({"network": {**NETWORK, "chanels": [4, 4]}}, "did you mean 'channels'"),
+        ({"network": [NETWORK]}, "no configuration of the network"),
+        ({"network": {"_target_": "learnreg.networks.KeypointNetwork"}}, "bad.ckpt"),
+        ({"objective": {"_target_": "learnreg.objective.Objective"}}, "similarity is missing"),
+        ({"objective": {**OBJECTIVE, "penalties": [1, 2]}}, "penalties must be"),
+        ({"objective": {"_target_": "learnreg.similarity.MSE"}}, "needs a learnreg.objective.Objective"),
+        ({"space": {"spacings": 1.0}}, "did you mean 'spacing'"),
+        ({"space": {"spacing": 1.0, "shape": "large"}}, "shape must be"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_one_line(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_checkpoint(save(tmp_path / "bad.ckpt", **changes))
+    assert "\n" not in str(caught.value)
+    assert "bad.ckpt" in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    file = save(tmp_path / "bad.ckpt")
+    content = torch.load(file, weights_only=True)
+    next(iter(content["state_dict"].values())).view(-1)[0] = torch.nan
+    torch.save(content, file)
+    with pytest.raises(ValueError, match="are not finite; the training diverged"):
+        load_checkpoint(file)
+
+
+def test_every_own_network_is_checked_before_it_is_built():
+    """All but MONAI's can be built without memory, so their sizes are compared first."""
+    register_schema()
+    for name in sorted(file.stem for file in (files.config_dir() / "network").glob("*.yaml")):
+        config = compose_config(files.config_dir(), "train", [f"network={name}", "data=shapes"])
+        network = OmegaConf.to_container(config.network, resolve=True)
+        with torch.device("meta"):
+            built = build(network, name)
+        assert all(parameter.is_meta for parameter in built.parameters()), name
+
+
+LABORATORY = """
+import torch
+from torch import nn
+from learnreg.networks import UNet
+class Net(UNet):
+    pass
+"""
+
+
+def test_a_package_of_ones_own_is_trusted_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mylab_networks.py").write_text(LABORATORY)
+    network = {**NETWORK, "_target_": "mylab_networks.Net"}
+    file = save(tmp_path / "own.ckpt", network=network)
+    with pytest.raises(ValueError, match=r"--trust mylab_networks .*trust=\['mylab_networks'\] in Python"):
+        load_checkpoint(file)
+    assert type(load_checkpoint(file, trust=["mylab_networks"]).network).__name__ == "Net"
+    release(file, tmp_path / "own.safetensors", trust=["mylab_networks"])
+    assert choose_method(checkpoint=tmp_path / "own.safetensors", trust=["mylab_networks"]).iterations == 0
+    with pytest.raises(ValueError, match="trusted package nowhere cannot be imported"):
+        load_checkpoint(file, trust=["nowhere"])
 
 
 def test_failures(tmp_path):
