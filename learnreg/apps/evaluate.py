@@ -62,15 +62,15 @@ def run(options: argparse.Namespace) -> None:
 
 def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
     """Return the methods to compare, by their name in the table."""
-    methods = {Path(name).stem: choose_method(name) for name in options.method}
+    methods = {Path(name).stem: choose_method(name, trust=options.trust) for name in options.method}
     if options.refine and not options.checkpoint:
         raise InputError("--refine improves the answer of a network; give --checkpoint too.")
     for checkpoint in dict.fromkeys(options.checkpoint):
         name = "one-shot" if len(options.checkpoint) == 1 else f"one-shot {checkpoint}"
-        methods[name] = choose_method(checkpoint=checkpoint, device=options.device)
+        methods[name] = choose_method(checkpoint=checkpoint, trust=options.trust, device=options.device)
         if options.refine:
             methods[f"{name} + refine {options.refine}"] = choose_method(
-                checkpoint=checkpoint, refine=options.refine, device=options.device
+                checkpoint=checkpoint, refine=options.refine, trust=options.trust, device=options.device
             )
     return methods or {"deformable": choose_method("deformable")}
 

@@ -14,5 +14,5 @@ def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.exists() and not options.overwrite:
         raise InputError(f"{output} exists; give another file, or --overwrite.")
-    release(options.checkpoint, output)
+    release(options.checkpoint, output, trust=options.trust)
     print(f"Wrote {output}, {output.stat().st_size / 1e6:.1f} MB")

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train()
         return
     options = parser().parse_args(given)
-    with reporting_errors(debug=options.debug):
+    with reporting_errors(debug=options.debug, remedy="--trust {}"):
         _run(options)
 
 
@@ -49,6 +49,14 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    trusting = argparse.ArgumentParser(add_help=False)
+    trusting.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package whose classes the file of a method or network can name, such as mylab; may be repeated",
+    )
     computing = argparse.ArgumentParser(add_help=False)
     computing.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
     computing.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
@@ -62,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"learnreg {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    register = commands.add_parser("register", parents=[common, computing, solving], help="align one image to another")
+    register = commands.add_parser(
+        "register", parents=[common, trusting, computing, solving], help="align one image to another"
+    )
     register.add_argument("fixed", help="the reference: an image file or a DICOM folder")
     register.add_argument("moving", help="the image to align")
     register.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
@@ -89,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
     evaluate = commands.add_parser(
-        "evaluate", parents=[common, computing, solving], help="compare methods on labeled pairs"
+        "evaluate", parents=[common, trusting, computing, solving], help="compare methods on labeled pairs"
     )
     evaluate.add_argument("data", help="a folder (images/, labels/), a CSV or a Learn2Reg dataset.json")
     evaluate.add_argument("-o", "--output", metavar="OUT", help="folder for table.md, cases.csv and metrics.json")
@@ -118,7 +128,9 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument("-o", "--output", required=True, metavar="FILE", help="the resampled image")
     apply.add_argument("--labels", action="store_true", help="nearest neighbor, integers: for segmentations")
 
-    template = commands.add_parser("template", parents=[common, computing], help="build the mean of a group of images")
+    template = commands.add_parser(
+        "template", parents=[common, trusting, computing], help="build the mean of a group of images"
+    )
     template.add_argument("data", help="a folder of images (with labels/, if any), a CSV or a dataset.json")
     template.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")
     template.add_argument("--method", default="fast", help="a preset or YAML file (default: fast)")
@@ -128,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     template.add_argument("--block", type=_block, metavar="A:B", help="positions A to B-1 in the data's order")
     template.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
-    export = commands.add_parser("export", parents=[common], help="write a trained network as one small file")
+    export = commands.add_parser("export", parents=[common, trusting], help="write a trained network as one small file")
     export.add_argument("checkpoint", help="best.ckpt or last.ckpt of a run")
     export.add_argument("-o", "--output", required=True, metavar="FILE", help="a .safetensors file")
     export.add_argument("--overwrite", action="store_true", help="replace the file")

@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
         refine=options.refine,
         weight=options.weight,
         initial=initial,
+        trust=options.trust,
         device=options.device,
         progress=False if options.quiet else None,
     )

@@ -40,7 +40,9 @@ def run(options: argparse.Namespace) -> None:
     images = [subject.read().to(options.device) for subject in subjects]
     shown = not options.quiet and sys.stderr.isatty()
     with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
-        template = build_template(images, choose_method(options.method), rounds=options.rounds, on_pair=bar.update)
+        template = build_template(
+            images, choose_method(options.method, trust=options.trust), rounds=options.rounds, on_pair=bar.update
+        )
     save(template, subjects, output, options)
     if not options.quiet:
         for number, done in enumerate(template.rounds, 1):

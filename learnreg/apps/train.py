@@ -126,19 +126,20 @@ def run(config: dict[str, Any]) -> float | None:
     from hydra.utils import instantiate
 
     from learnreg.apps.train_report import report
-    from learnreg.apps.wiring import begin_with, build_module, check_launch, close, save_config, validate_last
+    from learnreg.apps.wiring import begin_with, build_module, check_launch, close, save_config, trusted, validate_last
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
     _quieten()
+    trust = trusted(config)
     if config["resume"]:
-        load_checkpoint(config["resume"])
+        load_checkpoint(config["resume"], trust=trust)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"], _convert_="all")
     data.setup()
     module = build_module(config, data)
     if config["start"]:
-        begin_with(module, config["start"])
+        begin_with(module, config["start"], trust)
     trainer = instantiate(
         config["trainer"],
         callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],

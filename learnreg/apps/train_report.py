@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from learnreg.apps.wiring import trusted
 from learnreg.data.datasets import Case
 from learnreg.io import write_atomically
 from learnreg.methods import Method, OneShotMethod, Registration
@@ -20,7 +21,7 @@ from learnreg.reporting.figures import registration_figure, save_figure
 def report(config: dict[str, Any], data: Any, folder: str) -> None:
     """Register the first validation pairs one-shot, classically and refined; print and save the results."""
     run = Path(folder)
-    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt")
+    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt", trust=trusted(config))
     methods: dict[str, Method] = {
         "classical": instantiate(config["method"], _convert_="all"),
         "one-shot": OneShotMethod(checkpoint),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from learnreg.configs.build import build
+from learnreg.configs.checks import targets
 from learnreg.errors import InputError
 from learnreg.io import write_atomically
-from learnreg.networks.checkpoint import load_checkpoint, recipe
+from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
 from learnreg.training.module import RegistrationModule
+
+STORED = ("network", "objective", "refinement")
 
 
 def save_config(config: dict[str, Any], folder: str) -> None:
@@ -62,14 +66,22 @@ def check_launch(config: dict[str, Any]) -> None:
 
 
 def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
-    """Return the Lightning module, with the recipe of its checkpoints."""
+    """Return the Lightning module, with the recipe of its checkpoints, which is checked before the training.
+
+    Raises:
+        InputError: A part cannot be built, or not again from a checkpoint.
+    """
     space = data.space
     shape = None if space.shape is None else [int(n) for n in space.shape]
     spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
     place = {**asdict(space), "spacing": spacing, "shape": shape}
     stored = recipe(config["network"], config["objective"], place, config["refinement"])
+    trust = trusted(config)
+    build(unsupervised(config["objective"]), source="objective", trust=trust)
+    if config["refinement"]:
+        build(config["refinement"], source="refinement", trust=trust)
     return RegistrationModule(
-        instantiate(config["network"], _convert_="all"),
+        build(config["network"], source="network", trust=trust),
         instantiate(config["objective"], _convert_="all"),
         instantiate(config["optimizer"], _convert_="all"),
         consistency=instantiate(config["consistency"], _convert_="all") if config["consistency"] else None,
@@ -80,9 +92,15 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
     )
 
 
-def begin_with(module: RegistrationModule, checkpoint: str) -> None:
+def trusted(config: dict[str, Any]) -> list[str]:
+    """Return the packages of ``trust``, and those whose classes the configuration of a training names itself."""
+    named = {target.partition(".")[0] for key in STORED for target in targets(config[key])}
+    return [*config["trust"], *sorted(named - {"learnreg", "monai"})]
+
+
+def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str] = ()) -> None:
     """Load the weights of another training, for fine-tuning on other data or another objective."""
-    loaded = load_checkpoint(checkpoint)
+    loaded = load_checkpoint(checkpoint, trust=trust)
     try:
         module.network.load_state_dict(loaded.network.state_dict())
     except RuntimeError as error:

@@ -28,6 +28,8 @@ class TrainConfig:
         warmup: Share of the training in which the learning rate rises.
         resume: A checkpoint of an earlier run to continue.
         start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
+        trust: Packages whose classes the files of ``resume`` and ``start`` can name, such as ``[mylab]``. Packages that
+            this configuration names itself are trusted.
         report_pairs: Validation pairs that every method registers after the training.
         refine: Classical steps that refine the network's answer in that report.
     """
@@ -48,6 +50,7 @@ class TrainConfig:
     warmup: float = 0.02
     resume: str | None = None
     start: str | None = None
+    trust: list[str] = field(default_factory=list)
     report_pairs: int = 0
     refine: int = 30
 

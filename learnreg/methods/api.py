@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import SimpleITK as sitk
@@ -32,6 +33,7 @@ def register(  # noqa: PLR0913 - the options of a registration
     refine: int = 0,
     weight: float | None = None,
     initial: Transform | None = None,
+    trust: Sequence[str] = (),
     device: str = "cpu",
     progress: bool | None = None,
 ) -> Registration:
@@ -46,6 +48,8 @@ def register(  # noqa: PLR0913 - the options of a registration
         weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
             its default.
         initial: Transform to start from, fixed to moving; ``None`` lets the method choose.
+        trust: Packages whose classes the file of a method or checkpoint can name besides those of learnreg, such as
+            ``["mylab"]``.
         device: Device that computes; the result is returned on the CPU.
         progress: Show a progress bar; ``None`` shows one if the standard error stream is a terminal.
 
@@ -63,7 +67,7 @@ def register(  # noqa: PLR0913 - the options of a registration
         >>> [round(x) for x in result.transform(torch.zeros(1, 1, 3)).flatten().tolist()]
         [2, 0, 0]
     """
-    chosen = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, device=device)
+    chosen = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, trust=trust, device=device)
     target, source = as_image(fixed, "fixed"), as_image(moving, "moving")
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=chosen.iterations, disable=not shown or not chosen.iterations, desc="register", unit="it") as bar:
@@ -82,6 +86,7 @@ def choose_method(
     checkpoint: PathLike | None = None,
     refine: int = 0,
     weight: float | None = None,
+    trust: Sequence[str] = (),
     device: str = "cpu",
 ) -> Method:
     """Return the method that :func:`register` uses for these arguments."""
@@ -95,8 +100,8 @@ def choose_method(
                 f"weight={weight} is for the checkpoint of a conditioned network; give a checkpoint, or set the weight "
                 "in the file of a method."
             )
-        return (method if isinstance(method, Method) else load_method(method)).to(device)
-    return OneShotMethod(load_checkpoint(checkpoint), refine=refine, weight=weight).to(device)
+        return (method if isinstance(method, Method) else load_method(method, trust=trust)).to(device)
+    return OneShotMethod(load_checkpoint(checkpoint, trust=trust), refine=refine, weight=weight).to(device)
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:

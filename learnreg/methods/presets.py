@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learnreg.configs.checks import check_targets
+from learnreg.configs.build import build, check_plain
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
 from learnreg.errors import InputError, MissingFileError
 from learnreg.methods.base import Method
 
 
-def load_method(name: str) -> Method:
+def load_method(name: str, *, trust: Sequence[str] = ()) -> Method:
     """Load a classical method.
 
     A YAML file of your own can be written out in full, or start from a preset and list its differences::
@@ -27,8 +28,10 @@ def load_method(name: str) -> Method:
 
     Args:
         name: A preset (``learnreg methods`` lists them), or the path of a YAML file.
+        trust: Packages whose classes can be built besides those of learnreg, such as ``["mylab"]``.
 
     Raises:
+        UntrustedClassError: The file needs a class of a package that is not in ``trust``.
         InputError: There is no such preset, or the file does not describe a method.
         MissingFileError: There is no such file.
 
@@ -36,15 +39,8 @@ def load_method(name: str) -> Method:
         >>> list(load_method("affine").stages)
         ['center', 'rotation', 'affine']
     """
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    if name.endswith((".yaml", ".yml")):
-        plain = _from_file(name)
-    else:
-        plain = OmegaConf.to_container(_from_preset(name), resolve=True)
-    check_targets(plain)
-    method = instantiate(plain, _convert_="all")
+    plain = _from_file(name) if name.endswith((".yaml", ".yml")) else _from_preset(name)
+    method = build(plain, source=name, trust=trust)
     if not isinstance(method, Method):
         raise InputError(f"{name} describes a {type(method).__name__}, not a Method.")
     return method
@@ -56,7 +52,7 @@ def _from_preset(name: str) -> Any:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}, or give a YAML file."
         raise InputError(f"Unknown method {name!r}; {hint}")
-    return compose_config(config_dir(), f"method/{name}").method
+    return _plain(compose_config(config_dir(), f"method/{name}").method)
 
 
 def _from_file(name: str) -> Any:
@@ -69,9 +65,29 @@ def _from_file(name: str) -> Any:
     if not file.is_file():
         raise MissingFileError(f"No such method file: {file}. Check the path, or give the name of a preset.")
     try:
-        config: Any = OmegaConf.load(file)
+        config = _plain(OmegaConf.load(file))
+        _check_file(config, file)
         if "defaults" in config:
-            config = compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"])
-        return OmegaConf.to_container(config, resolve=True)
+            config = _plain(compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"]))
+        return config
     except (YAMLError, HydraException, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not a valid method file: {' '.join(str(error).split())}") from error
+
+
+def _plain(config: Any) -> Any:
+    """Convert a configuration to plain containers; interpolations stay as they are written, and are refused."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _check_file(config: Any, file: Path) -> None:
+    """Check a file before Hydra composes it with the configs that its ``defaults`` name."""
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a valid method file: it holds a list; start with _target_ or defaults.")
+    if "hydra" in config or "hydra" in str(config.get("defaults")):
+        raise InputError(f"{file} configures hydra, which a method file cannot do; leave `hydra` out.")
+    try:
+        check_plain(config)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error

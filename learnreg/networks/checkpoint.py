@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import pickle
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from learnreg.configs.build import build, check_plain
 from learnreg.configs.checks import check_targets
 from learnreg.configs.files import RELEASED, model_files
 from learnreg.errors import InputError, MissingFileError
@@ -24,7 +27,7 @@ from learnreg.typing import PathLike
 FORMAT = 3
 KEY = "learnreg"
 PREFIX = "network."
-TRUSTED = ("learnreg.", "monai.networks.", "torch.nn.")
+SPACE = "learnreg.data.preprocessing.ModelSpace"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,62 +72,108 @@ def recipe(
     return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
 
 
-def load_checkpoint(path: PathLike, *, trusted: Sequence[str] = TRUSTED) -> Checkpoint:
+def load_checkpoint(path: PathLike, *, trust: Sequence[str] = ()) -> Checkpoint:
     """Read a checkpoint of a training, or a released model.
 
-    A file cannot run code: only tensors and plain values are read, and only modules of ``trusted`` packages are built.
+    A file cannot run code: only tensors and plain values are read, and only public classes of learnreg and classes of
+    ``trust`` are built, after their arguments and the shapes of the weights were checked.
 
     Args:
         path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes with
             learnreg, see :func:`learnreg.configs.files.model_files`.
-        trusted: Prefixes of the names of classes that can be built.
+        trust: Packages whose classes can be built too, such as ``["mylab"]`` for a network of your own.
 
     Returns:
         The network in evaluation mode, on the CPU, with its configuration.
 
     Raises:
         MissingFileError: There is no such file and no such model.
-        InputError: The file is damaged, is not a checkpoint of learnreg, has another format, or needs a class that is
-            not trusted.
+        UntrustedClassError: The file needs a class of a package that is not in ``trust``.
+        InputError: The file is damaged, is not a checkpoint of learnreg, has another format, or its parts do not fit.
 
     Example:
         >>> type(load_checkpoint("hippocampus").network).__name__
         'Pyramid'
     """
     file = find(path)
-    stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
-    if stored.get("format") != FORMAT:
-        raise InputError(
-            f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
-            "train again or install the version that wrote it."
-        )
-    for key in ("network", "objective", "space"):
-        if not isinstance(stored.get(key), dict):
-            raise InputError(f"{file} is damaged: it has no configuration of the {key}; copy it again.")
-    network = as_network(build(stored["network"], trusted))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(
-            f"{file} does not fit its network, {stored['network'].get('_target_')}: the class has changed since. Train "
-            "again or install the version that wrote it."
-        ) from error
-    objective = build(stored["objective"], trusted)
+    stored, weights = _read(file)
+    network = _network(stored["network"], weights, file, trust)
+    objective = build(unsupervised(stored["objective"]), source=str(file), trust=trust)
     if not isinstance(objective, Objective):
         raise InputError(
             f"{file} needs a learnreg.objective.Objective, got {stored['objective'].get('_target_')}; train again."
         )
-    refinement = build(stored["refinement"], trusted) if stored.get("refinement") else None
-    network.eval()
-    return Checkpoint(network, objective.unsupervised(), dict(stored["space"]), stored, refinement)
+    refinement = stored.get("refinement")
+    stage = build(refinement, source=str(file), trust=trust) if refinement else None
+    return Checkpoint(network, objective, dict(stored["space"]), stored, stage)
 
 
-def release(checkpoint: PathLike, output: PathLike) -> None:
+def unsupervised(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an objective without supervision, which only a training uses."""
+    return {key: value for key, value in objective.items() if key != "supervision"}
+
+
+def _network(config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path, trust: Sequence[str]) -> Network:
+    """Build the network with its weights; the shapes are compared before memory is allocated for them."""
+    if not trust:  # the constructor of another package may need the values of its tensors
+        with torch.device("meta"), _Values(), _at_most(4 * len(weights) + 64, file):
+            outline = as_network(build(config, source=str(file)))
+        _check_shapes(outline, config, weights, file)
+    network = as_network(build(config, source=str(file), trust=trust))
+    _check_shapes(network, config, weights, file)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+class _Values(TorchFunctionMode):
+    """Keep ``torch.linspace`` off the meta device: MONAI's Swin transformer reads the values of its drop rates."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **given, **(kwargs or {}))
+
+
+@contextmanager
+def _at_most(count: int, file: Path) -> Iterator[None]:
+    """Stop the construction of a network of more parameters than the file has, such as of 10^6 blocks."""
+    own, found = threading.get_ident(), 0
+
+    def counted(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal found
+        found += threading.get_ident() == own
+        if found > count:
+            raise InputError(f"{file} describes a network of more weights than it holds; copy it again.")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_shapes(network: Network, config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path) -> None:
+    """Compare names, shapes and kinds of the weights of a network and of its file."""
+    expected = network.state_dict()
+    odd = sorted(expected.keys() ^ weights.keys())
+    odd += [key for key in expected.keys() & weights.keys() if not _alike(expected[key], weights[key])]
+    if odd:
+        raise InputError(
+            f"{file} does not fit its network, {config.get('_target_')}, in {odd[0]}: the file is damaged, or the "
+            "class has changed since. Copy it again, train again or install the version that wrote it."
+        )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
+
+
+def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()) -> None:
     """Convert a checkpoint to one small file that :func:`load_checkpoint` reads, with weights in half precision.
 
     Args:
         checkpoint: ``best.ckpt`` or ``last.ckpt`` of a run.
         output: A new ``.safetensors`` file.
+        trust: See :func:`load_checkpoint`.
 
     Raises:
         InputError: ``output`` has another suffix, or the checkpoint cannot be used.
@@ -138,9 +187,14 @@ def release(checkpoint: PathLike, output: PathLike) -> None:
     target = Path(output)
     if target.suffix != RELEASED:
         raise InputError(f"A released model is a {RELEASED} file, got {target.name}; change the suffix.")
-    load_checkpoint(checkpoint)  # raises if the checkpoint cannot be used
-    stored, weights = _read_training(find(checkpoint))
+    load_checkpoint(checkpoint, trust=trust)  # raises if the checkpoint cannot be used
+    stored, weights = _read(find(checkpoint))
     halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
+    for key, half in halves.items():
+        if not half.isfinite().all():
+            raise InputError(
+                f"{checkpoint} has weights above 65504 in {key}, too large for half precision; use it as it is."
+            )
     write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
 
 
@@ -165,10 +219,48 @@ def find(path: PathLike) -> Path:
     )
 
 
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the recipe and the weights of a file, and check both before anything is built from them.
+
+    Raises:
+        InputError: A part is missing, or of another type, or a weight is not finite.
+    """
+    stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
+    if stored.get("format") != FORMAT:
+        raise InputError(
+            f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
+            "train again or install the version that wrote it."
+        )
+    for key in ("network", "objective", "space"):
+        if not isinstance(stored.get(key), dict):
+            raise InputError(f"{file} is damaged: it has no configuration of the {key}; copy it again.")
+    if not isinstance(stored.get("refinement") or {}, dict):
+        raise InputError(f"{file} is damaged: its refinement is not a configuration; copy it again.")
+    try:
+        check_plain(stored)
+        check_targets({"space": {"_target_": SPACE, **stored["space"]}})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    for key, value in weights.items():
+        _check_weight(key, value, file)
+    return stored, weights
+
+
+def _check_weight(key: str, value: Any, file: Path) -> None:
+    if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise InputError(f"{file} is damaged: {key} is not a dense tensor; copy it again.")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise InputError(
+            f"{file} is damaged: {key} has the shape {tuple(value.shape)} but fewer values; copy it again."
+        )
+    if not value.isfinite().all():
+        raise InputError(f"{file} has NaN or infinite weights in {key}: the training diverged; use another checkpoint.")
+
+
 def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(
             f"{file} is not a checkpoint that can be read safely; give one written by train.py."
         ) from error
@@ -176,7 +268,7 @@ def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(stored, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"{file} is not a checkpoint of learnreg; give one written by train.py.")
     weights = content["state_dict"].items()
-    return stored, {key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)}
+    return stored, {str(key).removeprefix(PREFIX): value for key, value in weights if str(key).startswith(PREFIX)}
 
 
 def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -186,47 +278,5 @@ def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(file, framework="pt") as content:
             stored = dict(json.loads((content.metadata() or {})[KEY]))
             return stored, {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is not a model of learnreg; give one written by `learnreg export`.") from error
-
-
-def build(config: Mapping[str, Any], trusted: Sequence[str] = TRUSTED) -> nn.Module:
-    """Build the module of a configuration.
-
-    Args:
-        config: Configuration with ``_target_``, nested.
-        trusted: Prefixes that every ``_target_`` must have.
-
-    Raises:
-        InputError: A target is not in a trusted package, does not exist, is not a ``torch.nn.Module``, or takes other
-            arguments.
-    """
-    from hydra.utils import get_class, instantiate
-
-    for target in _targets(config):
-        if not target.startswith(tuple(trusted)):
-            raise InputError(
-                f"The checkpoint needs {target}, which is outside the trusted packages {', '.join(trusted)}; if you "
-                "trust it, add its prefix to load_checkpoint(trusted=...)."
-            )
-        try:
-            allowed = issubclass(get_class(target), nn.Module)
-        except Exception as error:  # hydra raises whatever the import raises
-            raise InputError(f"The checkpoint needs {target}, which this installation does not have.") from error
-        if not allowed:
-            raise InputError(f"The checkpoint needs {target}, which is not a torch.nn.Module.")
-    check_targets(config)
-    module: nn.Module = instantiate(config, _convert_="all")
-    return module
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Yield every ``_target_`` of a nested configuration."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _targets(value)
