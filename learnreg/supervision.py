@@ -18,7 +18,14 @@ from learnreg.warping import warp
 
 
 class Supervision(nn.Module):
-    """A term that sees both images whole, with their labels and landmarks. Override :meth:`forward`."""
+    """A term that sees both images whole, with their labels and landmarks. Override :meth:`forward`.
+
+    Attributes:
+        needs: What every image must have, so that a training can check it before it starts: ``"labels"``,
+            ``"landmarks"``.
+    """
+
+    needs: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
@@ -49,6 +56,8 @@ class LabelOverlap(Supervision):
     Raises:
         InputError: ``labels`` is empty, or ``sample`` is below 1.
     """
+
+    needs = ("labels",)
 
     def __init__(self, labels: Sequence[int] | None = None, *, sample: int | None = None) -> None:
         super().__init__()
@@ -92,6 +101,7 @@ class LandmarkDistance(Supervision):
     def __init__(self, *, required: bool = True) -> None:
         super().__init__()
         self.required = required
+        self.needs = ("landmarks",) if required else ()
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if not self.required and fixed.landmarks is None and moving.landmarks is None:

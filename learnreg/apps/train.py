@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from itertools import pairwise
@@ -28,6 +29,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra hides most of a traceback
     with reporting_errors():
         register_schema()
+        sys.argv[1:] = [_by_group(argument) for argument in sys.argv[1:]]
         _check_command_line(sys.argv[1:])
         import hydra
 
@@ -48,6 +50,11 @@ def _task(config: DictConfig) -> float | None:
 
         with logging_errors(HydraConfig.get().runtime.output_dir):
             return run(plain)
+
+
+def _by_group(argument: str) -> str:
+    """Replace ``GROUP@objective.GROUP=``, Hydra's other way to spell a term of the objective, by its config group."""
+    return re.sub(r"^(similarity|penalties|supervision)@objective\.\1=", r"objective/\1=", argument)
 
 
 def _explain(error: Exception) -> str:
@@ -126,7 +133,16 @@ def run(config: dict[str, Any]) -> float | None:
     from hydra.utils import instantiate
 
     from learnreg.apps.train_report import report
-    from learnreg.apps.wiring import begin_with, build_module, check_launch, close, save_config, trusted, validate_last
+    from learnreg.apps.wiring import (
+        begin_with,
+        build_module,
+        check_data,
+        check_launch,
+        close,
+        save_config,
+        trusted,
+        validate_last,
+    )
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
@@ -138,6 +154,7 @@ def run(config: dict[str, Any]) -> float | None:
     data = instantiate(config["data"], _convert_="all")
     data.setup()
     module = build_module(config, data)
+    check_data(config, module, data)
     if config["start"]:
         begin_with(module, config["start"], trust)
     trainer = instantiate(

@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.configs.build import build
 from learnreg.configs.checks import targets
+from learnreg.data.datamodule import RegistrationData
 from learnreg.errors import InputError
 from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
@@ -90,6 +91,24 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
         warmup=config["warmup"],
         recipe=stored,
     )
+
+
+def check_data(config: dict[str, Any], module: RegistrationModule, data: Any) -> None:
+    """Check that the files have what the training and the choice of the best checkpoint need.
+
+    Raises:
+        InputError: A file lacks it, or the files do not fit together.
+    """
+    if not isinstance(data, RegistrationData):  # the others make their images
+        return
+    data.check(module.needs)
+    best = config["callbacks"].get("best") or {}
+    labeled = any(fixed.labels and moving.labels for fixed, moving in data.pairs())
+    if best.get("monitor") == "val/dice" and not labeled:
+        raise InputError(
+            f"callbacks.best.monitor=val/dice needs labels, which no validation pair of {data.path} has; set "
+            "callbacks.best.monitor=val/loss callbacks.best.mode=min, or give labels."
+        )
 
 
 def trusted(config: dict[str, Any]) -> list[str]:

@@ -13,29 +13,34 @@ import torch
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
 from learnreg.io import SUFFIXES, read_image
+from learnreg.landmarks import read_landmarks
 from learnreg.typing import PathLike
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Files of one image, its group (such as a patient with several visits), and its covariates."""
+    """Files of one image, its group (such as a patient with several visits), its covariates and its landmarks."""
 
     image: Path
     labels: Path | None = None
     mask: Path | None = None
     group: str | None = None
     covariates: tuple[float, ...] = ()
+    landmarks: Path | None = None
 
     def read(self) -> Image:
-        """Read the image with its labels, mask and covariates."""
+        """Read the image with its labels, mask, covariates and landmarks."""
         image = read_image(self.image, labels=self.labels, mask=self.mask)
         known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
-        return replace(image, covariates=known)
+        marks = None if self.landmarks is None else read_landmarks(self.landmarks, image.grid)
+        return replace(image, covariates=known, landmarks=marks)
 
     @property
     def name(self) -> str:
-        """File name without its suffixes."""
-        return self.image.name.split(".")[0]
+        """File name without the suffix of its format; other dots belong to the name, as in a UID or a version."""
+        name = self.image.name
+        found = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
+        return name[: -len(max(found, key=len))] if found else name
 
 
 Pair = tuple[Subject, Subject]
@@ -46,7 +51,8 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
 
     Args:
         path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or with the images
-            themselves), a CSV with the columns ``image[,labels][,mask][,group]``, or a Learn2Reg ``dataset.json``.
+            themselves), a CSV with the columns ``image[,labels][,mask][,landmarks][,group]``, or a
+            Learn2Reg ``dataset.json``.
         covariates: Further columns of a CSV that hold a number per image.
 
     Raises:
@@ -64,7 +70,9 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
         return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
     rows = _csv_rows(file)
     if "image" not in rows[0]:
-        raise InputError(f"{file} needs a column `image` (and may have `labels`, `mask`), got {', '.join(rows[0])}.")
+        raise InputError(
+            f"{file} needs a column `image` (and may have `labels`, `mask`, `landmarks`), got {', '.join(rows[0])}."
+        )
     return [replace(_csv_subject(row, "", file), covariates=_numbers(row, covariates, file)) for row in rows]
 
 
@@ -72,8 +80,9 @@ def read_pairs(path: PathLike) -> list[Pair] | None:
     """Read the pairs that a data set prescribes; ``None`` for unpaired images.
 
     Args:
-        path: A CSV with the columns ``fixed,moving[,fixed_labels,moving_labels,fixed_mask,moving_mask]``, or a
-            Learn2Reg ``dataset.json``.
+        path: A CSV with the columns ``fixed,moving`` and, optionally, ``fixed_labels``, ``fixed_mask`` and
+            ``fixed_landmarks``, the same for ``moving``, or a Learn2Reg ``dataset.json``. A file of landmarks is one
+            that :func:`learnreg.landmarks.read_landmarks` reads; both of a pair list the same points in one order.
     """
     file = _existing(path)
     if file.is_dir():
@@ -134,7 +143,8 @@ def _csv_subject(row: Mapping[str, str], prefix: str, file: Path) -> Subject:
         raise InputError(f"{file} has a row without `{prefix or 'image'}`.")
     before = f"{prefix}_" if prefix else ""
     group = (row.get("group") or "").strip() or None
-    return Subject(image, path(f"{before}labels") or path(f"{before}label"), path(f"{before}mask"), group)
+    labels = path(f"{before}labels") or path(f"{before}label")
+    return Subject(image, labels, path(f"{before}mask"), group, landmarks=path(f"{before}landmarks"))
 
 
 def _numbers(row: Mapping[str, str], columns: Sequence[str], file: Path) -> tuple[float, ...]:
@@ -151,7 +161,7 @@ def _member(name: str | None, folder: Path) -> Path:
         raise InputError(f"The data set in {folder} has {name!r} where the name of an image file should be.")
     file = folder / Path(name).expanduser()
     if not file.exists():
-        raise MissingFileError(f"No such image: {file}, named by the data set in {folder}.")
+        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}.")
     return file
 
 

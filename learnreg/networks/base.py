@@ -70,6 +70,7 @@ class Network(nn.Module):
     Attributes:
         ndim: Dimension of the images, 2 or 3.
         in_channels: Channels of one image.
+        needs: What every image of a training must have: ``"labels"``, ``"landmarks"``.
 
     Example:
         >>> class Shift(Network):
@@ -87,6 +88,7 @@ class Network(nn.Module):
 
     ndim: int
     in_channels: int
+    needs: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, fixed: Image, moving: Image) -> Transform:

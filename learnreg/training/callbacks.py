@@ -200,10 +200,11 @@ class SaveTemplate(pl.Callback):
         known = None if self.covariates is None else torch.tensor(self.covariates, device=pl_module.device)
         with torch.no_grad():
             found = network.appearance(1 if known is None else len(known), known).cpu().float()
-        name, *suffixes = self.file.name.split(".")
+        suffix = "".join(self.file.suffixes[-2:]) if self.file.name.endswith(".gz") else self.file.suffix
+        name = self.file.name.removesuffix(suffix)
         for number, values in enumerate(found):
             row = [] if self.covariates is None else self.covariates[number]
-            file = self.file.with_name(".".join(["_".join([name, *(f"{v:g}" for v in row)]), *suffixes]))
+            file = self.file.with_name("_".join([name, *(f"{v:g}" for v in row)]) + suffix)
             write_image(values, Grid.regular(tuple(values.shape[1:]), self.spacing), file)
 
 
