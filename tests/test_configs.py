@@ -18,11 +18,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
-from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.checks import check_targets, targets, unknown_key
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
 from learnreg.configs.schema import fastest_precision, register_schema
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.methods import load_method
@@ -84,6 +86,51 @@ def composed(key, *overrides):
         part = OmegaConf.to_container(compose("train", overrides=list(overrides))[key], resolve=True)
     check_targets(part)
     return part
+
+
+PARTS = ("data", "network", "objective", "consistency", "method", "refinement", "optimizer")
+GROUPS = (*PARTS, *(f"objective/{kind}" for kind in ("similarity", "penalties", "supervision")))
+
+
+NEEDED = {"data=folder": ["data.path=/data", "data.train=[0,4]", "data.validation=[4,8]"]}
+REFUSED = ("learned_template", "conditional_template")  # with data whose shape is not a key
+
+
+def parts(*overrides):
+    """The configuration of what is built, without paths of a run."""
+    register_schema()
+    config = compose_config(config_dir(), "train", overrides)
+    return {key: OmegaConf.to_container(config[key], resolve=True) for key in PARTS if config[key] is not None}
+
+
+def chosen(config, group):
+    """The classes that an option of a group stands for."""
+    part = config
+    for key in (group + "/similarity" if group == "objective" else group).split("/"):
+        part = part[key]
+    return targets(part)[: 2 if "objective" in group else 1]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.slow
+def test_every_option_composes_with_every_experiment(experiment, monkeypatch):
+    """It can be built, and it is what was chosen: an experiment sets no key of an option that can be replaced."""
+    monkeypatch.setenv("LEARNREG_DATA", "/data")
+    for group in GROUPS:
+        for option in names(group):
+            choice = f"{group}={option}"
+            if experiment == "quickstart" and option in REFUSED:
+                with pytest.raises(InterpolationKeyError, match=r"data\.space"):
+                    parts(f"experiment={experiment}", choice)
+                continue
+            needed = NEEDED.get(choice, [])
+            config = parts(f"experiment={experiment}", choice, *needed)
+            try:
+                check_targets(config)
+            except InputError as error:
+                pytest.fail(f"experiment={experiment} {choice}: {error}")
+            alone = parts(*(["data=hippocampus"] if group != "data" else []), choice, *needed)
+            assert chosen(config, group) == chosen(alone, group), choice
 
 
 TERMS = [

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import logging
 import os
 import re
 import sys
 import warnings
-from itertools import pairwise
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import logging_errors, reporting_errors
-from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.checks import check_targets, join, unknown_key
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir
 from learnreg.configs.schema import register_schema
-from learnreg.errors import InputError
+from learnreg.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,7 +36,8 @@ def main() -> None:
         _check_command_line(sys.argv[1:])
         import hydra
 
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+        with _one_line_each():
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
 
 
 def _task(config: DictConfig) -> float | None:
@@ -61,6 +65,10 @@ def _explain(error: Exception) -> str:
     message = str(error).splitlines()[0]
     if "LEARNREG_DATA" in message:
         return "This experiment needs the folder with the images: set LEARNREG_DATA=/path/to/data."
+    if message.startswith("Interpolation key"):
+        return (
+            f"{message}: the chosen options do not fit together, for example a learned template needs data.space.shape."
+        )
     missing = getattr(error, "full_key", None)
     if message.startswith("Missing mandatory value"):
         names = ", ".join(sorted(file.stem for file in (config_dir() / "experiment").glob("*.yaml")))
@@ -69,22 +77,42 @@ def _explain(error: Exception) -> str:
 
 
 def _check_command_line(arguments: list[str]) -> None:
-    """Compose the configuration once, so that a typing error is one line before torch is imported."""
-    if any(
-        argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c", "-m", "--multirun")
-        for argument in arguments
+    """Compose the configuration once, so that a typing error is one line before torch is imported.
+
+    A sweep (``-m``) is composed by Hydra before its first run.
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--config-dir", "-cd")
+    for name in (
+        ("--help", "-h"),
+        ("--hydra-help",),
+        ("--version",),
+        ("--info", "-i"),
+        ("--cfg", "-c"),
+        ("--multirun", "-m"),
     ):
+        flags.add_argument(*name, action="store_true", dest="other")
+    known, rest = flags.parse_known_args(arguments)
+    if known.config_dir and not Path(known.config_dir).is_dir():
+        raise MissingFileError(f"No such folder: --config-dir {known.config_dir}. Give one with experiment/ in it.")
+    if known.other:
         return
-    from hydra.errors import HydraException
+    overrides = [argument for argument in rest if not argument.startswith("-") and "=" in argument]
+    if known.config_dir:
+        overrides.append(f"hydra.searchpath=[file://{Path(known.config_dir).resolve()}]")
+    with _one_line_each():
+        compose_config(config_dir(), "train", overrides)
+
+
+@contextmanager
+def _one_line_each() -> Iterator[None]:
+    """Turn an error of the composition into an :class:`InputError`; what a class raises when it is built stays."""
+    from hydra.errors import ConfigCompositionException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    for flag, value in pairwise(arguments):
-        if flag in ("--config-dir", "-cd"):
-            overrides.append(f"hydra.searchpath=[file://{Path(value).resolve()}]")
     try:
-        compose_config(config_dir(), "train", overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+        yield
+    except (ConfigCompositionException, OverrideParseException, OmegaConfBaseException) as error:
         raise InputError(_one_line(error)) from error
 
 
@@ -93,24 +121,42 @@ def _one_line(error: Exception) -> str:
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line.strip() for line in f"{error}\n{cause}".splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith(("Key '", "Could not override")) and "'" in line:
-            key = line.split("'")[1].split(".")[-1]
-            return unknown_key(key, key, _known_keys())
+    text = f"{error}\n{cause}"
+    for pattern in (r"full_key: (\S+)", r"Could not override '([^'@]+)", r"^Key '([^']+)'"):
+        found = re.search(pattern, text, re.MULTILINE)
+        if found and re.search(r"^\s*(Key '|Could not override)", text, re.MULTILINE):
+            return _unknown(found[1])
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(
         dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider=")))
     )
 
 
-def _known_keys() -> list[str]:
-    """Return every key of the default configuration."""
+def _unknown(key: str) -> str:
+    """Return an error message for a key or group that does not exist, with those that exist in its place."""
     from omegaconf import OmegaConf
 
-    def walk(node: Any) -> list[str]:
-        return [k for key, value in node.items() for k in (str(key), *walk(value))] if isinstance(node, dict) else []
+    if "/" in key:
+        groups = [str(folder.relative_to(config_dir())) for folder in config_dir().rglob("*") if folder.is_dir()]
+        return unknown_key(key, key, groups)
+    *parents, name = key.split(".")
+    config = OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False)
+    node: Any = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    beside = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, dict) else []
+    elsewhere = [place for place in _places(config) if place.split(".")[-1] == name]
+    if not difflib.get_close_matches(name, beside, n=1) and elsewhere:
+        return f"Unknown config key {key!r}; the same name is a key elsewhere: {', '.join(elsewhere)}."
+    return unknown_key(key, name, beside or _places(config))
 
-    return sorted(set(walk(OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False))))
+
+def _places(node: Any, where: str = "") -> list[str]:
+    """Return every key of a configuration with its parents."""
+    if not isinstance(node, dict):
+        return []
+    own = [(join(where, str(key)), value) for key, value in node.items()]
+    return [place for key, value in own for place in (key, *_places(value, key))]
 
 
 def _quieten() -> None:

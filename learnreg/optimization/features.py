@@ -25,7 +25,7 @@ class IntensityAndGradient(nn.Module):
     def forward(self, image: Image) -> Image:
         """Return an image with ``2 C`` channels: the ``C`` channels of ``image``, in [0, 1], and their gradients."""
         side = image.grid.spacing[0].min()
-        size = image_gradient(image.data, image.grid).square().sum(dim=2).sqrt() * (2 * side)
+        size = image_gradient(image.data, image.grid).norm(dim=2) * (2 * side)  # its gradient is 0 at 0, not NaN
         return image.with_data(torch.cat([image.data, size], dim=1))
 
 

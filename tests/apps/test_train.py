@@ -78,6 +78,36 @@ def test_file_lists_tell(arguments, message, images, tmp_path, capsys, monkeypat
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["optimizer.learning_rate=1"], "'optimizer.learning_rate'; the same name is a key elsewhere: "),
+        (["learning_rate=1"], "refinement.learning_rate."),
+        (["netwrk=unet"], "did you mean 'network'?"),
+        (["objective/similrity=mse"], "did you mean 'objective/similarity'?"),
+        (["-m", "seed=0,1", "sed=3"], "did you mean 'seed'?"),
+        (["-m", "network=unet,unt", "seed=0"], "Could not find 'network/unt'"),
+        (["-m", "experiment=quickstart", "network.chanels=[3],[4]"], "did you mean 'channels'?"),
+        (["--config-dir=nowhere", "experiment=mine"], "No such folder: --config-dir nowhere"),
+        (["--config-dir", "nowhere", "experiment=mine"], "No such folder: --config-dir nowhere"),
+        (["seed=x"], "Value 'x' of type 'str' could not be converted to Integer"),
+        (["network.channels=[4"], "no viable alternative"),
+        (["experiment=quickstart", "network=learned_template"], "the chosen options do not fit together"),
+    ],
+)
+def test_typing_errors_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    line = refused(capsys, monkeypatch, tmp_path, *arguments, f"hydra.sweep.dir={tmp_path}/sweep")
+    assert message in line
+
+
+@pytest.mark.parametrize("given", ["--config-dir={}", "-cd={}", "--config-dir {}"])
+def test_own_configs_by_either_spelling(given, tmp_path, capsys, monkeypatch):
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nseeed: 3\n")
+    arguments = given.format(tmp_path / "own").split()
+    assert "did you mean 'seed'?" in refused(capsys, monkeypatch, tmp_path, *arguments, "experiment=mine")
+
+
 def test_the_best_checkpoint_is_chosen_by_what_is_there(images, tmp_path, capsys, monkeypatch):
     for k in (4, 5):
         (images / "labels" / f"s{k}.nii.gz").unlink()
