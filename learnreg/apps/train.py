@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ def main() -> None:
         _check_command_line(sys.argv[1:])
         import hydra
 
-        with _one_line_each():
+        with _one_line_each(sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
 
 
@@ -100,12 +100,12 @@ def _check_command_line(arguments: list[str]) -> None:
     overrides = [argument for argument in rest if not argument.startswith("-") and "=" in argument]
     if known.config_dir:
         overrides.append(f"hydra.searchpath=[file://{Path(known.config_dir).resolve()}]")
-    with _one_line_each():
+    with _one_line_each(overrides):
         compose_config(config_dir(), "train", overrides)
 
 
 @contextmanager
-def _one_line_each() -> Iterator[None]:
+def _one_line_each(arguments: Sequence[str]) -> Iterator[None]:
     """Turn an error of the composition into an :class:`InputError`; what a class raises when it is built stays."""
     from hydra.errors import ConfigCompositionException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
@@ -113,10 +113,10 @@ def _one_line_each() -> Iterator[None]:
     try:
         yield
     except (ConfigCompositionException, OverrideParseException, OmegaConfBaseException) as error:
-        raise InputError(_one_line(error)) from error
+        raise InputError(_one_line(error, arguments)) from error
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, arguments: Sequence[str]) -> str:
     """Return Hydra's message on one line, with the choices or the likely key."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -125,27 +125,40 @@ def _one_line(error: Exception) -> str:
     for pattern in (r"full_key: (\S+)", r"Could not override '([^'@]+)", r"^Key '([^']+)'"):
         found = re.search(pattern, text, re.MULTILINE)
         if found and re.search(r"^\s*(Key '|Could not override)", text, re.MULTILINE):
-            return _unknown(found[1])
+            return _unknown(found[1], _existing(arguments))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(
         dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider=")))
     )
 
 
-def _unknown(key: str) -> str:
-    """Return an error message for a key or group that does not exist, with those that exist in its place."""
+def _existing(arguments: Sequence[str]) -> Any:
+    """Return the configuration of the given choices of groups, or the default one if they do not fit together."""
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
+    choices = [text for text in arguments if re.match(r"[\w/]+=[\w-]+$", text) or text.startswith("hydra.searchpath=")]
+    try:
+        config = compose_config(config_dir(), "train", choices)
+    except HydraException:
+        config = compose_config(config_dir(), "train")
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _unknown(key: str, config: Any) -> str:
+    """Return an error message for a key or group that does not exist in a configuration, with those that do."""
     if "/" in key:
         groups = [str(folder.relative_to(config_dir())) for folder in config_dir().rglob("*") if folder.is_dir()]
         return unknown_key(key, key, groups)
     *parents, name = key.split(".")
-    config = OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False)
-    node: Any = config
+    node = config
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
     beside = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, dict) else []
     elsewhere = [place for place in _places(config) if place.split(".")[-1] == name]
+    below = [place for place in elsewhere if parents and place.startswith(".".join([*parents, ""]))]
+    if below:
+        return f"Unknown config key {key!r}; did you mean {below[0]!r}?"
     if not difflib.get_close_matches(name, beside, n=1) and elsewhere:
         return f"Unknown config key {key!r}; the same name is a key elsewhere: {', '.join(elsewhere)}."
     return unknown_key(key, name, beside or _places(config))
@@ -181,6 +194,7 @@ def run(config: dict[str, Any]) -> float | None:
     from learnreg.apps.train_report import report
     from learnreg.apps.wiring import (
         begin_with,
+        build_loggers,
         build_module,
         check_data,
         check_launch,
@@ -206,7 +220,7 @@ def run(config: dict[str, Any]) -> float | None:
     trainer = instantiate(
         config["trainer"],
         callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],
-        logger=[instantiate(entry, _convert_="all") for entry in config["logger"].values() if entry],
+        logger=build_loggers(config),
         _convert_="all",
     )
     folder = HydraConfig.get().runtime.output_dir

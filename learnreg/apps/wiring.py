@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -19,7 +20,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from learnreg.configs.build import build
 from learnreg.configs.checks import targets
 from learnreg.data.datamodule import RegistrationData
-from learnreg.errors import InputError
+from learnreg.errors import InputError, MissingPackageError
 from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
 from learnreg.training.module import RegistrationModule
@@ -44,6 +45,25 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
     if best.best_model_score is None or (score > best.best_model_score.cpu()) == (best.mode == "max"):
         best.best_model_score = score
         trainer.save_checkpoint(Path(best.dirpath) / f"{best.filename}.ckpt")
+
+
+def build_loggers(config: dict[str, Any]) -> list[Logger]:
+    """Build the loggers of a training.
+
+    Raises:
+        MissingPackageError: A logger needs a package that is not installed.
+    """
+    loggers = []
+    for name, entry in config["logger"].items():
+        try:
+            loggers += [instantiate(entry, _convert_="all")] if entry else []
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            raise MissingPackageError(
+                f"logger={name} needs a missing package: pip install 'learnreg[{name}]', or use logger=csv."
+            ) from error
+    return loggers
 
 
 def close(loggers: Iterable[Logger]) -> None:

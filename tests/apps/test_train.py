@@ -82,6 +82,10 @@ def test_file_lists_tell(arguments, message, images, tmp_path, capsys, monkeypat
     ("arguments", "message"),
     [
         (["optimizer.learning_rate=1"], "'optimizer.learning_rate'; the same name is a key elsewhere: "),
+        (
+            ["objective/supervision=distillation", "objective.supervision.distillation.folder=x"],
+            "did you mean 'objective.supervision.distillation.term.folder'?",
+        ),
         (["learning_rate=1"], "refinement.learning_rate."),
         (["netwrk=unet"], "did you mean 'network'?"),
         (["objective/similrity=mse"], "did you mean 'objective/similarity'?"),
