@@ -34,6 +34,7 @@ def main() -> None:
         register_schema()
         sys.argv[1:] = [_by_group(argument) for argument in sys.argv[1:]]
         _check_command_line(sys.argv[1:])
+        _check_folders(sys.argv[1:])
         import hydra
 
         with _one_line_each(sys.argv[1:]):
@@ -52,8 +53,37 @@ def _task(config: DictConfig) -> float | None:
         check_targets(plain)
         from hydra.core.hydra_config import HydraConfig
 
-        with logging_errors(HydraConfig.get().runtime.output_dir):
+        folder = HydraConfig.get().runtime.output_dir
+        _check_folder(Path(folder), plain["resume"])
+        with logging_errors(folder):
             return run(plain)
+
+
+def _check_folders(arguments: list[str]) -> None:
+    """Check the folder of a run or a sweep before Hydra writes its configuration there."""
+    given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
+    sweep = {"-m", "--multirun"} & given.keys()
+    folder = given.get("hydra.sweep.dir" if sweep else "hydra.run.dir")
+    if folder and "${" not in folder:
+        for run in Path(folder).glob("*/") if sweep else [Path(folder)]:
+            _check_folder(run, given.get("resume"))
+
+
+def _check_folder(folder: Path, resume: str | None) -> None:
+    """Check that a folder holds no other run. The first process checks for all: the others come after it.
+
+    Raises:
+        InputError: The folder holds a run, and ``resume`` is not a checkpoint of it.
+    """
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return
+    if resume and Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
+        return
+    if any((folder / name).exists() for name in ("config.yaml", "checkpoints", "metrics")):
+        raise InputError(
+            f"{folder} already holds a run; continue it with resume={folder / 'checkpoints' / 'last.ckpt'}, or give "
+            "another folder (hydra.run.dir=..., of a sweep hydra.sweep.dir=...)."
+        )
 
 
 def _by_group(argument: str) -> str:

@@ -17,6 +17,7 @@ from learnreg.objective import Objective
 from learnreg.similarity import MSE
 from learnreg.supervision import LabelOverlap, LandmarkDistance
 from learnreg.terms import Weighted
+from learnreg.training.callbacks import AmortizationGap, Pictures, Progressive, SaveTemplate
 from learnreg.training.module import RegistrationModule
 
 SMALL = ("network=unet", "network.channels=[4,4]", "debug=step", "trainer.accelerator=cpu")
@@ -110,6 +111,52 @@ def test_own_configs_by_either_spelling(given, tmp_path, capsys, monkeypatch):
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nseeed: 3\n")
     arguments = given.format(tmp_path / "own").split()
     assert "did you mean 'seed'?" in refused(capsys, monkeypatch, tmp_path, *arguments, "experiment=mine")
+
+
+def test_a_run_is_not_overwritten(images, tmp_path, capsys, monkeypatch):
+    given = [f"data.path={images}", "data.train=[0,4]", "data.validation=[4,6]", "data.space.shape=[16,16,16]", *SMALL]
+    run = tmp_path / "done"
+    for name in ("checkpoints", ".hydra"):
+        (run / name).mkdir(parents=True)
+    (run / ".hydra" / "overrides.yaml").write_text("kept")
+    for arguments in (
+        [f"hydra.run.dir={run}"],
+        [f"hydra.run.dir='{run}'", "resume=elsewhere/last.ckpt"],
+        ["-m", f"hydra.sweep.dir={tmp_path}", "seed=0,1"],
+        [f"hydra.run.dir={tmp_path}/${{oc.env:WHERE}}"],  # only known when the run begins
+    ):
+        monkeypatch.setenv("WHERE", "done")
+        monkeypatch.setattr(sys, "argv", ["train.py", *given, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        line = capsys.readouterr().err.strip()
+        assert ended.value.code == 2
+        assert f"{run} already holds a run; continue it with resume={run}/checkpoints/last.ckpt, or give" in line
+        assert "\n" not in line
+        if "$" not in arguments[0]:
+            assert (run / ".hydra" / "overrides.yaml").read_text() == "kept"
+    assert {file.name for file in run.iterdir()} == {".hydra", "checkpoints", "train.log"}  # the last is Hydra's, empty
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AmortizationGap(None, steps=[]), "at least 1, such as steps=.10, 50., got steps=.., pairs=2, every=1"),
+        (lambda: AmortizationGap(None, steps=[0, 5]), r"steps=\[0, 5\]"),
+        (lambda: AmortizationGap(None, every=0), "every=0"),
+        (lambda: AmortizationGap(None, pairs=0), "pairs=0"),
+        (lambda: Pictures("figures", every=0), "Pictures.every must be at least 1, got 0"),
+        (lambda: Progressive([0.5, 0.2]), "rising from 0 to 1"),
+        (lambda: Progressive([20, 50]), "rising from 0 to 1"),
+        (lambda: SaveTemplate("template"), "an image such as template.nii.gz"),
+        (lambda: SaveTemplate("template.nii.gz", spacing=0), "must be positive"),
+        (lambda: SaveTemplate("template.nii.gz", covariates=[]), "one row of values"),
+    ],
+)
+def test_arguments_of_callbacks_are_checked(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 def test_the_best_checkpoint_is_chosen_by_what_is_there(images, tmp_path, capsys, monkeypatch):
