@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import logging_errors, reporting_errors
-from learnreg.configs.checks import check_targets, join, unknown_key
+from learnreg.configs.checks import check_targets, places, unknown_key
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir
 from learnreg.configs.schema import register_schema
@@ -185,21 +185,13 @@ def _unknown(key: str, config: Any) -> str:
     for parent in parents:
         node = node.get(parent) if isinstance(node, dict) else None
     beside = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, dict) else []
-    elsewhere = [place for place in _places(config) if place.split(".")[-1] == name]
+    elsewhere = [place for place in places(config) if place.split(".")[-1] == name]
     below = [place for place in elsewhere if parents and place.startswith(".".join([*parents, ""]))]
     if below:
         return f"Unknown config key {key!r}; did you mean {below[0]!r}?"
     if not difflib.get_close_matches(name, beside, n=1) and elsewhere:
         return f"Unknown config key {key!r}; the same name is a key elsewhere: {', '.join(elsewhere)}."
-    return unknown_key(key, name, beside or _places(config))
-
-
-def _places(node: Any, where: str = "") -> list[str]:
-    """Return every key of a configuration with its parents."""
-    if not isinstance(node, dict):
-        return []
-    own = [(join(where, str(key)), value) for key, value in node.items()]
-    return [place for key, value in own for place in (key, *_places(value, key))]
+    return unknown_key(key, name, beside or places(config))
 
 
 def _quieten() -> None:

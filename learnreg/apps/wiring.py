@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.configs.build import build
-from learnreg.configs.checks import targets
+from learnreg.configs.checks import places, targets
 from learnreg.data.datamodule import RegistrationData
 from learnreg.errors import InputError, MissingPackageError
 from learnreg.io import write_atomically
@@ -82,7 +82,7 @@ def check_launch(config: dict[str, Any]) -> None:
         if launcher != "submitit_slurm":
             raise InputError(
                 "A sweep (-m) with trainer.strategy=ddp gives each rank other values; "
-                "use devices=1, or the submitit_slurm launcher."
+                "set trainer=default trainer.devices=1, or hydra/launcher=submitit_slurm."
             )
 
 
@@ -121,6 +121,14 @@ def check_data(config: dict[str, Any], module: RegistrationModule, data: Any) ->
     """
     if not isinstance(data, RegistrationData):  # the others make their images
         return
+    ndim = len(data.space.shape or ())
+    if module.network.ndim != ndim or module.network.in_channels != 1:
+        keys = [key for key in places(config["network"], "network") if key.endswith(".ndim")]
+        remedy = " ".join(f"{key}={ndim} {key.replace('ndim', 'in_channels')}=1" for key in keys)
+        raise InputError(
+            f"The network takes {module.network.ndim}-D images of {module.network.in_channels} channel(s), but "
+            f"data.space.shape has {ndim} sizes and images have 1 channel; set {remedy or 'both in its configuration'}."
+        )
     data.check(module.needs)
     best = config["callbacks"].get("best") or {}
     labeled = any(fixed.labels and moving.labels for fixed, moving in data.pairs())

@@ -50,6 +50,14 @@ def targets(config: Any) -> list[str]:
     return [str(node["_target_"]) for _, node in _nodes(config, "")]
 
 
+def places(node: Any, where: str = "") -> list[str]:
+    """Return every key of nested mappings with its parents, such as ``network.channels``."""
+    if not isinstance(node, dict):
+        return []
+    own = [(join(where, str(key)), value) for key, value in node.items()]
+    return [place for key, value in own for place in (key, *places(value, key))]
+
+
 def unknown_key(where: str, key: str, known: list[str]) -> str:
     """Return an error message that names the likely key."""
     close = difflib.get_close_matches(key, known, n=1)

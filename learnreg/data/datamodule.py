@@ -108,8 +108,7 @@ class RegistrationData(pl.LightningDataModule):
                 )
             if not self._pairs_of(name):
                 raise InputError(
-                    f"data.{name}=[{first}, {last}] holds one image, and a pair needs two; set a larger block, such as "
-                    f"data.{name}=[{max(0, first - 1)}, {max(0, first - 1) + 2}]."
+                    f"data.{name}=[{first}, {last}] holds one image, and a pair needs two; set a block of at least two."
                 )
 
     def check(self, needs: Sequence[str] = ()) -> None:

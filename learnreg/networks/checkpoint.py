@@ -121,7 +121,10 @@ def _network(config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Pat
         _check_shapes(outline, config, weights, file)
     network = as_network(build(config, source=str(file), trust=trust))
     _check_shapes(network, config, weights, file)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     return network.eval()
 
 

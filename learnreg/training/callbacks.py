@@ -144,7 +144,7 @@ class Progressive(pl.Callback):
         self.joins = None if joins is None else tuple(float(j) for j in joins)
         if list(self.joins or ()) != sorted(self.joins or ()) or not all(0 <= j <= 1 for j in self.joins or ()):
             raise InputError(
-                f"Progressive.joins are shares of the training that rise from 0 to 1, got {list(joins or ())}."
+                f"Progressive.joins are shares of the training rising from 0 to 1, got {list(joins or ())}."
             )
 
     def on_train_batch_start(
@@ -175,8 +175,8 @@ class SaveTemplate(pl.Callback):
             are added to the name of the file, for example ``template_70.nii.gz``.
 
     Raises:
-        InputError: ``file`` is not the name of an image, ``spacing`` is not positive, or ``covariates`` is empty; before
-            the training also if the network has no template, or ``covariates`` does not fit it.
+        InputError: ``file`` is not the name of an image, ``spacing`` is not positive, or ``covariates`` is empty; also
+            before the training, if the network has no template or ``covariates`` does not fit it.
 
     Example:
         >>> callback = SaveTemplate("template.nii.gz", spacing=1.5, covariates=[[30], [70]])

@@ -66,7 +66,10 @@ def refused(capsys, monkeypatch, tmp_path, *arguments):
         (["data.validation=[5,9]"], "does not lie within the 6 images"),
         (["data.validation_pairs=0"], "data.validation_pairs must be at least 1"),
         (["data.batch_size=0"], "data.batch_size must be at least 1"),
-        (["data.space.shape=[16,16]"], "s0.nii.gz is 3-D, but data.space.shape has 2 sizes"),
+        (["data.space.shape=[16,16]"], "data.space.shape has 2 sizes and images have 1 channel; set network.ndim=2"),
+        (["data.space.shape=[16,16]", "network.ndim=2"], "s0.nii.gz is 3-D, but data.space.shape has 2 sizes"),
+        (["network.in_channels=2"], "set network.ndim=3 network.in_channels=1."),
+        (["network=conditioned", "network.network.ndim=2"], "set network.network.ndim=3"),
     ],
 )
 def test_file_lists_tell(arguments, message, images, tmp_path, capsys, monkeypatch):
@@ -75,6 +78,7 @@ def test_file_lists_tell(arguments, message, images, tmp_path, capsys, monkeypat
     given = {text.partition("=")[0] for text in arguments}
     usual = [text for text in usual if text.partition("=")[0] not in given]
     own = [text for text in SMALL if text.partition("=")[0] not in given]
+    own = own if "network=conditioned" not in arguments else own[-2:]
     line = refused(capsys, monkeypatch, tmp_path, f"data.path={images}", *usual, *own, *arguments)
     assert message in line
 

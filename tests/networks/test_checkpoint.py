@@ -14,7 +14,7 @@ from learnreg.configs.schema import register_schema
 from learnreg.errors import InputError
 from learnreg.methods import OneShotMethod
 from learnreg.methods.api import choose_method
-from learnreg.networks import Conditioned, as_network
+from learnreg.networks import Conditioned, LaplacianPyramid, as_network
 from learnreg.networks.checkpoint import FORMAT, KEY, load_checkpoint, recipe, release
 from learnreg.networks.unet import UNet
 
@@ -131,6 +131,24 @@ def test_weights_are_finite_dense_and_as_many_as_their_shapes_say(tmp_path):
     for value in (huge, torch.eye(3).to_sparse(), "text"):
         torch.save({**content, "state_dict": {f"network.{key}": value}}, tmp_path / "a.ckpt")
         with pytest.raises(InputError, match=f"is damaged: {key}"):
+            load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_levels_of_a_laplacian_pyramid_are_in_its_checkpoint(tmp_path):
+    """It predicts as it was validated, and a number of levels that it does not have is refused."""
+    network = LaplacianPyramid(2, (4, 4, 4))
+    config = {"_target_": "learnreg.networks.LaplacianPyramid", "ndim": 2, "channels": [4, 4, 4]}
+    for levels in (1, 2, 3):
+        network.levels = levels
+        weights = {f"network.{key}": value for key, value in network.state_dict().items()}
+        torch.save({"state_dict": weights, KEY: recipe(config, OBJECTIVE, SPACE)}, tmp_path / "a.ckpt")
+        assert load_checkpoint(tmp_path / "a.ckpt").network.levels == levels
+        release(tmp_path / "a.ckpt", tmp_path / "a.safetensors")
+        assert load_checkpoint(tmp_path / "a.safetensors").network.levels == levels
+    for levels in (0, 4, -1):
+        weights["network._extra_state"] = torch.tensor(levels)
+        torch.save({"state_dict": weights, KEY: recipe(config, OBJECTIVE, SPACE)}, tmp_path / "a.ckpt")
+        with pytest.raises(InputError, match=rf"a.ckpt: LaplacianPyramid.levels must be from 1 to 3, got {levels}"):
             load_checkpoint(tmp_path / "a.ckpt")
 
 
