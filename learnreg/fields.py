@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from learnreg.errors import InputError
 from learnreg.grid import Grid, linear_map
 from learnreg.interpolation import squared
 from learnreg.numerics import full_precision
@@ -215,16 +214,17 @@ def jacobian_matrix(displacement: FieldTensor, grid: Grid) -> Float[Tensor, "B *
     Returns:
         ``(B, *grid.shape, D, D)``, dimensionless; rows are components of the map, columns are directions.
 
-    Raises:
-        InputError: An axis has a single sample.
+    An axis of a single sample has the derivative of the identity.
     """
     ndim = grid.ndim
     axes = list(range(2 + ndim - 1, 1, -1))  # x, y, z
-    if min(grid.shape) < 2:
-        raise InputError(f"A Jacobian needs at least 2 samples along each axis, got {grid.shape}.")
-    by_index = torch.stack([torch.gradient(displacement, dim=axis)[0] for axis in axes], dim=-1)
+    by_index = torch.stack([_difference(displacement, axis) for axis in axes], dim=-1)
     by_mm = torch.einsum("bc...k,bkl->b...cl", by_index, _batched(grid.inverse_affine, displacement)[:, :ndim, :ndim])
     return by_mm + torch.eye(ndim, dtype=displacement.dtype, device=displacement.device)
+
+
+def _difference(values: Tensor, axis: int) -> Tensor:
+    return torch.zeros_like(values) if values.shape[axis] == 1 else torch.gradient(values, dim=axis)[0]
 
 
 def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:

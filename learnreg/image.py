@@ -97,6 +97,11 @@ class Image:
         return replace(self, data=data)
 
 
+def background(image: Image) -> float:
+    """Return the value of nothing in an image: the lowest one if it is negative, as of air in a CT, else 0."""
+    return min(0.0, float(image.data.min()))
+
+
 def label_values(*maps: Int[Tensor, "..."]) -> list[int]:
     """Return the labels that all maps contain, without the background 0, in ascending order.
 
@@ -123,13 +128,15 @@ def crop_to_content(image: Image, *, margin: int = 4, multiple: int = 8, thresho
         margin: Voxels around the content.
         multiple: Round sizes up to multiples of it where the image is large enough, so that coarser levels have whole
             voxels.
-        threshold: Intensities above it are content, as are voxels of the mask and of labels.
+        threshold: Intensities above it are content, as are voxels of labels, and of a mask that does not cover the
+            image.
 
     Returns:
         The cropped image, its physical positions unchanged; the image itself if nothing can be cropped.
     """
     content = image.data.amax(1, keepdim=True) > threshold
-    for extra in (image.mask, image.labels):
+    mask = None if image.mask is None or bool((image.mask != 0).all()) else image.mask  # all of it says nothing
+    for extra in (mask, image.labels):
         content = content if extra is None else content | (extra != 0)
     content = content.flatten(0, 1).any(0)
     first, shape = [], []

@@ -18,7 +18,8 @@ from torch import Tensor
 from learnreg.separable import Matrices, apply_separable, map_vectors, rows_of, slabs
 from learnreg.typing import MatrixTensor
 
-LINEAR, BORDER = 0, 1  # torch's numbers
+MODES = {"linear": 0, "nearest": 1}  # torch's numbers
+BORDER = 1
 FEW_POINTS = 16384  # below, starting threads costs more than it saves
 Mode = Literal["linear", "nearest"]
 
@@ -30,10 +31,11 @@ def interpolate(values: Tensor, coordinates: Tensor, mode: Mode = "linear") -> T
         values: ``(B, C, *grid)``.
         coordinates: ``(B, *P, D)``, normalized to [-1, 1] over the field of view; a batch of 1 on either side is
             broadcast.
-        mode: ``"linear"`` or ``"nearest"``. Points outside get the value at the border.
+        mode: ``"linear"`` or ``"nearest"``, which has no gradient for the coordinates. Points outside get the value at
+            the border.
 
     Returns:
-        ``(B, C, *P)``.
+        ``(B, C, *P)``; NaN where a coordinate is NaN.
     """
     batch = max(values.shape[0], coordinates.shape[0])
     ndim = coordinates.shape[-1]
@@ -42,12 +44,25 @@ def interpolate(values: Tensor, coordinates: Tensor, mode: Mode = "linear") -> T
     coordinates = coordinates.expand(batch, *coordinates.shape[1:])
     if len(shape) != ndim:
         coordinates = coordinates.reshape(batch, *([1] * (ndim - 1)), -1, ndim)
+    coordinates, unknown = _without_nan(coordinates)
     cut = _Cut.of(coordinates)
     name = "bilinear" if mode == "linear" else "nearest"  # torch's name in any dimension
     sampled = F.grid_sample(
         cut.values(values), cut.points(coordinates), mode=name, padding_mode="border", align_corners=False
     )
-    return cut.joined(sampled).reshape(batch, values.shape[1], *shape)
+    sampled = cut.joined(sampled).reshape(batch, values.shape[1], *shape)
+    return sampled if unknown is None else sampled.masked_fill(unknown.reshape(batch, 1, *shape), torch.nan)
+
+
+def _without_nan(coordinates: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Replace NaN by 0, and return where it was, ``(B, *P)``; ``None`` if there is none.
+
+    torch's CPU sampler reads outside of its memory at NaN coordinates, and the one for CUDA takes them for 0.
+    """
+    if coordinates.device.type == "cpu" and not bool(coordinates.detach().sum().isnan()):
+        return coordinates, None  # one sum is much faster than a mask; on a GPU the host would wait for it
+    unknown = coordinates.detach().isnan().any(-1)
+    return coordinates.masked_fill(unknown.unsqueeze(-1), 0.0), unknown
 
 
 @dataclass(frozen=True)
@@ -105,15 +120,16 @@ class _Cut:
 
 
 def _interpolation_gradient(
-    values: Tensor, coordinates: Tensor, outer: Tensor, needed: tuple[bool, bool]
+    values: Tensor, coordinates: Tensor, outer: Tensor, needed: tuple[bool, bool], mode: Mode = "linear"
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of linear :func:`interpolate` for ``values`` and for ``coordinates`` ``(B, *grid, D)``."""
+    """Return the gradients of :func:`interpolate` for ``values`` and for ``coordinates`` ``(B, *grid, D)``."""
+    coordinates, _ = _without_nan(coordinates)
     batch, own = coordinates.shape[0], values.shape[0]
     cut = _Cut.of(coordinates)
     values = cut.values(values.expand(batch, *values.shape[1:]))
     pieces = cut.points(coordinates)
     backward = torch.ops.aten.grid_sampler_3d_backward if pieces.ndim == 5 else torch.ops.aten.grid_sampler_2d_backward
-    for_values, for_points = backward(cut.split(outer), values, pieces, LINEAR, BORDER, False, list(needed))
+    for_values, for_points = backward(cut.split(outer), values, pieces, MODES[mode], BORDER, False, list(needed))
     if needed[0] and len(for_values) > own:
         for_values = for_values.sum(0, keepdim=True)
     if needed[1] and cut.parts > 1:
@@ -208,7 +224,7 @@ class _SampleDisplaced(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, field, ctx.placing, _, ctx.zeros = inputs
+        values, field, ctx.placing, ctx.mode, ctx.zeros = inputs
         ctx.save_for_backward(values, field)
 
     @staticmethod
@@ -225,7 +241,7 @@ class _SampleDisplaced(torch.autograd.Function):
             points = placing.points(field, rows, batch)
             part = outer[:, :, rows]
             part = part * _inside(points) if ctx.zeros else part
-            for_values, moved = _interpolation_gradient(values, points, part, needed)
+            for_values, moved = _interpolation_gradient(values, points, part, needed, ctx.mode)
             if for_field is not None and moved is not None:
                 back, reach = placing.gradient(moved, rows)
                 for_field[:, :, reach] += back.sum(0, keepdim=True) if len(back) > len(for_field) else back

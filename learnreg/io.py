@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ from numpy.typing import NDArray
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
+from learnreg.headers import check_series, nifti_geometry
 from learnreg.image import Image
-from learnreg.typing import PathLike, Tensor
+from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 
+NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 
 
@@ -45,25 +49,39 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
         torch.Size([1, 1, 4, 5, 6])
     """
     image = image_from_sitk(read_sitk(path), name=str(path))
-    _check_nifti(Path(path))
     attached: dict[str, Tensor] = {}
     for name, beside in (("labels", labels), ("mask", mask)):
         if beside is None:
             continue
-        other = image_from_sitk(read_sitk(beside), name=str(beside), check_values=False)
-        _check_nifti(Path(beside), finite=False)
-        if other.grid.shape != image.grid.shape:
+        stored = read_sitk(beside)
+        grid = grid_from_sitk(stored)
+        if grid.shape != image.grid.shape:
             raise InputError(
-                f"{name} {beside} have shape {other.grid.shape} but the image {path} has {image.grid.shape}; "
+                f"{name} {beside} have shape {grid.shape} but the image {path} has {image.grid.shape}; "
                 f"resample them onto the image's grid first."
             )
-        if not other.grid.matches(image.grid, tolerance=0.1):
+        if not grid.matches(image.grid, tolerance=0.1):
             raise InputError(
-                f"{name} {beside} and image {path} lie in different places: {other.grid} and {image.grid}; "
+                f"{name} {beside} and image {path} lie in different places: {grid} and {image.grid}; "
                 f"copy the image's header to the {name}, or resample them."
             )
-        attached[name] = other.data.round().long() if name == "labels" else (other.data != 0).float()
+        if name == "labels":
+            attached[name] = labels_from_sitk(stored, name=str(beside))
+        else:
+            attached[name] = _mask_from_sitk(stored, name=str(beside))
     return Image(image.data, image.grid, attached.get("mask"), attached.get("labels"))
+
+
+def subject_name(path: PathLike) -> str:
+    """Return the name of a file without the suffix of its image format; other dots belong to the name.
+
+    Example:
+        >>> subject_name("images/RMS.20141210_MCH.nii.gz")
+        'RMS.20141210_MCH'
+    """
+    name = Path(path).name
+    known = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
+    return name[: -max(map(len, known))] if known and len(name) > max(map(len, known)) else name
 
 
 def read_sitk(path: PathLike) -> sitk.Image:
@@ -79,15 +97,29 @@ def read_sitk(path: PathLike) -> sitk.Image:
     try:
         if file.is_dir():
             return _read_dicom(file)
+        if file.name.endswith((".nii", ".nii.gz")):
+            return _read_nifti(file)
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
-        raise InputError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
+        raise InputError(
+            f"{file} cannot be read as an image: {itk_reason(error)}. Formats that can be read: {', '.join(SUFFIXES)}."
+        ) from error
 
 
-def _check_nifti(file: Path, *, finite: bool = True) -> None:
-    """Raise an error for a truncated NIfTI file and for NaN; ITK's reader replaces both by zeros without a warning."""
-    if not file.name.endswith((".nii", ".nii.gz")):
-        return
+def itk_reason(error: RuntimeError) -> str:
+    """Return what ITK says went wrong, on one line, without the place in its code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1].rpartition("ERROR: ")[2].rpartition("): ")[2] if lines else type(error).__name__
+    if "ImageIO reader" in reason:
+        return "the content is of no known image format"
+    return reason.rstrip(". ")
+
+
+def _read_nifti(file: Path) -> sitk.Image:
+    """Read a NIfTI file that is whole, where its sform says.
+
+    ITK replaces what a truncated file lacks, and NaN, by zeros; and it chooses between sform and qform in silence.
+    """
     import nibabel
     from nibabel.filebasedimages import ImageFileError
 
@@ -96,16 +128,37 @@ def _check_nifti(file: Path, *, finite: bool = True) -> None:
         values = np.asarray(stored.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise InputError(f"{file} is damaged: {_on_one_line(error)}. Copy or export it again.") from error
-    if finite and np.issubdtype(stored.get_data_dtype(), np.floating):
-        _check_finite(values, str(file))
+    placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
+    if placed is None:
+        image = sitk.ReadImage(str(file))
+    else:  # ITK refuses direction cosines that are rounded
+        image = sitk.GetImageFromArray(_exact(values).T)
+        ndim = values.ndim
+        linear = placed[:ndim, :ndim]
+        if ndim == 2 and np.abs(placed[2, :2]).max() > 1e-3 * np.abs(linear).max():
+            return sitk.ReadImage(str(file))  # an oblique plane, which has no 2-D geometry
+        spacing = np.linalg.norm(linear, axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((linear / spacing).ravel().tolist())
+        image.SetOrigin(placed[:ndim, 3].tolist())
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        image.SetMetaData(NOT_FINITE, str(values.size - int(np.isfinite(values).sum())))
+    return image
+
+
+def _exact(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values in a type that SimpleITK has, without loss for integers."""
+    if values.dtype.byteorder not in "=|":
+        values = values.astype(values.dtype.newbyteorder("="))
+    return values.astype(np.float32) if values.dtype in (np.float16, np.longdouble) else values
 
 
 def _on_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_finite(array: NDArray[Any], name: str) -> None:
-    bad = array.size - int(np.isfinite(array).sum())
+def _check_finite(array: NDArray[Any], name: str, known: int = 0) -> None:
+    bad = max(known, array.size - int(np.isfinite(array).sum()))
     if bad:
         raise InputError(
             f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num."
@@ -119,21 +172,60 @@ def _read_dicom(folder: Path) -> sitk.Image:
         raise InputError(
             f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file."
         )
-    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), series[0]))
+    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    check_series(files, folder)
+    reader.SetFileNames(files)
     return reader.Execute()
 
 
-def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: bool = True) -> Image:
+def image_from_sitk(image: sitk.Image, *, name: str = "image") -> Image:
     """Convert a SimpleITK image to an :class:`Image`, ``(1, 1, *shape)`` float32.
 
     Args:
         image: Scalar, 2-D or 3-D.
         name: Name in error messages.
-        check_values: Raise an error for NaN and infinite values.
 
     Raises:
         InputError: The image is not a scalar 2-D or 3-D image, or has values that are not finite.
     """
+    _check_scalar(image, name)
+    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    _check_finite(array, name, int(image.GetMetaData(NOT_FINITE)) if image.HasMetaDataKey(NOT_FINITE) else 0)
+    return Image(torch.from_numpy(array)[None, None], grid_from_sitk(image))
+
+
+def labels_from_sitk(image: sitk.Image, *, name: str = "labels") -> LabelTensor:
+    """Convert a SimpleITK image to labels, ``(1, 1, *shape)`` int64, exactly.
+
+    Args:
+        image: Scalar, 2-D or 3-D, with integers, in any pixel type.
+        name: Name in error messages.
+
+    Raises:
+        InputError: The image is not a scalar 2-D or 3-D image, or has values that are not integers.
+    """
+    _check_scalar(image, name)
+    array = sitk.GetArrayFromImage(image)
+    if np.issubdtype(array.dtype, np.floating):
+        bad = array.size - int((np.isfinite(array) & (np.abs(array - np.rint(array)) < 1e-3)).sum())
+        if bad:
+            raise InputError(
+                f"{name} has {bad} values that are not integers; labels are integers. Give a segmentation that was "
+                "resampled by nearest neighbor."
+            )
+        array = np.rint(array)
+    return torch.from_numpy(array.astype(np.int64))[None, None]
+
+
+def _mask_from_sitk(image: sitk.Image, *, name: str) -> MaskTensor:
+    _check_scalar(image, name)
+    inside = np.nan_to_num(sitk.GetArrayFromImage(image)) != 0
+    if not inside.any():
+        raise InputError(f"The mask {name} is empty: every value is 0. Leave it out, or give one that covers an organ.")
+    return torch.from_numpy(inside.astype(np.float32))[None, None]
+
+
+def _check_scalar(image: sitk.Image, name: str) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
@@ -143,10 +235,6 @@ def image_from_sitk(image: sitk.Image, *, name: str = "image", check_values: boo
         raise InputError(
             f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it."
         )
-    array = sitk.GetArrayFromImage(image).astype(np.float32)
-    if check_values:
-        _check_finite(array, name)
-    return Image(torch.from_numpy(array)[None, None], grid_from_sitk(image))
 
 
 def grid_from_sitk(image: sitk.Image) -> Grid:
@@ -154,6 +242,14 @@ def grid_from_sitk(image: sitk.Image) -> Grid:
     ndim = image.GetDimension()
     direction = np.array(image.GetDirection()).reshape(ndim, ndim)
     return Grid.regular(image.GetSize()[::-1], image.GetSpacing(), image.GetOrigin(), torch.from_numpy(direction))
+
+
+def smallest_type(labels: Tensor) -> torch.dtype:
+    """Return the smallest integer type of NIfTI and MetaImage that holds all labels."""
+    least, greatest = int(labels.min()), int(labels.max())
+    kinds = (torch.uint8, torch.int16, torch.int32)
+    fits = [kind for kind in kinds if torch.iinfo(kind).min <= least and greatest <= torch.iinfo(kind).max]
+    return fits[0] if fits else torch.int64
 
 
 def to_sitk(values: Tensor, grid: Grid, *, vector: bool = False) -> sitk.Image:
@@ -196,8 +292,25 @@ def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    image = to_sitk(values, grid)
-    write_with_itk(path, lambda part: sitk.WriteImage(image, part, useCompression=True))
+    write_sitk(to_sitk(values, grid), path)
+
+
+def write_sitk(image: sitk.Image, path: PathLike) -> None:
+    """Write a SimpleITK image, and read it back to compare; the file appears only when it is complete.
+
+    Raises:
+        InputError: The file cannot be written, or holds other values than it should, as on a full disk.
+    """
+
+    def write(part: str) -> None:
+        sitk.WriteImage(image, part, useCompression=True)
+        again = sitk.GetArrayFromImage(sitk.ReadImage(part, image.GetPixelID())).ravel()
+        expected = sitk.GetArrayFromImage(image).ravel()
+        lossy = part.lower().endswith((".jpg", ".jpeg"))
+        if again.size != expected.size or not (lossy or np.array_equal(again, expected, equal_nan=True)):
+            raise InputError(f"{path} was not written completely; check the space on the disk.")
+
+    write_with_itk(path, write)
 
 
 def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
@@ -209,12 +322,59 @@ def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
     try:
         write_atomically(path, write)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].rpartition("ERROR: ")[2].rstrip(". ")
+        reason = itk_reason(error)
         if "ImageIO" in reason:  # ITK would name the temporary file
             reason = "no format has this suffix"
         raise InputError(
             f"{path} cannot be written: {reason}. Give another suffix, such as .nii.gz for images, or another folder."
         ) from error
+
+
+@contextmanager
+def together(folder: PathLike) -> Iterator[Path]:
+    """Collect files in a temporary folder, and move them into ``folder`` when all are written.
+
+    If the block raises an error, none of them appears.
+
+    Args:
+        folder: Where the files belong; it is made.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    target = Path(folder)
+    part: Path | None = None
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=".part-", dir=target))
+        yield part
+        for file in sorted(file for file in part.rglob("*") if file.is_file()):
+            place_for = target / file.relative_to(part)
+            place_for.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place_for)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_output(path: PathLike, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Check that a file can be written, before anything is computed.
+
+    Args:
+        path: The output.
+        overwrite: Whether an existing file may be replaced.
+        suffixes: That a writer has.
+
+    Raises:
+        InputError: It exists, or no format has its suffix.
+    """
+    file = Path(path)
+    if not file.name.lower().endswith(tuple(suffixes)):
+        raise InputError(f"{file}: no format has this suffix; give one of {', '.join(suffixes)}.")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists already; give another name, or --overwrite.")
 
 
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:

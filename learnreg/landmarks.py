@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,16 +21,70 @@ AXES = ("xyz", "ijk")
 NAMED = re.compile(r"(.*[_ ])?[xyzijk]")  # of a column: x, or fixed_x
 
 
+@dataclass(frozen=True, eq=False)
+class Landmarks:
+    """Landmarks of one image, as a file lists them.
+
+    Args:
+        points: ``(1, K, D)``, mm LPS.
+        names: Of each, if the file names all of them.
+        file: Where they come from, for error messages.
+    """
+
+    points: PointTensor
+    names: tuple[str, ...] | None
+    file: Path
+
+
+def pair_landmarks(fixed: Landmarks, moving: Landmarks) -> tuple[PointTensor, PointTensor]:
+    """Pair the landmarks of two files: by name if both name them, else by row.
+
+    Lists that share no name, such as F-1, F-2 and M-1, M-2, are numbered; they are paired by row.
+
+    Returns:
+        Landmarks of the fixed and of the moving image, ``(1, K, D)`` each.
+
+    Raises:
+        InputError: A name is missing in one file or occurs twice, or the numbers of landmarks differ.
+    """
+    if fixed.names is not None and moving.names is not None and set(fixed.names) & set(moving.names):
+        if fixed.names == moving.names:
+            return fixed.points, moving.points
+        for landmarks in (fixed, moving):
+            twice = sorted(name for name, count in Counter(landmarks.names).items() if count > 1)
+            if twice:
+                raise InputError(f"{landmarks.file} names {', '.join(twice)} more than once; give each its own name.")
+        missing = sorted(set(fixed.names) ^ set(moving.names))
+        if missing:
+            raise InputError(
+                f"{', '.join(missing)} occurs in only one of {fixed.file} and {moving.file}; landmarks are paired by "
+                "name. Add or delete it."
+            )
+        return fixed.points, moving.points[:, [moving.names.index(name) for name in fixed.names]]
+    if fixed.points.shape[1] != moving.points.shape[1]:
+        raise InputError(
+            f"{fixed.file} has {fixed.points.shape[1]} landmarks and {moving.file} has {moving.points.shape[1]}; "
+            "without names in common they are paired by row."
+        )
+    return fixed.points, moving.points
+
+
 def read_landmarks(path: PathLike, grid: Grid) -> PointTensor:
-    """Read the landmarks of one image.
+    """Read the landmarks of one image, in the order of the file; see :func:`read_named_landmarks`."""
+    return read_named_landmarks(path, grid).points
+
+
+def read_named_landmarks(path: PathLike, grid: Grid) -> Landmarks:
+    """Read the landmarks of one image with their names.
 
     Args:
         path: A CSV with the columns ``x,y[,z]`` (mm LPS) or ``i,j[,k]`` (voxels from 0), a ``.txt`` of elastix
             (``point`` or ``index``), or a ``.fcsv`` or ``.mrk.json`` of 3D Slicer.
+            A CSV may have a column ``name`` or ``label``.
         grid: Grid of the image.
 
     Returns:
-        ``(1, K, D)``, mm LPS.
+        Points and names.
 
     Raises:
         MissingFileError: The file does not exist.
@@ -40,8 +96,8 @@ def read_landmarks(path: PathLike, grid: Grid) -> PointTensor:
     readers = {".txt": _from_elastix, ".fcsv": _from_fcsv}
     if file.suffix.lower() in readers:
         return readers[file.suffix.lower()](file, grid)
-    (points,) = _from_csv(file, [grid])
-    return points
+    (points,), names = _from_csv(file, [grid])
+    return Landmarks(points, names, file)
 
 
 def read_landmark_pairs(path: PathLike, fixed: Grid, moving: Grid) -> tuple[PointTensor, PointTensor]:
@@ -61,7 +117,7 @@ def read_landmark_pairs(path: PathLike, fixed: Grid, moving: Grid) -> tuple[Poin
         MissingFileError: The file does not exist.
         InputError: The columns are not named as above, or a value is not a number.
     """
-    first, second = _from_csv(_existing(path), [fixed, moving])
+    (first, second), _ = _from_csv(_existing(path), [fixed, moving])
     return first, second
 
 
@@ -79,8 +135,8 @@ def _text(file: Path) -> str:
         raise InputError(f"{file} cannot be read as landmarks: {error}. Give {FORMATS}.") from error
 
 
-def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
-    """Read one set of points per grid, from as many groups of columns."""
+def _from_csv(file: Path, grids: list[Grid]) -> tuple[list[PointTensor], tuple[str, ...] | None]:
+    """Read one set of points per grid, from as many groups of columns, and the names of the rows."""
     rows = list(csv.reader(_text(file).splitlines()))
     header = [name.strip().lower() for name in rows[0]] if rows else []
     ndim = grids[0].ndim
@@ -90,33 +146,44 @@ def _from_csv(file: Path, grids: list[Grid]) -> list[PointTensor]:
             continue
         values = _numbers([[row[c] for c in columns if c < len(row)] for row in rows[1:] if row], file)
         groups = values.split(ndim, dim=1)
-        return [_placed(group, grid, index=axes == "ijk") for group, grid in zip(groups, grids, strict=True)]
+        points = [_placed(group, grid, index=axes == "ijk") for group, grid in zip(groups, grids, strict=True)]
+        named = next((c for c, name in enumerate(header) if name in ("name", "label")), None)
+        return points, None if named is None else _names([row[named] for row in rows[1:] if row])
     count = f"{ndim} columns" if len(grids) == 1 else f"{ndim} columns for each of the two images"
     raise InputError(f"{file} needs {count} named x,y,z or i,j,k, got {', '.join(header) or 'an empty file'}.")
 
 
-def _from_elastix(file: Path, grid: Grid) -> PointTensor:
+def _names(names: Sequence[object]) -> tuple[str, ...] | None:
+    """Return the names of all landmarks; ``None`` if one has none."""
+    given = tuple(str(name).strip() for name in names if name is not None)
+    return given if given and len(given) == len(names) and all(given) else None
+
+
+def _from_elastix(file: Path, grid: Grid) -> Landmarks:
     lines = [line.split() for line in _text(file).splitlines() if line.strip()]
     if len(lines) < 2 or lines[0] not in (["point"], ["index"]):
         raise InputError(f"{file} is not a point list of elastix; its first line must be `point` or `index`.")
-    return _placed(_numbers(lines[2:], file), grid, index=lines[0] == ["index"])
+    return Landmarks(_placed(_numbers(lines[2:], file), grid, index=lines[0] == ["index"]), None, file)
 
 
-def _from_fcsv(file: Path, grid: Grid) -> PointTensor:
+def _from_fcsv(file: Path, grid: Grid) -> Landmarks:
     lines = _text(file).splitlines()
     said = [line.partition("=")[2].strip() for line in lines if line.startswith("# CoordinateSystem")]
-    rows = [line.split(",")[1:4] for line in lines if line.strip() and not line.startswith("#")]
-    return _placed(_numbers(rows, file) * _to_lps(said[0] if said else "RAS"), grid, index=False)
+    rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    points = _numbers([row[1:4] for row in rows], file) * _to_lps(said[0] if said else "RAS")
+    # The columns of a .fcsv are id, x, y, z, four of the orientation, three flags, label, ...
+    return Landmarks(_placed(points, grid, index=False), _names([(row[11:] or [""])[0] for row in rows]), file)
 
 
-def _from_markups(file: Path, grid: Grid) -> PointTensor:
+def _from_markups(file: Path, grid: Grid) -> Landmarks:
     try:
         (markup, *_) = json.loads(_text(file))["markups"]
         rows = [list(point["position"]) for point in markup["controlPoints"]]
+        names = _names([point.get("label") for point in markup["controlPoints"]])
         system = markup.get("coordinateSystem", "LPS")
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # a value of another kind
         raise InputError(f"{file} is not a markups file of 3D Slicer; give {FORMATS}.") from error
-    return _placed(_numbers(rows, file) * _to_lps(system), grid, index=False)
+    return Landmarks(_placed(_numbers(rows, file) * _to_lps(system), grid, index=False), names, file)
 
 
 def _to_lps(system: str) -> torch.Tensor:

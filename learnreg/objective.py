@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,11 +17,15 @@ from learnreg.image import Image
 from learnreg.regularization.base import Regularizer
 from learnreg.sampling import sample
 from learnreg.similarity.base import Comparison, Similarity
+from learnreg.similarity.masking import both_masks
 from learnreg.supervision import Supervision
 from learnreg.terms import Weighted, WeightedTerms
 from learnreg.transforms import Transform, chain
 from learnreg.typing import FieldTensor, MaskTensor, Scalar
 from learnreg.warping import warp
+
+OVERLAP = 0.2  # share of the smaller image that must be compared; with less, the loss rises steeply
+NO_OVERLAP = 100.0  # added to the similarity without any overlap; more than the range of each similarity
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,9 @@ class Objective(nn.Module):
     """``E(T) = D(fixed, moving o T) + sum_k w_k R_k(T) + sum_k w_k S_k(fixed, moving, T)``.
 
     A symmetric transform is scored where its two sides meet: ``D(fixed o S, moving o T)``.
+
+    With masks, ``D`` compares the voxels that both count. To move an image out of view must not pay: if these voxels
+    are less than a fifth of the smaller image, ``D`` increases.
 
     Args:
         similarity: The data term ``D``; lower is better.
@@ -183,7 +191,13 @@ class PairObjective:
             raise InputError(
                 f"fixed is {fixed.ndim}-D and moving is {moving.ndim}-D; register images of one dimension."
             )
+        if fixed.mask is not None and bool((fixed.mask == 1).all()):
+            fixed = replace(fixed, mask=None)  # every voxel counts anyway, and similarities are faster without a mask
+            self._view: MaskTensor | None = torch.ones_like(fixed.data[:, :1])
+        else:
+            self._view = fixed.mask
         self.objective, self.fixed, self.moving, self.initial = objective, fixed, moving, initial
+        self._smaller = torch.minimum(_counted_volume(fixed), _counted_volume(moving))
         self._comparison: Comparison | None = None
         self._local: dict[tuple[str, Grid], Tensor | None] = {}
 
@@ -198,9 +212,11 @@ class PairObjective:
         else:  # the reference or the mask differs for each transform
             reference = fixed
             if fixed_side is not None:
-                reference = warp(Image(fixed.data, grid, fixed.mask), fixed_side, grid)
-            mask = _both(reference.mask, warped.mask)
+                reference = warp(Image(fixed.data, grid, self._view), fixed_side, grid)
+            mask = both_masks(reference.mask, warped.mask)
             similarity = self.objective.similarity(warped.data, reference.data, mask)
+            if mask is not None:
+                similarity = similarity + self._without_overlap(mask)
         terms: dict[str, Tensor] = {"similarity": similarity}
         total = similarity
         for name, value in self._penalties(transform).items():
@@ -211,6 +227,11 @@ class PairObjective:
             terms[name] = weighted.term(fixed, moving, whole, mask if fixed_side is None else fixed.mask)
             total = total + weighted.weight * terms[name]
         return Loss(total, terms, warped)
+
+    def _without_overlap(self, mask: MaskTensor) -> Scalar:
+        """Return what is added if too little of the images is compared; it has no gradient, it only ranks."""
+        compared = _counted_volume(Image(mask, self.fixed.grid, mask)) / self._smaller.clamp(min=1e-12)
+        return (NO_OVERLAP * (1 - compared / OVERLAP).clamp(min=0)).mean()
 
     def _compare(self, warped: Image) -> Scalar:
         if self._comparison is None:
@@ -240,8 +261,10 @@ class PairObjective:
         return torch.stack(values).sum()
 
 
-def _both(first: MaskTensor | None, second: MaskTensor | None) -> MaskTensor | None:
-    """Voxels that both masks count."""
-    if first is None or second is None:
-        return first if second is None else second
-    return first.to(second.dtype) * second
+def _counted_volume(image: Image) -> Tensor:
+    """Compute the volume that the mask of each image counts, or of its field of view, ``(B,)``, mm^D."""
+    if image.mask is None:
+        voxels = image.data.new_full((image.batch_size,), float(math.prod(image.grid.shape)))
+    else:
+        voxels = (image.mask != 0).to(image.data.dtype).flatten(1).sum(1)
+    return voxels * image.grid.spacing.prod(1).to(voxels)

@@ -236,15 +236,22 @@ def resize(values: Tensor, shape: tuple[int, ...]) -> Tensor:
 def resize_image(image: Image, shape: tuple[int, ...]) -> Image:
     """Resample an image to another shape over its own field of view.
 
-    Linear up, mean over cells down, labels by nearest.
+    Linear up, mean over cells down, labels by nearest. With a mask, the mean counts its voxels only; a cell without any
+    has the mean of all.
     """
     if tuple(shape) == image.grid.shape:
         return image
-    mask, labels = image.mask, image.labels
+    data, mask, labels = resize(image.data, shape), image.mask, image.labels
     if mask is not None:
-        mask = (resize(mask.to(image.data.dtype), shape) >= 0.5).to(image.data.dtype)
+        mask = (mask != 0).to(image.data.dtype)
+        if not bool(mask.all()):
+            share = resize(mask, shape)
+            data = torch.where(share > 0, resize(image.data * mask, shape) / share.clamp(min=1e-6), data)
+            mask = (share >= 0.5).to(image.data.dtype)
+        else:
+            mask = torch.ones_like(data[:, :1])
     for axis, (old, new) in enumerate(zip(image.grid.shape, shape, strict=True), start=2):
         if labels is not None:
             nearest = ((torch.arange(new, device=labels.device) + 0.5) * (old / new)).long()
             labels = labels.index_select(axis, nearest)
-    return replace(image, data=resize(image.data, shape), grid=image.grid.resized(shape), mask=mask, labels=labels)
+    return replace(image, data=data, grid=image.grid.resized(shape), mask=mask, labels=labels)

@@ -18,6 +18,7 @@ def warp(
     *,
     mode: Mode = "linear",
     padding: Padding = "zeros",
+    fill: float = 0.0,
     labels: LabelMode = "nearest",
 ) -> Image:
     """Warp an image through a transform: ``warped(x) = moving(transform(x))``.
@@ -28,7 +29,8 @@ def warp(
         transform: Points of the fixed space, mm, to points of the moving space, mm.
         onto: The fixed grid.
         mode: Interpolation of the intensities.
-        padding: Value outside of ``moving``.
+        padding: Value outside of ``moving``: ``"zeros"`` for ``fill``, or that of the nearest ``"border"`` sample.
+        fill: Value outside of ``moving``, such as :func:`learnreg.image.background`.
         labels: Interpolation of the labels, see :func:`learnreg.sampling.sample_labels`.
 
     Returns:
@@ -40,6 +42,9 @@ def warp(
         >>> warp(image, learnreg.Affine.translation([1.0, 0.0]), grid).data[0, 0, 0]
         tensor([1., 2., 3., 0.])
     """
+    if fill:  # interpolation is linear: with the fill at 0, zeros outside are right
+        warped = warp(moving.with_data(moving.data - fill), transform, onto, mode=mode, padding=padding, labels=labels)
+        return warped.with_data(warped.data + fill)
     found = transform.separable(onto)
     if found is None:
         warped = sample_image(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)

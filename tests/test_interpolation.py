@@ -102,3 +102,40 @@ def test_any_depth_is_cut_over_the_threads(shape, threads, monkeypatch):
     assert batches == [threads]
     assert torch.allclose(found[0], wanted[0], atol=1e-12)
     assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("separable", [False, True])
+def test_a_nan_coordinate_gives_nan_and_no_crash(ndim, separable):
+    """torch's own 2-D sampler ends the process in the backward pass."""
+    grid = learnreg.Grid.regular([12] * ndim)
+    image = learnreg.Image(torch.rand(1, 1, *grid.shape), grid)
+    field = torch.zeros(1, ndim, *grid.shape)
+    field[(0, 0, *[3] * ndim)] = torch.nan
+    field.requires_grad_()
+    transform = learnreg.Displacement(field, grid)
+    if separable:
+        warped = learnreg.warp(image, transform, grid).data
+    else:
+        warped = learnreg.sampling.sample(image.data, grid, transform.map_grid(grid))
+    assert int(warped.isnan().sum()) == 1
+    assert bool(warped[(0, 0, *[3] * ndim)].isnan())
+    warped.square().sum().backward()
+    velocity = learnreg.Velocity(field.detach().clone().requires_grad_(), grid)
+    learnreg.warp(image, velocity, grid).data.sum().backward()
+    assert bool(velocity.field.grad.isnan().any())
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_nearest_neighbors_have_the_gradient_of_torch(ndim):
+    grid = learnreg.Grid.regular([9] * ndim)
+    values = torch.rand(1, 1, *grid.shape, requires_grad=True)
+    field = torch.rand(1, ndim, *grid.shape, requires_grad=True)
+    warped = learnreg.warp(learnreg.Image(values, grid), learnreg.Displacement(field, grid), grid, mode="nearest")
+    weights = torch.rand(warped.data.shape)
+    ours = torch.autograd.grad((warped.data * weights).sum(), (values, field))
+    coordinates = grid.to_normalized(grid.points + field.movedim(1, -1))
+    theirs = torch.nn.functional.grid_sample(values, coordinates, mode="nearest", align_corners=False)
+    expected = torch.autograd.grad((theirs * weights).sum(), values)[0]
+    assert torch.allclose(ours[0], expected, atol=1e-6)
+    assert float(ours[1].abs().max()) == 0

@@ -1,10 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
 from learnreg.errors import InputError
-from learnreg.io import image_from_sitk, read_image, write_atomically, write_image
+from learnreg.io import image_from_sitk, read_image, subject_name, together, write_atomically, write_image
 from tests.conftest import blob_image
 
 
@@ -60,7 +63,7 @@ def test_failures(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such image"):
         read_image(tmp_path / "none.nii.gz")
     (tmp_path / "text.nii.gz").write_text("no image")
-    with pytest.raises(ValueError, match="cannot be read as an image"):
+    with pytest.raises(ValueError, match="is damaged: .* is not a gzip file"):
         read_image(tmp_path / "text.nii.gz")
     with pytest.raises(ValueError, match="values a pixel"):
         image_from_sitk(sitk.Image([4, 4], sitk.sitkVectorUInt8, 3))
@@ -103,3 +106,65 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(raised, messa
     with pytest.raises(InputError, match=rf"image\.nii cannot be written: {message}"):
         write_atomically(tmp_path / "image.nii", write)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int32, np.uint32, np.int64, np.float64])
+def test_labels_stay_integers(tmp_path, kind):
+    values = np.zeros((4, 5, 6), kind)
+    largest = 2**24 + 1 if np.issubdtype(kind, np.floating) else min(np.iinfo(kind).max, 614454277)
+    values[1:3], values[2, 2] = largest, largest - 1
+    image, labels = (save(v, tmp_path / f"{n}.mha") for n, v in (("image", values * 0.5), ("labels", values)))
+    found = read_image(image, labels=labels).labels
+    assert np.array_equal(found[0, 0].numpy(), values.astype(np.int64))
+
+
+def test_labels_that_are_no_integers_and_empty_masks_are_refused(tmp_path):
+    image = save(np.random.rand(4, 5, 6).astype(np.float32), tmp_path / "image.mha")
+    with pytest.raises(ValueError, match=r"image\.mha has 120 values that are not integers"):
+        read_image(image, labels=image)
+    empty = save(np.zeros((4, 5, 6), np.uint8), tmp_path / "empty.mha")
+    with pytest.raises(ValueError, match=r"mask .*empty\.mha is empty"):
+        read_image(image, mask=empty)
+
+
+FULL_DISK = """
+import resource, sys, torch, learnreg
+from learnreg.io import write_image
+from learnreg.transforms import write_transform
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+grid = learnreg.Grid.regular((32, 32, 32))
+try:
+    if sys.argv[1].endswith(".h5"):
+        write_transform(learnreg.Displacement(torch.rand(1, 3, *grid.shape), grid), grid, sys.argv[1])
+    else:
+        write_image(torch.rand(1, *grid.shape), grid, sys.argv[1])
+except learnreg.InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "image.nii", "image.mha", "image.nrrd", "transform.h5"])
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, name):
+    """The size of files is limited by the operating system, as on a full disk: writers fail halfway."""
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path / name], capture_output=True, text=True)
+    assert str(tmp_path / name) in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_appear_together_or_not_at_all(tmp_path):
+    with pytest.raises(ZeroDivisionError), together(tmp_path / "out") as part:
+        (part / "first").write_text("1")
+        (part / "second").write_text(str(1 / 0))
+    assert list((tmp_path / "out").iterdir()) == []
+    with together(tmp_path / "out") as part:
+        (part / "in").mkdir()
+        (part / "in" / "first").write_text("1")
+    assert (tmp_path / "out" / "in" / "first").read_text() == "1"
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("a/RMS.20141210_MCH.nii.gz", "RMS.20141210_MCH"), ("1.2.840.dcm", "1.2.840"), ("x.NII", "x")]
+)
+def test_a_name_ends_at_its_suffix(file, name):
+    assert subject_name(file) == name

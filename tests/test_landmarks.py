@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from learnreg.landmarks import read_landmark_pairs, read_landmarks
+from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_landmarks, read_named_landmarks
 from tests.conftest import make_grid
 
 POINTS = [[1.5, -2.0, 30.25], [4.0, 5.5, -6.0]]
@@ -87,3 +87,42 @@ def test_what_cannot_be_read_is_told(tmp_path, name, text, message):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="No such landmarks"):
         read_landmarks(tmp_path / "none.csv", make_grid())
+
+
+class TestPairing:
+    def files(self, tmp_path, first, second):
+        names = [[f"{p},{x},{x},{x}" for p, x in side] for side in (first, second)]
+        files = (written(tmp_path, f"{k}.csv", "name,x,y,z\n" + "\n".join(n) + "\n") for k, n in enumerate(names))
+        return [read_named_landmarks(file, make_grid()) for file in files]
+
+    def test_by_name_in_any_order(self, tmp_path):
+        first, second = pair_landmarks(*self.files(tmp_path, [("a", 1), ("b", 2)], [("b", 20), ("a", 10)]))
+        assert first[0, :, 0].tolist() == [1, 2]
+        assert second[0, :, 0].tolist() == [10, 20]
+
+    def test_markups_and_fcsv_name_theirs(self, tmp_path):
+        points = [{"label": name, "position": position} for name, position in zip("pq", POINTS, strict=True)]
+        markup = {"markups": [{"coordinateSystem": "LPS", "controlPoints": points}]}
+        first = read_named_landmarks(written(tmp_path, "a.mrk.json", json.dumps(markup)), make_grid())
+        named = zip("pq", POINTS, strict=True)
+        lines = [f"{k},{-x},{-y},{z},0,0,0,1,1,1,0,{name},," for k, (name, (x, y, z)) in enumerate(named)]
+        text = "# CoordinateSystem = RAS\n" + "\n".join(reversed(lines)) + "\n"
+        second = read_named_landmarks(written(tmp_path, "b.fcsv", text), make_grid())
+        assert (first.names, second.names) == (("p", "q"), ("q", "p"))
+        assert torch.allclose(*pair_landmarks(first, second))
+
+    def test_by_row_where_no_name_is_shared(self, tmp_path):
+        _, second = pair_landmarks(*self.files(tmp_path, [("F-1", 1), ("F-2", 2)], [("M-1", 20), ("M-2", 10)]))
+        assert second[0, :, 0].tolist() == [20, 10]
+
+    @pytest.mark.parametrize(
+        ("first", "second", "message"),
+        [
+            ([("a", 1), ("b", 2)], [("a", 1), ("c", 2)], "b, c occurs in only one of .*0.csv and .*1.csv"),
+            ([("a", 1), ("a", 2)], [("a", 1), ("b", 2)], "0.csv names a more than once"),
+            ([("a", 1), ("b", 2)], [("c", 1)], "has 2 landmarks and .*1.csv has 1"),
+        ],
+    )
+    def test_what_does_not_pair_is_refused(self, tmp_path, first, second, message):
+        with pytest.raises(ValueError, match=message):
+            pair_landmarks(*self.files(tmp_path, first, second))

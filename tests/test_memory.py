@@ -44,7 +44,7 @@ def test_a_stage_refuses_an_image_that_does_not_fit(monkeypatch):
 
 
 @linux
-@pytest.mark.parametrize("preset", ["fast", "deformable"])
+@pytest.mark.parametrize("preset", ["fast", "monomodal"])
 @pytest.mark.slow
 def test_a_dense_stage_takes_at_most_what_it_says(preset):
     fixed, moving = blob(112), blob(112, 3.0)

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+import SimpleITK as sitk
+
 from learnreg.errors import InputError
-from learnreg.io import read_image, write_image
+from learnreg.image import background
+from learnreg.io import (
+    check_output,
+    grid_from_sitk,
+    labels_from_sitk,
+    read_image,
+    read_sitk,
+    to_sitk,
+    write_image,
+    write_sitk,
+)
 from learnreg.sampling import sample_labels
 from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
@@ -13,16 +25,24 @@ from learnreg.warping import warp
 
 def run(options: argparse.Namespace) -> None:
     """Read, resample, write."""
-    reference, moving = read_image(options.reference), read_image(options.moving)
-    if reference.ndim != moving.ndim:
+    check_output(options.output, overwrite=options.overwrite)
+    if options.labels and options.fill is not None:
+        raise InputError("--fill is for intensities; beyond a segmentation lies label 0.")
+    reference = read_image(options.reference)
+    stored = read_sitk(options.moving)
+    if reference.ndim != stored.GetDimension():
         raise InputError(
-            f"The reference is {reference.ndim}-D and the image {moving.ndim}-D; give images of one dimension."
+            f"The reference is {reference.ndim}-D and the image {stored.GetDimension()}-D; give images of one "
+            "dimension."
         )
-    transform = read_transform(options.transform, ndim=moving.ndim)
+    transform = read_transform(options.transform, ndim=reference.ndim)
     if options.labels:
-        points = transform.map_grid(reference.grid)
-        values = sample_labels(moving.data.round().int(), moving.grid, points)
+        labels = labels_from_sitk(stored, name=str(options.moving))
+        moved = sample_labels(labels, grid_from_sitk(stored), transform.map_grid(reference.grid))
+        # The values stay those of the input, so they fit its pixel type.
+        write_sitk(sitk.Cast(to_sitk(moved[0], reference.grid), stored.GetPixelID()), options.output)
     else:
-        values = warp(moving, transform, reference.grid).data
-    write_image(values[0], reference.grid, options.output)
+        moving = read_image(options.moving)
+        fill = background(moving) if options.fill is None else options.fill
+        write_image(warp(moving, transform, reference.grid, fill=fill).data[0], reference.grid, options.output)
     print(f"Wrote {options.output}")

@@ -21,7 +21,7 @@ from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.io import write_atomically
+from learnreg.io import together
 from learnreg.methods.api import choose_method
 from learnreg.methods.base import Method
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
@@ -117,6 +117,7 @@ def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> Non
         "cases": list(rows),
     }
     text = json.dumps(content, indent=2) + "\n"
-    write_atomically(folder / "table.md", lambda part: Path(part).write_text(table(rows) + "\n", encoding="utf-8"))
-    write_atomically(folder / "cases.csv", cases)
-    write_atomically(folder / "metrics.json", lambda part: Path(part).write_text(text, encoding="utf-8"))
+    with together(folder) as part:
+        (part / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+        cases(str(part / "cases.csv"))
+        (part / "metrics.json").write_text(text, encoding="utf-8")

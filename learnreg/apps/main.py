@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 
 from learnreg import __version__
 from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import reporting_errors
+
+FILL = "value beyond the moving image (default: 0, or its lowest value if that is negative, as of air in a CT)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,8 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train()
         return
     options = parser().parse_args(given)
+    warnings.formatwarning = _one_line_warning
     with reporting_errors(debug=options.debug, remedy="--trust {}"):
         _run(options)
+
+
+def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -96,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
         help="one CSV with the points of both images, or two files, fixed and moving: their distance is measured, "
         "and a method with a landmark term (lung) is guided by them",
     )
+    register.add_argument("--fill", type=float, metavar="VALUE", help=FILL)
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
     evaluate = commands.add_parser(
@@ -127,6 +136,8 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument("-r", "--reference", required=True, metavar="FIXED", help="the image whose grid the result has")
     apply.add_argument("-o", "--output", required=True, metavar="FILE", help="the resampled image")
     apply.add_argument("--labels", action="store_true", help="nearest neighbor, integers: for segmentations")
+    apply.add_argument("--fill", type=float, metavar="VALUE", help=FILL)
+    apply.add_argument("--overwrite", action="store_true", help="replace FILE")
 
     template = commands.add_parser(
         "template", parents=[common, trusting, computing], help="build the mean of a group of images"

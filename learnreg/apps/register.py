@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,21 @@ from typing import Any
 import torch
 
 from learnreg import __version__
+from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder
+from learnreg.data.preprocessing import normalized
 from learnreg.errors import InputError
-from learnreg.image import Image
-from learnreg.io import read_image, write_atomically, write_image
-from learnreg.landmarks import read_landmark_pairs, read_landmarks
+from learnreg.image import Image, background
+from learnreg.io import read_image, together, write_image
+from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.methods import Registration, register
+from learnreg.methods.contrast import SAME, local_agreement
 from learnreg.metrics import score
+from learnreg.optimization.iterative import at_level
 from learnreg.reporting.figures import registration_figure, save_figure
-from learnreg.similarity import ncc_loss
-from learnreg.transforms import Affine, Transform
+from learnreg.similarity import mutual_information_loss, ncc_loss
+from learnreg.similarity.masking import both_masks
+from learnreg.transforms import Affine
 from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
 
@@ -33,23 +40,24 @@ def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     _check(options, output)
     set_device(options)
-    fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
-    moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
-    fixed, moving = with_landmarks(fixed, moving, options.landmarks)
-    initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
-    result = register(
-        fixed,
-        moving,
-        options.method or "deformable",
-        checkpoint=options.checkpoint,
-        refine=options.refine,
-        weight=options.weight,
-        initial=initial,
-        trust=options.trust,
-        device=options.device,
-        progress=False if options.quiet else None,
-    )
-    metrics = {"fixed": str(options.fixed), "moving": str(options.moving), **measure(result)}
+    with recorded_warnings() as noticed:
+        fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
+        moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
+        fixed, moving = with_landmarks(fixed, moving, options.landmarks)
+        initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
+        result = register(
+            fixed,
+            moving,
+            options.method or "deformable",
+            checkpoint=options.checkpoint,
+            refine=options.refine,
+            weight=options.weight,
+            initial=initial,
+            trust=options.trust,
+            device=options.device,
+            progress=False if options.quiet else None,
+        )
+    metrics: dict[str, Any] = {"fixed": str(options.fixed), "moving": str(options.moving)}
     metrics |= (
         {"method": options.method or "deformable"}
         if options.checkpoint is None
@@ -60,10 +68,23 @@ def run(options: argparse.Namespace) -> None:
         }
     )
     metrics |= {"device": options.device, "threads": torch.get_num_threads(), "learnreg": __version__}
-    save(result, metrics, output)
+    metrics |= {"warnings": noticed} if noticed else {}
+    metrics = save(result, metrics, output, fill=options.fill)
     if not options.quiet:
         print(summary(metrics))
-        print(f"Wrote {output}: {', '.join(FILES)}")
+        print(f"Wrote {output}: {', '.join(name for name in FILES if (output / name).exists())}")
+
+
+@contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Show the warnings of learnreg, and collect them for ``metrics.json``."""
+    noticed: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield noticed
+    for warning in caught:
+        noticed.append(str(warning.message))
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _check(options: argparse.Namespace, output: Path) -> None:
@@ -91,9 +112,8 @@ def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> 
     if len(files) == 1:
         first, second = read_landmark_pairs(files[0], fixed.grid, moving.grid)
     else:
-        first, second = read_landmarks(files[0], fixed.grid), read_landmarks(files[1], moving.grid)
-    if first.shape != second.shape:
-        raise InputError(f"--landmarks: {first.shape[1]} in the fixed and {second.shape[1]} in the moving image.")
+        named = read_named_landmarks(files[0], fixed.grid), read_named_landmarks(files[1], moving.grid)
+        first, second = pair_landmarks(*named)
     return replace(fixed, landmarks=first), replace(moving, landmarks=second)
 
 
@@ -110,51 +130,106 @@ def set_device(options: argparse.Namespace) -> None:
 
 
 def measure(result: Registration) -> dict[str, Any]:
-    """Measure agreement before and after, regularity, size of the deformation, and time."""
-    field = result.sampled.field
-    after = _scored(result, result.sampled)
-    metrics: dict[str, Any] = {
+    """Measure agreement before and after, regularity, size of the deformation, and time.
+
+    A measure that cannot be computed is ``None``.
+    """
+    size = result.sampled.field.norm(dim=1)
+    fixed, view = result.fixed, _with_view(result.moving)
+    transforms = Affine.identity(fixed.ndim), result.sampled
+    images = [warp(view, transform, fixed.grid) for transform in transforms]
+    same = _have_one_contrast(fixed, images[1])
+    before, after = (
+        _compared(fixed, image, same) | score(fixed, result.moving, transform, distances=True).row()
+        for image, transform in zip(images, transforms, strict=True)
+    )
+    return {
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": None if result.peak_bytes is None else round(result.peak_bytes / 1e6),
-        "before": _agreement(_scored(result, Affine.identity(result.fixed.ndim))),
+        "before": _agreement(before),
         "after": _agreement(after),
         "folding_percent": after["folding_percent"],
         "sd_log_jacobian": after["sd_log_jacobian"],
-        "mean_displacement_mm": float(field.norm(dim=1).mean()),
-        "largest_displacement_mm": float(field.norm(dim=1).max()),
+        "mean_displacement_mm": float(size.mean()),
+        "largest_displacement_mm": float(size.max()),
         "iterations": sum(len(level.losses) for level in result.history),
     }
-    return metrics
 
 
-def _scored(result: Registration, transform: Transform) -> dict[str, Any]:
-    fixed, moving = result.fixed, result.moving
-    warped = warp(Image(moving.data, moving.grid), transform, fixed.grid)
-    row = score(fixed, moving, transform, distances=True).row()
-    return {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, fixed.mask)), **row}
+def _with_view(moving: Image) -> Image:
+    """Return the intensities with a mask of where they were seen."""
+    return Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]) if moving.mask is None else moving.mask)
+
+
+def _have_one_contrast(fixed: Image, warped: Image) -> bool:
+    seen = both_masks(fixed.mask, warped.mask)
+    if seen is None or not bool((seen > 0).any()):
+        return True
+    pair = (normalized(Image(image.data, fixed.grid, seen)) for image in (fixed, warped))
+    return local_agreement(*(at_level(image, 2.0) for image in pair)) >= SAME
+
+
+def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
+    """Compare intensities where the moving image was seen."""
+    seen = both_masks(fixed.mask, warped.mask)
+    if seen is None or int((seen > 0).sum()) < 2:
+        return {"ncc": None}
+    correlation = {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, seen))}
+    if same:
+        return correlation
+    return correlation | {"mutual_information": -float(mutual_information_loss(warped.data, fixed.data, seen))}
 
 
 def _agreement(row: dict[str, Any]) -> dict[str, Any]:
     """Select the scores of agreement."""
-    kept = {key: row[key] for key in ("ncc", "dice", "dice_by_label", "hd95_mm") if key in row}
+    names = ("ncc", "mutual_information", "dice", "dice_by_label", "hd95_mm")
+    kept = {key: row[key] for key in names if key in row}
     return kept | ({"landmarks_mm": row["tre_mm"]} if "tre_mm" in row else {})
 
 
-def save(result: Registration, metrics: dict[str, Any], output: Path) -> None:
-    """Write all files, after everything is computed."""
-    figure = registration_figure(result.fixed, result.moving, result.sampled, title=summary(metrics))
-    warped = result.warped.data
-    write_image(warped[0], result.fixed.grid, output / FILES[0])
-    result.save_transform(output / FILES[1])
-    save_figure(figure, output / FILES[2])
-    text = json.dumps(metrics, indent=2) + "\n"
-    write_atomically(output / FILES[3], lambda part: Path(part).write_text(text, encoding="utf-8"))
+def save(result: Registration, metrics: dict[str, Any], output: Path, *, fill: float | None = None) -> dict[str, Any]:
+    """Write all files together. A measure or figure that fails costs neither the image nor the transform.
+
+    Args:
+        result: The registration.
+        metrics: What is known without measuring.
+        output: Folder of the files.
+        fill: Value beyond the moving image; ``None`` is its background.
+
+    Returns:
+        ``metrics`` with what was measured.
+    """
+    with together(output) as part:
+        value = background(result.moving) if fill is None else fill
+        warped = warp(result.moving, result.sampled, result.fixed.grid, fill=value)
+        write_image(warped.data[0], result.fixed.grid, part / FILES[0])
+        result.save_transform(part / FILES[1])
+        try:
+            metrics = metrics | measure(result)
+            title = summary(metrics)
+            save_figure(registration_figure(result.fixed, result.moving, result.sampled, title=title), part / FILES[2])
+        except (RuntimeError, MemoryError, ArithmeticError, ValueError) as error:
+            failed = f"not everything could be measured or drawn: {type(error).__name__}: {one_line(error)}"
+            metrics = metrics | {"warnings": [*metrics.get("warnings", []), failed]}
+            warnings.warn(failed, stacklevel=2)
+        (part / FILES[3]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
 
 
 def summary(metrics: dict[str, Any]) -> str:
     """Return the main figures on one line."""
+    if "after" not in metrics:
+        return f"{metrics['method'] if 'method' in metrics else metrics['checkpoint']}: not measured"
     before, after = metrics["before"], metrics["after"]
-    parts = [f"correlation {before['ncc']:.3f} -> {after['ncc']:.3f}"]
+    parts = []
+    if after["ncc"] is None:
+        parts.append("the images do not overlap")
+    elif "mutual_information" in after:
+        information = (f"{side.get('mutual_information', 0.0):.3f}" for side in (before, after))
+        parts.append("different contrasts, mutual information " + " -> ".join(information))
+    else:
+        parts.append(f"correlation {'none' if before['ncc'] is None else format(before['ncc'], '.3f')}")
+        parts[0] += f" -> {after['ncc']:.3f}"
     if "dice" in after:
         parts.append(f"Dice {before['dice']:.3f} -> {after['dice']:.3f}")
     if "landmarks_mm" in after:

@@ -8,7 +8,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
@@ -17,7 +16,7 @@ from learnreg.apps.output import check_folder
 from learnreg.apps.register import set_device
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.errors import InputError
-from learnreg.io import write_atomically, write_image
+from learnreg.io import smallest_type, together, write_image
 from learnreg.methods.api import choose_method
 from learnreg.methods.groupwise import GroupTemplate, build_template
 from learnreg.reporting.figures import save_figure, template_figure
@@ -53,17 +52,17 @@ def run(options: argparse.Namespace) -> None:
 def save(template: GroupTemplate, subjects: list[Subject], output: Path, options: argparse.Namespace) -> None:
     """Write all files."""
     image = template.image.to("cpu")
-    write_image(image.data[0], image.grid, output / FILES[0])
-    if image.labels is not None:
-        write_image(image.labels[0].to(torch.int16), image.grid, output / "labels.nii.gz")
-    for subject, transform in zip(subjects, template.transforms, strict=True):
-        write_transform(transform.to("cpu"), image.grid, output / FILES[1] / f"{subject.name}.h5")
-    save_figure(template_figure(image, title=f"mean of {len(subjects)} images"), output / FILES[2])
     metrics = {
         "images": [str(subject.image) for subject in subjects],
         "method": options.method,
         "rounds": [asdict(done) for done in template.rounds],
         "learnreg": __version__,
     }
-    text = json.dumps(metrics, indent=2) + "\n"
-    write_atomically(output / FILES[3], lambda part: Path(part).write_text(text, encoding="utf-8"))
+    with together(output) as part:
+        write_image(image.data[0], image.grid, part / FILES[0])
+        if image.labels is not None:
+            write_image(image.labels[0].to(smallest_type(image.labels)), image.grid, part / "labels.nii.gz")
+        for subject, transform in zip(subjects, template.transforms, strict=True):
+            write_transform(transform.to("cpu"), image.grid, part / FILES[1] / f"{subject.name}.h5")
+        save_figure(template_figure(image, title=f"mean of {len(subjects)} images"), part / FILES[2])
+        (part / FILES[3]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

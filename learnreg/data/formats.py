@@ -12,7 +12,7 @@ import torch
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
-from learnreg.io import SUFFIXES, read_image
+from learnreg.io import SUFFIXES, read_image, subject_name
 from learnreg.landmarks import read_landmarks
 from learnreg.typing import PathLike
 
@@ -37,10 +37,8 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """File name without the suffix of its format; other dots belong to the name, as in a UID or a version."""
-        name = self.image.name
-        found = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
-        return name[: -len(max(found, key=len))] if found else name
+        """File name without the suffix of its format."""
+        return subject_name(self.image)
 
 
 Pair = tuple[Subject, Subject]

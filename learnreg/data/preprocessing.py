@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
@@ -19,13 +20,14 @@ def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name:
     """Rescale intensities so that two quantiles become 0 and 1, and clamp them to that range.
 
     Args:
-        image: Any intensity scale and offset; each channel of each image is rescaled independently.
+        image: Any intensity scale and offset; each channel of each image is rescaled independently. Quantiles count the
+            voxels of the mask, if there is one.
         lower: Quantile that becomes 0.
         upper: Quantile that becomes 1; if both quantiles are equal, the extremes are used.
         name: Name in error messages.
 
     Raises:
-        InputError: The image is constant.
+        InputError: The image is constant within its mask, or the mask is empty.
 
     Example:
         >>> image = learnreg.Image(torch.arange(1000.0).reshape(1, 1, 10, 10, 10), learnreg.Grid.regular((10, 10, 10)))
@@ -34,16 +36,96 @@ def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name:
         (0.0, 1.0)
     """
     flat = image.data.detach().flatten(2).cpu().numpy()
-    low, high = np.quantile(flat, [lower, upper], axis=-1)
-    extremes = flat.min(-1), flat.max(-1)
-    if (extremes[0] == extremes[1]).any():
-        raise InputError(f"{name} is constant (every value is {extremes[0].flat[0]:g}); there is nothing to register.")
-    narrow = high - low <= 1e-6 * (extremes[1] - extremes[0])
-    low, high = np.where(narrow, extremes[0], low), np.where(narrow, extremes[1], high)
+    if image.mask is None:
+        low, high = np.quantile(flat, [lower, upper], axis=-1)
+        least, greatest = flat.min(-1), flat.max(-1)
+    else:
+        counted = (image.mask != 0).expand(image.batch_size, 1, *image.grid.shape).flatten(1).cpu().numpy()
+        if not counted.any(-1).all():
+            raise InputError(f"The mask of {name} is empty; leave it out, or give one that covers part of the image.")
+        ranges = [
+            [(*np.quantile(kept, [lower, upper]), kept.min(), kept.max()) for kept in channels[:, inside]]
+            for channels, inside in zip(flat, counted, strict=True)
+        ]
+        low, high, least, greatest = np.moveaxis(np.array(ranges), -1, 0)
+    if (least == greatest).any():
+        where = "" if image.mask is None else " within its mask"
+        raise InputError(f"{name} is constant{where} (every value is {least.flat[0]:g}); there is nothing to register.")
+    narrow = high - low <= 1e-6 * (greatest - least)
+    low, high = np.where(narrow, least, low), np.where(narrow, greatest, high)
     shape = (*low.shape, *([1] * image.ndim))
     shift = torch.as_tensor(low.reshape(shape)).to(image.data)
     scale = torch.as_tensor((high - low).reshape(shape)).to(image.data)
     return image.with_data((image.data - shift).div_(scale).clamp_(0, 1))
+
+
+def without_padding(image: Image) -> Image:
+    """Mask out a constant that a scanner wrote where it measured nothing, such as -3024 around a CT.
+
+    The lowest value counts as padding if it is negative, if at least 0.1 % of the voxels have it, and if the next value
+    is higher by at least a quarter of the range of all others. Air around a CT, or the zeros of a skull-stripped brain,
+    have no such gap.
+
+    Args:
+        image: Intensities as stored, one image.
+
+    Returns:
+        The image with padding left out of its mask; the image itself if it has none.
+    """
+    least = image.data.min()
+    if float(least) >= 0:
+        return image
+    padding = (image.data == least).any(1, keepdim=True)
+    others = image.data[image.data > least]
+    if not others.numel() or int(padding.sum()) < 0.001 * padding.numel():
+        return image
+    following, greatest = np.quantile(others.cpu().numpy(), [0.0, 0.995])
+    if following - float(least) < 0.25 * (greatest - following):
+        return image
+    mask = (~padding).to(image.data.dtype)
+    return replace(image, mask=mask if image.mask is None else mask * (image.mask != 0))
+
+
+def continued(image: Image) -> Image:
+    """Replace the intensities outside of the mask by that of the nearest voxel inside.
+
+    Interpolation, windows and coarser levels reach beyond a mask; after it, what they find there depends on the voxels
+    inside only.
+
+    Args:
+        image: The image; without a mask it is returned as it is.
+    """
+    if image.mask is None:
+        return image
+    inside = (image.mask != 0).expand(image.batch_size, 1, *image.grid.shape)[:, 0].cpu().numpy()
+    if inside.all() or not inside.any():
+        return image
+    spacing = image.grid.spacing[0].flip(0).tolist()
+    filled = []
+    for data, kept in zip(image.data, inside, strict=True):
+        nearest = distance_transform_edt(~kept, sampling=spacing, return_distances=False, return_indices=True)
+        filled.append(data[(slice(None), *torch.from_numpy(nearest.astype(np.int64)).to(data.device))])
+    return image.with_data(torch.stack(filled))
+
+
+def with_view(image: Image, *, content: float = 0.1, share: float = 0.02) -> Image:
+    """Return the image with its field of view as its mask, if content reaches the border.
+
+    What lies beyond such a border is unknown. Beyond a border of background lies background: around a skull-stripped
+    brain, or a head in air, 0 is known.
+
+    Args:
+        image: Intensities in [0, 1], 0 is background. An image with a mask is returned as it is.
+        content: Intensities above it are content; noise in air is below.
+        share: Content reaches the border if at least this share of the outermost samples on one side has it.
+    """
+    if image.mask is not None:
+        return image
+    bright = (image.data > content).any(1)
+    sides = [bright.select(axis, end) for axis in range(1, bright.ndim) for end in (0, -1)]
+    if max(float(side.float().mean()) for side in sides) < share:
+        return image
+    return replace(image, mask=torch.ones_like(image.data[:, :1]))
 
 
 @dataclass(frozen=True)

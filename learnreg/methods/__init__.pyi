@@ -1,5 +1,10 @@
 from .api import register as register
 from .base import Method as Method, Registration as Registration
+from .contrast import (
+    ByContrast as ByContrast,
+    contrast_agreement as contrast_agreement,
+    local_agreement as local_agreement,
+)
 from .evaluation import evaluate as evaluate, score_case as score_case, summarize as summarize, table as table
 from .groupwise import GroupTemplate as GroupTemplate, build_template as build_template
 from .iterative import IterativeMethod as IterativeMethod

@@ -18,8 +18,9 @@ from learnreg.methods.base import Method, Registration
 from learnreg.methods.one_shot import OneShotMethod
 from learnreg.methods.presets import load_method
 from learnreg.networks.checkpoint import load_checkpoint
-from learnreg.transforms import Transform
-from learnreg.typing import PathLike
+from learnreg.transforms import Affine, Transform
+from learnreg.transforms.in_plane import Plane, flattened, is_slice, lifted
+from learnreg.typing import PathLike, StepCallback
 
 ImageLike: TypeAlias = Image | sitk.Image | PathLike
 
@@ -38,6 +39,8 @@ def register(  # noqa: PLR0913 - the options of a registration
     progress: bool | None = None,
 ) -> Registration:
     """Align ``moving`` to ``fixed``.
+
+    3-D images of a single slice are aligned in their plane.
 
     Args:
         fixed: The reference: a path, a SimpleITK image, or a :class:`learnreg.Image`.
@@ -74,10 +77,37 @@ def register(  # noqa: PLR0913 - the options of a registration
         start = None if initial is None else initial.to(device)
         pair = target.to(device), source.to(device)
         with peak_memory(device) as peak:
-            result = chosen(*pair, initial=start, on_step=bar.update)
+            result = _register(chosen, *pair, start, bar.update)
     began = None if result.initial is None else result.initial.to("cpu")
     transform = result.transform.to("cpu")
+    target, source = (image.to("cpu") for image in (result.fixed, result.moving))
     return Registration(transform, target, source, began, result.history, result.seconds, peak.bytes)
+
+
+def _register(
+    method: Method, fixed: Image, moving: Image, initial: Transform | None, on_step: StepCallback
+) -> Registration:
+    """Run a method; single slices are registered in their plane."""
+    slices = is_slice(fixed.grid), is_slice(moving.grid)
+    if not any(slices):
+        return method(fixed, moving, initial=initial, on_step=on_step)
+    if {fixed.ndim, moving.ndim} == {2, 3}:  # a 2-D image has no plane in space; compare both as 2-D images
+        fixed, moving = (image if image.ndim == 2 else Plane.of(image.grid).flat(image) for image in (fixed, moving))
+        return method(fixed, moving, initial=initial, on_step=on_step)
+    if not all(slices):
+        raise InputError(
+            f"One image is a single slice and the other a volume ({fixed.grid.shape} and {moving.grid.shape} samples); "
+            "give two slices or two volumes."
+        )
+    plane = Plane.of(fixed.grid)
+    other = Plane.of(moving.grid, like=plane)
+    if initial is not None:
+        if not isinstance(initial, Affine) or initial.ndim != 3:
+            raise InputError("The initial transform of two single slices must be linear and 3-D.")
+        initial = flattened(initial, plane, other)
+    flat = method(plane.flat(fixed), other.flat(moving), initial=initial, on_step=on_step)
+    began = None if flat.initial is None else lifted(flat.initial, plane, other)
+    return Registration(lifted(flat.transform, plane, other), fixed, moving, began, flat.history, flat.seconds)
 
 
 def choose_method(

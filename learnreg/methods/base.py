@@ -6,10 +6,11 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import nn
 
 from learnreg.errors import InputError
-from learnreg.image import Image
+from learnreg.image import Image, background
 from learnreg.optimization import LevelHistory
 from learnreg.transforms import Sampled, Transform
 from learnreg.typing import PathLike, StepCallback
@@ -53,8 +54,11 @@ class Registration:
 
     @cached_property
     def warped(self) -> Image:
-        """The moving image on the fixed grid, in its original intensity scale; labels by nearest neighbor."""
-        return warp(self.moving, self.sampled, self.fixed.grid)
+        """The moving image on the fixed grid, in its original intensity scale; labels by nearest neighbor.
+
+        Beyond the moving image lies its :func:`learnreg.image.background`.
+        """
+        return warp(self.moving, self.sampled, self.fixed.grid, fill=background(self.moving))
 
     def save_transform(self, path: PathLike) -> None:
         """Write the transform for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.write_transform`."""
@@ -91,14 +95,16 @@ class Method(nn.Module):
         Args:
             fixed: The reference; any intensity scale.
             moving: The image to align.
-            initial: Transform to start from, fixed to moving; ``None`` lets the method choose.
+            initial: Transform to start from, fixed to moving; stages that find a start are left out. ``None`` lets the
+                method choose.
             on_step: Called with the number of iterations since its last call, for progress bars.
 
         Returns:
             The transform, with the images and the losses.
 
         Raises:
-            InputError: The images differ in dimension or channels, are batches of several images, or one is constant.
+            InputError: The images differ in dimension or channels, are batches of several images, or one is constant;
+                or ``initial`` does not fit them.
         """
 
     @property
@@ -107,8 +113,8 @@ class Method(nn.Module):
         return 0
 
 
-def check_pair(fixed: Image, moving: Image) -> None:
-    """Raise ``InputError`` for a pair that no method can register."""
+def check_pair(fixed: Image, moving: Image, initial: Transform | None = None) -> None:
+    """Raise ``InputError`` for a pair, or an initial transform, with which no method can register."""
     if fixed.ndim != moving.ndim:
         raise InputError(
             f"The fixed image is {fixed.ndim}-D and the moving image is {moving.ndim}-D; "
@@ -123,4 +129,30 @@ def check_pair(fixed: Image, moving: Image) -> None:
         raise InputError(
             f"The fixed image has {fixed.data.shape[1]} and the moving image has {moving.data.shape[1]} channels; both "
             "must have the same number."
+        )
+    if initial is not None:
+        _check_initial(initial, fixed, moving)
+
+
+def _check_initial(initial: Transform, fixed: Image, moving: Image) -> None:
+    if initial.ndim != fixed.ndim:
+        raise InputError(f"The initial transform is {initial.ndim}-D and the images are {fixed.ndim}-D.")
+    grid = fixed.grid.resized([min(n, 16) for n in fixed.grid.shape])
+    with torch.no_grad():
+        mapped = initial.map_grid(grid)
+    offsets = (mapped - mapped.flatten(1, -2).mean(1).reshape(-1, *[1] * grid.ndim, grid.ndim)).flatten(0, -2)
+    if not bool(mapped.isfinite().all()):
+        raise InputError("The initial transform is not finite on the fixed image; check the file that it comes from.")
+    spread = torch.linalg.svdvals(offsets.double())
+    if float(spread[-1]) < 1e-3 * float(spread[0]) and min(grid.shape) > 1:
+        raise InputError(
+            "The initial transform is singular: it maps the fixed image into a plane, a line or a point. Check its "
+            "matrix."
+        )
+    coordinates = moving.grid.to(mapped.dtype).to_normalized(mapped.to(moving.grid.device))
+    if not bool((coordinates.abs() <= 1).all(-1).any()):
+        away = float((mapped.flatten(1, -2).mean(1) - moving.grid.center.to(mapped)).norm(dim=-1).max())
+        raise InputError(
+            "The initial transform maps no part of the fixed image into the moving image (the centers end "
+            f"{away:.0f} mm apart). Check that it belongs to these images and maps from fixed to moving, not back."
         )

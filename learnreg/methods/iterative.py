@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal, get_args
 
-from learnreg.data.preprocessing import normalized
+from learnreg.data.preprocessing import continued, normalized, with_view, without_padding
 from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, check_pair
@@ -14,16 +15,24 @@ from learnreg.optimization import Stage, StageDict, run_stages
 from learnreg.transforms import Transform
 from learnreg.typing import StepCallback
 
+Outside = Literal["unknown", "background"]
+
 
 class IterativeMethod(Method):
     """Method that runs stages one after the other, on intensities rescaled to [0, 1].
 
+    Quantiles, coarser levels and similarities count the voxels of the masks only; the nearest of these values continue
+    beyond a mask. A constant that a scanner wrote where it measured nothing is masked out, see
+    :func:`learnreg.data.preprocessing.without_padding`.
+
     Args:
         stages: Stages by name, in order; each stage starts from the result of the stages before it. A ``None`` is left
             out, so that a preset can remove a stage of the preset that it extends.
+        outside: What lies beyond an image whose content reaches its border: ``"unknown"`` does not count it, see
+            :func:`learnreg.data.preprocessing.with_view`; ``"background"`` compares it as 0.
 
     Raises:
-        InputError: There is no stage.
+        InputError: There is no stage, or ``outside`` is unknown.
         InputTypeError: A value is not a :class:`learnreg.optimization.Stage`.
 
     Example:
@@ -33,8 +42,11 @@ class IterativeMethod(Method):
         ['center']
     """
 
-    def __init__(self, stages: Mapping[str, Stage | None] | StageDict) -> None:
+    def __init__(self, stages: Mapping[str, Stage | None] | StageDict, *, outside: Outside = "unknown") -> None:
         super().__init__()
+        if outside not in get_args(Outside):
+            raise InputError(f"outside must be {' or '.join(map(repr, get_args(Outside)))}, got {outside!r}.")
+        self.outside = outside
         given = {name: stage for name, stage in stages.items() if stage is not None}
         if not given:
             raise InputError("IterativeMethod needs at least one stage, got none.")
@@ -57,10 +69,23 @@ class IterativeMethod(Method):
         initial: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> Registration:
-        check_pair(fixed, moving)
+        check_pair(fixed, moving, initial)
         began = time.perf_counter()
-        target, source = normalized(fixed, name="the fixed image"), normalized(moving, name="the moving image")
-        target, source = replace(target, labels=None), replace(source, labels=None)
-        found = run_stages(list(self.stages.values()), target, source, initial=initial, on_step=on_step)
+        target, source = self.prepare(fixed, "the fixed image"), self.prepare(moving, "the moving image")
+        stages = [stage for stage in self.stages.values() if initial is None or not stage.is_start]
+        found = run_stages(stages, target, source, initial=initial, on_step=on_step)
         seconds = time.perf_counter() - began
         return Registration(found.transform, fixed, moving, initial, found.history, seconds)
+
+    def prepare(self, image: Image, name: str = "image") -> Image:
+        """Return the intensities in [0, 1] that the stages compare, with the mask of the voxels that count.
+
+        Args:
+            image: The image as stored.
+            name: Name in error messages.
+
+        Raises:
+            InputError: The image is constant within its mask, or the mask is empty.
+        """
+        image = continued(normalized(without_padding(replace(image, labels=None)), name=name))
+        return with_view(image) if self.outside == "unknown" else image

@@ -80,7 +80,7 @@ class OneShotMethod(Method):
         initial: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> Registration:
-        check_pair(fixed, moving)
+        check_pair(fixed, moving, initial)
         began = time.perf_counter()
         pair = self.prepare(fixed, moving, initial)
         with torch.no_grad():

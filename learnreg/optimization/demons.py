@@ -17,8 +17,9 @@ from learnreg.optimization.dense import CompositiveParametrization
 from learnreg.optimization.descent import Descent, Search
 from learnreg.optimization.iterative import IterativeStage
 from learnreg.optimization.parametrization import Parametrization
-from learnreg.sampling import sample_image
+from learnreg.sampling import Padding, sample_image
 from learnreg.similarity import MSE
+from learnreg.similarity.masking import both_masks, masked_mean
 from learnreg.transforms import Transform, chain
 from learnreg.typing import StepCallback
 
@@ -102,13 +103,14 @@ class DemonsStage(IterativeStage):
         run = Search([parameters.field], settings, on_step)
         while run.goes_on():
             points = chain(parameters(fixed, moving), initial).map_grid(fixed.grid)
-            warped = sample_image(moving, points, fixed.grid)
-            difference = fixed.data - warped.data
+            # Values beyond the border continue, so that no edge appears there; they count only without a mask.
+            padding: Padding = "zeros" if moving.mask is None else "border"
+            warped = sample_image(moving, points, fixed.grid, padding=padding)
+            difference, mask = fixed.data - warped.data, both_masks(fixed.mask, warped.mask)
             of_warped = of_fixed if self.force == "fixed" else image_gradient(warped.data, fixed.grid)
             gradient = (of_fixed + of_warped) / 2 if self.force == "symmetric" else of_warped
-            for mask in (fixed.mask, warped.mask):
-                difference = difference if mask is None else difference * mask.to(difference.dtype)
-            run.record(difference.square().mean())
+            run.record(masked_mean(difference.square(), mask))
+            difference = difference if mask is None else difference * mask
             parameters.field.add_(demons_force(difference, gradient, self.longest * side))
             parameters.after_step(fixed)
         return run.finish()

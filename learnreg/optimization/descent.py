@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +72,7 @@ def descend(
         The loss at each evaluation.
 
     Raises:
-        InputError: The loss is not finite; it is checked once per window.
+        InputError: The loss is not finite; it is checked once per window, and at the end.
 
     Example:
         >>> grid = learnreg.Grid.regular((16, 16))
@@ -140,11 +141,16 @@ class Search:
         return not over
 
     def finish(self) -> list[float]:
-        """Set the parameters to the best iterate, and return the losses."""
+        """Set the parameters to the best iterate, and return the losses.
+
+        Raises:
+            InputError: A loss is not finite.
+        """
         if not self.losses:
             return []
-        self.best.restore()
         values: list[float] = torch.stack(self.losses).tolist()
+        check_finite(values)
+        self.best.restore()
         return values
 
     def _report(self, done: int) -> None:
@@ -162,14 +168,14 @@ class Best:
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
         self.kept = [p.detach().clone() for p in parameters]
-        self.lowest: Tensor | None = None
+        self.lowest = parameters[0].detach().new_tensor(float("inf"))
 
     def offer(self, value: Tensor) -> None:
         """Keep the current parameters if their loss ``value`` is the lowest so far."""
-        better = torch.ones_like(value, dtype=torch.bool) if self.lowest is None else value < self.lowest
+        better = value < self.lowest  # False for NaN
         for kept, parameter in zip(self.kept, self.parameters, strict=True):
             kept.copy_(torch.where(better, parameter.detach(), kept))
-        self.lowest = value if self.lowest is None else torch.minimum(value, self.lowest)
+        self.lowest = torch.where(better, value, self.lowest)
 
     def restore(self) -> None:
         """Set the parameters to the kept ones."""
@@ -189,14 +195,20 @@ def has_converged(losses: list[Tensor], settings: Descent) -> bool:
         InputError: A loss is not finite.
     """
     values = torch.stack(losses).tolist()
-    if not all(value == value and abs(value) != float("inf") for value in values[-settings.window :]):
-        raise InputError(
-            f"The registration diverged: the loss is not finite after {len(values)} evaluations. "
-            "Use a smaller learning rate or a larger regularization weight."
-        )
+    check_finite(values)
     if settings.tolerance <= 0 or len(values) < 2 * settings.window:
         return False
     now = sum(values[-settings.window :])
     before = sum(values[-2 * settings.window : -settings.window])
     gained = values[0] - min(values)
     return (before - now) / settings.window < settings.tolerance * gained
+
+
+def check_finite(losses: Sequence[float]) -> None:
+    """Raise ``InputError`` if a loss is NaN or infinite."""
+    for k, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise InputError(
+                f"The registration diverged: the loss is {loss} at evaluation {k + 1}. "
+                "Use a smaller learning rate or a larger regularization weight."
+            )

@@ -28,6 +28,8 @@ class CenterOfView(Stage):
         tensor([[[20., 10.]]])
     """
 
+    is_start = True
+
     def forward(
         self,
         fixed: Image,
@@ -56,6 +58,8 @@ class CenterOfMass(Stage):
         >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
         [2, 0]
     """
+
+    is_start = True
 
     def forward(
         self,
@@ -140,6 +144,8 @@ class RotationSearch(Stage):
         [0, 5]
     """
 
+    is_start = True
+
     def __init__(
         self,
         objective: Objective,
@@ -165,7 +171,7 @@ class RotationSearch(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
-        coarse = at_level(fixed, self.factor), at_level(moving, self.factor)
+        coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
         center = center_of_mass(fixed)[:1]
         tried = sorted({0.0, *self.angles}, key=abs)
         turns = product(tried, repeat=1 if fixed.ndim == 2 else 3)
@@ -187,6 +193,11 @@ class RotationSearch(Stage):
         found = compose_found(self.descent(fixed, moving, compose_found(start, initial)).transform, start)
         assert isinstance(found, Affine)  # noqa: S101 - both are
         return found
+
+
+def coarse_enough(image: Image, factor: float) -> Image:
+    """Resample to ``factor`` times the finest spacing, but to no fewer samples than a :class:`LinearStage` needs."""
+    return at_level(image, factor, smallest=LinearStage.smallest)
 
 
 def totals(
@@ -218,6 +229,8 @@ class Moments(Stage):
         [0, 2]
     """
 
+    is_start = True
+
     def __init__(self, objective: Objective, *, factor: float = 4.0) -> None:
         super().__init__()
         self.objective, self.factor = objective, float(factor)
@@ -248,7 +261,8 @@ class Moments(Stage):
             if float(torch.linalg.det(turn)) > 0:
                 candidates.append(about(turn, center))
         turned = [candidate.then(shift) for candidate in candidates]
-        values = totals(self.objective, turned, at_level(fixed, self.factor), at_level(moving, self.factor), initial)
+        coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
+        values = totals(self.objective, turned, *coarse, initial)
         return StageResult(turned[values.index(min(values))])
 
 

@@ -56,6 +56,9 @@ class IterativeStage(Stage):
         90
     """
 
+    smallest = 8
+    """Lowest number of samples along an axis that a level reduces."""
+
     def __init__(
         self,
         objective: Objective,
@@ -176,7 +179,7 @@ class IterativeStage(Stage):
         history = []
         side = float(fixed.grid.spacing.min())
         for factor, limit in zip(self.factors, self.limits, strict=True):
-            level_fixed, level_moving = at_level(fixed, factor), at_level(moving, factor)
+            level_fixed, level_moving = (at_level(image, factor, smallest=self.smallest) for image in (fixed, moving))
             grid = level_fixed.grid
             parameters = self.parametrization(fixed, grid) if parameters is None else parameters.refined(grid)
             rate = self.learning_rate * side * factor**self.rate_growth
@@ -188,12 +191,12 @@ class IterativeStage(Stage):
         return StageResult(parameters(fixed, moving).detach(), tuple(history))
 
 
-def at_level(image: Image, factor: float) -> Image:
+def at_level(image: Image, factor: float, *, smallest: int = 8) -> Image:
     """Resample an image to ``factor`` times its finest voxel spacing, by averaging cells.
 
-    Axes that are already coarser keep their samples, and no axis is reduced below 8 samples.
+    Axes that are already coarser keep their samples, and no axis is reduced below ``smallest`` samples.
     """
-    return resize_image(image, image.grid.coarsened(factor, smallest=8).shape)
+    return resize_image(image, image.grid.coarsened(factor, smallest=smallest).shape)
 
 
 class LinearStage(IterativeStage):
@@ -217,6 +220,8 @@ class LinearStage(IterativeStage):
         >>> [round(x) for x in transform(torch.zeros(1, 1, 2)).flatten().tolist()]
         [2, 0]
     """
+
+    smallest = 16  # of fewer samples, the joint histogram of two images is mostly chance
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ import torch
 
 from learnreg.grid import apply_affine
 from learnreg.image import Image
+from learnreg.similarity.masking import masked_range
 
 
 def center_of_mass(image: Image) -> torch.Tensor:
@@ -30,9 +31,10 @@ def mass_moments(image: Image) -> tuple[torch.Tensor, torch.Tensor]:
         The centroid ``(B, D)``, mm, and the covariance ``(B, D, D)``, mm^2.
     """
     weights = image.data.detach().sum(1)
-    weights = weights.sub_(weights.flatten(1).amin(1).reshape(-1, *([1] * image.ndim)))
+    least = masked_range(weights.unsqueeze(1), image.mask)[0][:, 0]
+    weights = weights.sub_(least)
     if image.mask is not None:
-        weights = weights * image.mask[:, 0]
+        weights = weights * (image.mask[:, 0] != 0)
     weights = weights / weights.flatten(1).sum(1).clamp(min=1e-12).reshape(-1, *([1] * image.ndim))
     # Moments along one or two axes need only the sums over the others, never the coordinates of all voxels.
     axes = list(range(image.ndim, 0, -1))  # x, y, z

@@ -64,6 +64,9 @@ class Stage(nn.Module):
         tensor([[[-1.,  1.]]])
     """
 
+    is_start = False
+    """Whether the stage finds where to start. A method that is given an initial transform leaves such stages out."""
+
     @abstractmethod
     def forward(
         self,

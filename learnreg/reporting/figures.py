@@ -94,8 +94,11 @@ def save_figure(figure: Figure, path: PathLike, *, dpi: int = 100) -> None:
 
 
 def _planes(image: Image) -> list[int]:
-    """Return the array axes to cut across; all three in 3-D."""
-    return [0] if image.ndim == 2 else [0, 1, 2]
+    """Return the array axes to cut across: all three of a volume, that of its single sample of a slice."""
+    if image.ndim == 2:
+        return [0]
+    single = [axis for axis, n in enumerate(image.grid.shape) if n == 1]
+    return single or [0, 1, 2]
 
 
 def _window(data: Tensor) -> tuple[float, float]:

@@ -10,6 +10,13 @@ from torch import Tensor
 from learnreg.typing import MaskTensor
 
 
+def both_masks(first: MaskTensor | None, second: MaskTensor | None) -> MaskTensor | None:
+    """Return the product of two masks, ``(B, 1, *grid)``: the voxels that both count. ``None`` counts every voxel."""
+    if first is None or second is None:
+        return first if second is None else second
+    return first.to(second.dtype) * second
+
+
 def masked_mean(values: Tensor, mask: MaskTensor | None) -> Tensor:
     """Average over the voxels of each image, weighted by a mask, then over the batch.
 

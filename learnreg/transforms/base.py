@@ -15,8 +15,13 @@ class Transform(ABC):
 
     It maps points of the fixed space to points of the moving space, so ``warped(x) = moving(transform(x))``, as in ITK.
 
-    Override ``__call__``, ``inverse``, ``to`` and ``detach``; the other methods follow from these.
+    Override :attr:`ndim`, ``__call__``, ``inverse``, ``to`` and ``detach``; the other methods follow from these.
     """
+
+    @property
+    @abstractmethod
+    def ndim(self) -> int:
+        """Number of spatial dimensions, 2 or 3."""
 
     @abstractmethod
     def __call__(self, points: PointTensor) -> PointTensor:

@@ -39,6 +39,10 @@ class Composite(Transform):
             raise InputError("Composite needs at least one transform; Affine.identity(ndim) is the neutral one.")
         object.__setattr__(self, "transforms", tuple(flat))
 
+    @property
+    def ndim(self) -> int:
+        return self.transforms[0].ndim
+
     def __call__(self, points: PointTensor) -> PointTensor:
         return reduce(lambda mapped, transform: transform(mapped), self.transforms, points)
 

@@ -36,6 +36,10 @@ class Displacement(Transform):
     def __post_init__(self) -> None:
         check_field("Displacement", self.field, self.grid)
 
+    @property
+    def ndim(self) -> int:
+        return self.grid.ndim
+
     def __call__(self, points: PointTensor) -> PointTensor:
         return points + channels_last(sample(self.field, self.grid, points, padding="border"))
 

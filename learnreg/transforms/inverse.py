@@ -33,6 +33,10 @@ class Inverse(Transform):
     iterations: int = 100
     tolerance: float = 1e-4
 
+    @property
+    def ndim(self) -> int:
+        return self.transform.ndim
+
     @full_precision
     def __call__(self, points: PointTensor) -> PointTensor:
         back = None if self.linear is None else torch.linalg.inv(self.linear.double()).to(points.dtype)

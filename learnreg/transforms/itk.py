@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.io import grid_from_sitk, to_sitk, write_with_itk
+from learnreg.io import grid_from_sitk, itk_reason, to_sitk, write_sitk, write_with_itk
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, itk_domain
@@ -92,24 +93,35 @@ def from_itk(transform: sitk.Transform) -> Transform:
     """
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
-        parts = [from_itk(transform.GetNthTransform(i)) for i in range(transform.GetNumberOfTransforms())]
-        return chain(*reversed(parts))
+        parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
+        if not parts:
+            return Affine.identity(transform.GetDimension())
+        if len(parts) == 1 and isinstance(parts[0].Downcast(), sitk.CompositeTransform):
+            # A class that SimpleITK does not know, such as MatrixOffsetTransformBase of ANTs and c3d, looks like a
+            # composite of itself.
+            return _linear(transform)
+        return chain(*reversed([from_itk(part) for part in parts]))
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return _from_field(transform.GetDisplacementField())
     if isinstance(transform, sitk.BSplineTransform):
         images = transform.GetCoefficientImages()
         coefficients = np.stack([sitk.GetArrayFromImage(image) for image in images]).astype(np.float32)
         return BSpline(torch.from_numpy(coefficients)[None], grid_from_sitk(images[0]), transform.GetOrder())
-    if transform.IsLinear():
-        ndim = transform.GetDimension()
-        origin = np.array(transform.TransformPoint([0.0] * ndim))
-        columns = [np.array(transform.TransformPoint(list(axis))) - origin for axis in np.eye(ndim)]
-        matrix = np.eye(ndim + 1)
-        matrix[:ndim, :ndim], matrix[:ndim, ndim] = np.stack(columns, axis=1), origin
-        return Affine(torch.from_numpy(matrix).float())
-    raise InputTypeError(
-        f"ITK's {transform.GetName()} is not supported; convert it with sitk.TransformToDisplacementField."
-    )
+    return _linear(transform)
+
+
+def _linear(transform: sitk.Transform) -> Affine:
+    """Convert a linear transform of any class, by what it does to points."""
+    if not transform.IsLinear():
+        raise InputTypeError(
+            f"ITK's {transform.GetName()} is not supported; convert it with sitk.TransformToDisplacementField."
+        )
+    ndim = transform.GetDimension()
+    origin = np.array(transform.TransformPoint([0.0] * ndim))
+    columns = [np.array(transform.TransformPoint(list(axis))) - origin for axis in np.eye(ndim)]
+    matrix = np.eye(ndim + 1)
+    matrix[:ndim, :ndim], matrix[:ndim, ndim] = np.stack(columns, axis=1), origin
+    return Affine(torch.from_numpy(matrix).float())
 
 
 def _from_field(image: sitk.Image) -> Displacement:
@@ -147,10 +159,28 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
             raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
         itk = _part_to_itk(reduce(Affine.then, linear))
     if suffix in (".h5", ".tfm", ".txt", ".mat"):
-        write_with_itk(path, lambda part: sitk.WriteTransform(itk, part))
+        write_with_itk(path, lambda part: _write_and_compare(itk, part, path))
         return
-    field = to_sitk(transform.displacement(grid)[0], grid, vector=True)
-    write_with_itk(path, lambda part: sitk.WriteImage(field, part, useCompression=True))
+    write_sitk(to_sitk(transform.displacement(grid)[0], grid, vector=True), path)
+
+
+def _write_and_compare(transform: sitk.Transform, part: str, path: PathLike) -> None:
+    sitk.WriteTransform(transform, part)
+    again = sitk.ReadTransform(part)
+    for written, read in zip(_arrays(transform), _arrays(again), strict=True):
+        if not np.array_equal(written, read):
+            raise InputError(f"{path} was not written completely; check the space on the disk.")
+
+
+def _arrays(transform: sitk.Transform) -> list[NDArray[np.float64]]:
+    """Return the numbers of each part of a transform."""
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
+        return [array for part in parts for array in _arrays(part)]
+    if isinstance(transform, sitk.DisplacementFieldTransform):
+        return [sitk.GetArrayFromImage(transform.GetDisplacementField())]
+    return [np.array(transform.GetParameters())]
 
 
 def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
@@ -174,7 +204,7 @@ def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
             stored = sitk.ReadImage(str(file), sitk.sitkVectorFloat64)
     except RuntimeError as error:
         raise InputError(
-            f"{file} cannot be read as a transform; give .h5, .tfm, .mat or a displacement image."
+            f"{file} cannot be read as a transform: {itk_reason(error)}. Give .h5, .tfm, .mat or a displacement image."
         ) from error
     if ndim is not None and stored.GetDimension() != ndim:
         raise InputError(f"The transform {file} is {stored.GetDimension()}-D, but the images are {ndim}-D.")

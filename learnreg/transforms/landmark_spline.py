@@ -38,6 +38,10 @@ class LandmarkSpline(Transform):
     kernel: Radial = "thin-plate"
     radius: float = 1.0
 
+    @property
+    def ndim(self) -> int:
+        return self.centers.shape[-1]
+
     @full_precision
     def __call__(self, points: PointTensor) -> PointTensor:
         flat = points.reshape(points.shape[0], -1, points.shape[-1])

@@ -119,6 +119,10 @@ class FreeForm(Transform, Generic[BasisT]):
             return self.basis
         return self.basis_on(grid)
 
+    @property
+    def ndim(self) -> int:
+        return self.lattice.ndim
+
     def __call__(self, points: PointTensor) -> PointTensor:
         flat = points.reshape(points.shape[0], -1, points.shape[-1])
         moved = flat + self.offsets(flat)

@@ -60,6 +60,10 @@ class Sampled(Transform):
             points = part(points)
         return channels_first(points - self.grid.points)
 
+    @property
+    def ndim(self) -> int:
+        return self.grid.ndim
+
     def __call__(self, points: PointTensor) -> PointTensor:
         return self.transform(points)
 

@@ -31,6 +31,10 @@ class Symmetric(Transform):
     def _to_middle(self) -> Transform:
         return self.fixed_side.inverse()
 
+    @property
+    def ndim(self) -> int:
+        return self.moving_side.ndim
+
     def __call__(self, points: PointTensor) -> PointTensor:
         return self.moving_side(self._to_middle(points))
 

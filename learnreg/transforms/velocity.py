@@ -44,6 +44,10 @@ class Velocity(Transform):
         """The displacement at time 1, computed once."""
         return Displacement(exponential(self.field, self.grid, steps=self.steps), self.grid)
 
+    @property
+    def ndim(self) -> int:
+        return self.grid.ndim
+
     def __call__(self, points: PointTensor) -> PointTensor:
         return self.integrated(points)
 

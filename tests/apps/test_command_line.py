@@ -289,7 +289,7 @@ def test_landmarks_are_measured_and_guide(files, capsys):
     both[2].write_text("\n".join(lines[:-1]))
     with pytest.raises(SystemExit):
         call("register", *pair, "-o", files / "two", *both)
-    assert "7 in the moving image" in capsys.readouterr().err
+    assert "m.csv has 7" in capsys.readouterr().err
 
 
 def test_a_template_is_written_with_its_transforms(files, capsys):
@@ -447,3 +447,60 @@ def test_a_transform_of_another_dimension_is_one_line(files, capsys):
 def test_devices_that_cannot_compute_are_one_line(device, files, capsys):
     pair = files / "fixed.nii.gz", files / "moving.nii.gz"
     assert "not available" in fails(capsys, "register", *pair, "-o", files / "out", "--device", device)
+
+
+class TestResults:
+    def register(self, files, out, *options):
+        call("register", files / "fixed.nii.gz", files / "moving.nii.gz", "-o", out, "--method", "rigid", *options)
+        return json.loads((out / "metrics.json").read_text())
+
+    def test_a_figure_that_fails_costs_neither_image_nor_transform(self, files, capsys, monkeypatch):
+        def broken(*_, **__):
+            raise MemoryError("not enough")
+
+        monkeypatch.setattr("learnreg.apps.register.registration_figure", broken)
+        with pytest.warns(UserWarning, match="not everything could be measured"):
+            metrics = self.register(files, files / "out")
+        assert metrics["warnings"] == ["not everything could be measured or drawn: MemoryError: not enough"]
+        assert sorted(file.name for file in (files / "out").iterdir()) == [
+            "metrics.json",
+            "transform.h5",
+            "warped.nii.gz",
+        ]
+        assert "figure.png" not in capsys.readouterr().out
+
+    def test_the_fill_is_the_background_unless_it_is_given(self, files):
+        moving = read_image(files / "moving.nii.gz")
+        write_image(moving.data[0] - 1000, moving.grid, files / "moving.nii.gz")
+        self.register(files, files / "a")
+        assert float(read_image(files / "a" / "warped.nii.gz").data.min()) == pytest.approx(-900, abs=0.01)
+        self.register(files, files / "b", "--fill", -1500)
+        first, second = (read_image(files / name / "warped.nii.gz").data for name in "ab")
+        assert float(second.min()) == pytest.approx(-1500, abs=0.01)
+        assert torch.allclose(first[second >= -900], second[second >= -900], atol=0.01)
+
+    def test_similarity_is_measured_where_the_moving_image_was_seen(self, files):
+        fixed = read_image(files / "fixed.nii.gz")
+        part = fixed.grid.cropped((0, 0, 0), (14, *fixed.grid.shape[1:]))
+        write_image(fixed.data[0, :, :14] + 1000, part, files / "moving.nii.gz")
+        metrics = self.register(files, files / "out")
+        assert metrics["before"]["ncc"] == pytest.approx(1, abs=1e-5)
+        assert metrics["after"]["ncc"] > 0.99
+
+    def test_a_negative_is_not_praised_by_its_correlation(self, files, capsys):
+        moving = read_image(files / "moving.nii.gz")
+        write_image(1000 - moving.data[0], moving.grid, files / "moving.nii.gz")
+        metrics = self.register(files, files / "out")
+        assert metrics["after"]["mutual_information"] > metrics["before"]["mutual_information"]
+        assert "different contrasts, mutual information" in capsys.readouterr().out
+
+    def test_apply_asks_before_it_replaces(self, files):
+        self.register(files, files / "out")
+        paths = files / "out" / "transform.h5", files / "moving.nii.gz", "-r", files / "fixed.nii.gz"
+        call("apply", *paths, "-o", files / "new.nii.gz", "--fill", 7)
+        assert float(read_image(files / "new.nii.gz").data.min()) == pytest.approx(7, abs=0.01)
+        with pytest.raises(SystemExit):
+            call("apply", *paths, "-o", files / "new.nii.gz")
+        call("apply", *paths, "-o", files / "new.nii.gz", "--overwrite")
+        with pytest.raises(SystemExit):
+            call("apply", *paths, "-o", files / "new.xyz")

@@ -221,7 +221,7 @@ def test_more_refinement_steps_are_smaller_ones():
     assert stage.limited(80).learning_rate == pytest.approx(stage.learning_rate / 2)
     assert stage.limited(10).learning_rate == stage.learning_rate
     with pytest.raises(ValueError, match="one level"):
-        load_method("deformable").stages["deformation"].limited(3)
+        load_method("monomodal").stages["deformation"].limited(3)
 
 
 def test_a_method_moves_with_everything_in_it():

@@ -1,0 +1,134 @@
+"""Check the geometry that DICOM series and NIfTI headers state; ITK guesses where these contradict themselves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from numpy.typing import NDArray
+
+from learnreg.errors import InputError
+
+POSITION, ORIENTATION = "0020|0032", "0020|0037"
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's RAS
+UNEVEN, TILT = 0.02, 0.5  # largest difference of a gap, as a share of it; largest tilt, degrees
+APART = 0.1  # mm; affines that agree to this are the same
+
+
+def check_series(files: Sequence[str], folder: Path) -> None:
+    """Check that the slices of a DICOM series form a box: parallel, evenly spaced, one per position, not sheared.
+
+    Args:
+        files: Files of the series, in any order.
+        folder: For error messages.
+
+    Raises:
+        InputError: They do not; the message says where.
+    """
+    headers = [_slice_header(file) for file in files]
+    known = [header for header in headers if header is not None]
+    if len(files) < 2 or not known:
+        return
+    if len(known) < len(files):
+        raise InputError(f"{folder}: {len(files) - len(known)} of {len(files)} DICOM files have no slice position.")
+    positions, orientations = (np.array(part) for part in zip(*known, strict=True))
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
+        raise InputError(f"{folder}: the slices of the DICOM series are not parallel; give a folder with one stack.")
+    normal = np.cross(orientations[0, :3], orientations[0, 3:])
+    along = positions @ normal
+    order = np.argsort(along)
+    gaps = np.diff(along[order])
+    typical = float(np.median(gaps))
+    if gaps.min() < 0.01 * max(typical, gaps.max()):
+        different = int((gaps >= 0.01 * gaps.max()).sum()) + 1
+        raise InputError(
+            f"{folder}: the DICOM series has {len(files)} images at {different} positions, such as several time points "
+            "or echoes; give a folder with one image per position."
+        )
+    if np.abs(gaps - typical).max() > UNEVEN * typical:
+        widest = int(gaps.argmax())
+        raise InputError(
+            f"{folder}: the slices of the DICOM series are not evenly spaced: {gaps.min():.2f} to {gaps.max():.2f} mm "
+            f"apart, the widest gap after slice {widest + 1} of {len(files)}. Add the missing slices, or resample the "
+            "series with dcm2niix."
+        )
+    shift = positions[order[-1]] - positions[order[0]]
+    tilt = float(np.degrees(np.arccos(np.clip(shift @ normal / np.linalg.norm(shift), -1, 1))))
+    if tilt > TILT:
+        raise InputError(
+            f"{folder}: the DICOM series is sheared: the gantry was tilted by {tilt:.1f} degrees. Convert it with "
+            "dcm2niix, which writes a corrected volume (*_Tilt)."
+        )
+
+
+def _slice_header(file: str) -> tuple[list[float], list[float]] | None:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(file)
+    reader.ReadImageInformation()
+    values = []
+    for tag, count in ((POSITION, 3), (ORIENTATION, 6)):
+        if not reader.HasMetaDataKey(tag):
+            return None
+        text = reader.GetMetaData(tag).strip().split("\\")
+        if len(text) != count:
+            return None
+        values.append([float(value) for value in text])
+    return values[0], values[1]
+
+
+def nifti_geometry(file: Path, shape: Sequence[int]) -> NDArray[np.float64] | None:
+    """Return the affine of a NIfTI file where ITK would read another one than FSL, SPM, FreeSurfer and nibabel.
+
+    It is that of the sform, the choice of these programs; a warning says so. Rounded direction cosines are
+    made orthonormal.
+
+    Args:
+        file: A ``.nii`` or ``.nii.gz``.
+        shape: Number of samples along ``(x, y, z)``.
+
+    Returns:
+        ``(4, 4)``, voxel index to mm LPS; ``None`` if what ITK reads is right.
+
+    Raises:
+        InputError: The affine is sheared, so that the voxels are no boxes.
+    """
+    import nibabel
+
+    header = nibabel.load(file).header  # type: ignore[attr-defined]
+    sform, sform_code = header.get_sform(coded=True)
+    qform, qform_code = header.get_qform(coded=True)
+    if not sform_code:
+        return None
+    corner = np.array([*(n - 1 for n in shape), *[0] * (3 - len(shape)), 1.0])
+    rectangular = _orthonormal(sform, corner, file)
+    if qform_code:
+        apart = max(float(np.linalg.norm((sform - qform) @ at)) for at in (corner, np.array([0.0, 0.0, 0.0, 1.0])))
+        if apart > max(APART, 0.1 * float(np.linalg.norm(sform[:3, 0]))):
+            warnings.warn(
+                f"{file}: sform and qform of the header are {apart:.1f} mm apart; the sform is used, as by nibabel, "
+                "FSL and SPM.",
+                stacklevel=2,
+            )
+    placed: NDArray[np.float64] = LPS @ rectangular
+    return placed
+
+
+def _orthonormal(affine: NDArray[np.float64], corner: NDArray[np.float64], file: Path) -> NDArray[np.float64]:
+    """Replace direction cosines by the nearest orthonormal ones."""
+    linear = affine[:3, :3].astype(np.float64)
+    spacing = np.linalg.norm(linear, axis=0)
+    if not (np.isfinite(affine).all() and spacing.min() > 0):
+        raise InputError(f"{file}: the sform of the header is not a valid affine; correct the header.")
+    left, _, right = np.linalg.svd(linear / spacing)
+    rectangular = affine.astype(np.float64).copy()
+    rectangular[:3, :3] = (left @ right) * spacing
+    moved = float(np.linalg.norm((rectangular - affine) @ corner))
+    if moved > max(5 * APART, 0.5 * float(spacing.min())):
+        raise InputError(
+            f"{file}: the affine of the header is sheared (rectangular voxels would move a corner by {moved:.1f} mm). "
+            "Resample the image onto a rectangular grid first, for example with mri_convert or nilearn's resample_img."
+        )
+    return rectangular

@@ -1,0 +1,111 @@
+"""Geometry that DICOM series and NIfTI headers state; truth by construction, and by nibabel."""
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from learnreg.errors import InputError
+from learnreg.io import read_image
+
+SPACING = 3.0
+
+
+def series(folder, *, positions=None, tilt=0.0, turned=()):
+    """Write a DICOM series, one file per position of its slices along z."""
+    folder.mkdir()
+    positions = SPACING * np.arange(8) if positions is None else positions
+    slope = np.deg2rad(tilt)
+    for k, z in enumerate(positions):
+        slice_ = sitk.GetImageFromArray(np.full((1, 12, 10), 10 * k, np.int16))
+        cosines = [1, 0, 0, 0, np.cos(slope), np.sin(slope)]
+        if k in turned:
+            cosines = [0, 1, 0, -1, 0, 0]
+        tags = {
+            "0020|000e": "1.2.3",
+            "0020|000d": "1.2",
+            "0020|0013": str(k + 1),
+            "0008|0060": "CT",
+            "0020|0032": f"0\\0\\{z:g}",
+            "0020|0037": "\\".join(f"{c:.6f}" for c in cosines),
+        }
+        slice_.SetSpacing((1.0, 1.0, SPACING))
+        for tag, value in tags.items():
+            slice_.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        writer.Execute(slice_)
+    return folder
+
+
+def test_a_regular_series_is_read(tmp_path):
+    grid = read_image(series(tmp_path / "ct")).grid
+    assert grid.shape == (8, 12, 10)
+    assert float(grid.spacing[0, 2]) == pytest.approx(SPACING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tilt": 20.0}, "gantry was tilted by 20.0 degrees"),
+        ({"positions": SPACING * np.array([0, 1, 2, 5, 6, 7])}, "3.00 to 9.00 mm apart, the widest gap after slice 3"),
+        ({"positions": SPACING * np.array([0, 0, 1, 1, 2, 2])}, "6 images at 3 positions"),
+        ({"turned": (3,)}, "not parallel|holds 2 DICOM series"),
+    ],
+)
+def test_a_series_that_is_no_box_is_refused(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        read_image(series(tmp_path / "ct", **settings))
+
+
+def nifti(file, affine, *, qform=None, shape=(12, 11, 10)):
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    image = nibabel.Nifti1Image(values, affine)
+    image.header.set_sform(affine, 2)
+    image.header.set_qform(affine if qform is None else qform, 1, strip_shears=True)
+    nibabel.save(image, file)
+    return file
+
+
+def shifted(x):
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    affine[0, 3] = x
+    return affine
+
+
+def test_the_sform_is_used_where_the_qform_disagrees(tmp_path):
+    file = nifti(tmp_path / "a.nii.gz", shifted(0), qform=shifted(40))
+    with pytest.warns(UserWarning, match="sform and qform of the header are 40.0 mm apart; the sform is used"):
+        image = read_image(file)
+    expected = np.diag([-1, -1, 1, 1]) @ nibabel.load(file).affine
+    assert np.allclose(image.grid.affine[0].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_agreeing_forms_say_nothing(tmp_path):
+    read_image(nifti(tmp_path / "a.nii.gz", shifted(5)))
+
+
+def test_rounded_cosines_are_made_orthonormal(tmp_path):
+    angle = np.deg2rad(17)
+    affine = np.eye(4)
+    affine[:2, :2] = np.round([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], 2)
+    grid = read_image(nifti(tmp_path / "a.nii.gz", affine)).grid
+    direction = grid.direction[0].double().numpy()
+    assert np.allclose(direction @ direction.T, np.eye(3), atol=1e-6)
+    corner = np.array([11, 10, 9, 1.0])
+    assert np.linalg.norm((np.diag([-1, -1, 1, 1]) @ affine - grid.affine[0].numpy()) @ corner) < 0.2
+
+
+def test_shear_is_refused(tmp_path):
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    with pytest.raises(InputError, match="the affine of the header is sheared"):
+        read_image(nifti(tmp_path / "a.nii.gz", affine))
+
+
+def test_itk_says_why_it_cannot_read(tmp_path):
+    (tmp_path / "a.mha").write_text("ObjectType = Image\nNDims = 3\n")
+    with pytest.raises(InputError, match=r"a\.mha cannot be read as an image: .+\. Formats that can be read"):
+        read_image(tmp_path / "a.mha")
