@@ -88,6 +88,11 @@ class WeightedTerms(nn.ModuleDict, Generic[WeightedT]):
     def __init__(self, terms: Mapping[str, WeightedT] | None = None) -> None:
         for name, term in (terms or {}).items():
             if not isinstance(term, Weighted):
+                if isinstance(term, dict):  # of a configuration
+                    raise InputError(
+                        f"The term {name!r} is {term}, keys without a term: none of the chosen groups has it. Leave "
+                        "them out, or choose the group that has the term."
+                    )
                 raise InputError(
                     f"The term {name!r} must be a learnreg.terms.Weighted, got {type(term).__name__}; "
                     "wrap it: Weighted(term, weight)."

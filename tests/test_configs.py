@@ -24,9 +24,11 @@ from learnreg.configs.checks import check_targets, targets, unknown_key
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
 from learnreg.configs.schema import fastest_precision, register_schema
+from learnreg.data import read_subjects
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.io import write_image
 from learnreg.methods import load_method
 from learnreg.networks import UNet
 from learnreg.networks.checkpoint import load_checkpoint
@@ -278,6 +280,13 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
         ([], "Set data.path=..., or choose an experiment: experiment=brain, hippocampus"),
         (["data.path=/nowhere", "data.train=[0,2]", "data.validation=[2,4]"], "No such data set: /nowhere"),
         (["experiment=quickstart", "resume=/nowhere.ckpt"], "No such checkpoint"),
+        (["experiment=quickstart", "optimizer.learning_rate=0.1"], "'optimizer.learning_rate'; choose from lr"),
+        (["experiment=quickstart", "optimzer.lr=0.1"], "did you mean 'optimizer'"),
+        (["-m", "experiment=quickstart", "network=unet,unnet"], "network/unnet"),
+        (
+            ["experiment=quickstart", "objective/penalties=bending", "+objective.penalties.diffusion.weight=1"],
+            "without",
+        ),
     ],
 )
 @pytest.mark.slow
@@ -413,3 +422,84 @@ def test_processors_that_multiply_bfloat16_train_in_it(capabilities, precision, 
 
 def test_presets_exist():
     assert {"affine", "deformable", "fast"} <= set(method_names())
+
+
+@pytest.mark.slow
+class TestDataOfATraining:
+    def folder(self, tmp_path, *, unlabeled=()):
+        grid = Grid.regular((16, 16, 16))
+        for k in range(6):
+            image = blob_image(grid, (k % 3 - 1.0, 0.0, 0.0))
+            write_image(image.data[0], grid, tmp_path / "images" / f"s.{k}.nii.gz")
+            if k not in unlabeled:
+                write_image(image.labels[0].to(torch.uint8), grid, tmp_path / "labels" / f"s.{k}.nii.gz")
+        return tmp_path
+
+    def train(self, folder, *overrides):
+        blocks = "data.train=[0,4]", "data.validation=[4,6]", "data.space.shape=[16,16,16]"
+        small = "network=unet", "network.channels=[4,8]", "trainer.max_steps=2", "trainer.accelerator=cpu"
+        place = f"hydra.run.dir={folder}/run"
+        return run("train.py", f"data.path={folder}", *blocks, *small, place, *overrides)
+
+    def test_missing_labels_are_told_before_it_begins(self, tmp_path):
+        folder = self.folder(tmp_path, unlabeled=(2,))
+        for spelling in ("objective/supervision=dice", "supervision@objective.supervision=dice"):
+            done = self.train(folder, spelling)
+            assert "s.2.nii.gz has no labels, which this training needs" in done.stderr
+            assert "Training" not in done.stdout
+        assert self.train(folder).returncode == 0  # images alone need none
+
+    def test_a_validation_block_without_a_pair_is_told_before_it_begins(self, tmp_path):
+        done = self.train(self.folder(tmp_path), "data.validation=[4,5]")
+        assert "data.validation=[4, 5] holds one image, and a pair needs two" in done.stderr
+        assert "Training" not in done.stdout
+
+    def test_a_used_run_folder_is_kept(self, tmp_path):
+        folder = self.folder(tmp_path)
+        assert self.train(folder).returncode == 0
+        before = (folder / "run" / "checkpoints" / "last.ckpt").read_bytes()
+        done = self.train(folder)
+        assert "already holds a run; continue it with resume=" in done.stderr
+        assert (folder / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+        resumed = self.train(folder, f"resume={folder}/run/checkpoints/last.ckpt", "trainer.max_steps=3")
+        assert resumed.returncode == 0, resumed.stderr
+
+    def test_landmarks_of_a_csv_supervise(self, tmp_path):
+        folder = self.folder(tmp_path)
+        rows = ["image,landmarks"]
+        for k in range(6):
+            points = [f"{name},{x + k % 3 - 1.0},0,{x}" for name, x in (("b", 3.0), ("a", -3.0))]
+            (folder / f"{k}.csv").write_text("name,x,y,z\n" + "\n".join(points if k % 2 else points[::-1]) + "\n")
+            rows.append(f"images/s.{k}.nii.gz,{k}.csv")
+        (folder / "all.csv").write_text("\n".join(rows) + "\n")
+        done = self.train(folder, "objective/supervision=landmarks", f"data.path={folder}/all.csv")
+        assert done.returncode == 0, done.stderr
+        first, second = (subject.read().landmarks for subject in read_subjects(folder / "all.csv")[:2])
+        assert torch.allclose(second - first, torch.tensor([1.0, 0.0, 0.0]))
+
+
+@pytest.mark.slow
+def test_a_config_folder_may_follow_an_equals_sign(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - quickstart\nseeed: 3\n")
+    done = run("train.py", f"--config-dir={tmp_path}", "experiment=mine", f"hydra.run.dir={tmp_path}/run")
+    assert "did you mean 'seed'" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_template_is_trained_with_gradient_features(tmp_path, small_data):
+    """The gradient of the gradient's length is 0, not NaN, where a blank template is flat."""
+    done = run(
+        "train.py",
+        "experiment=hippocampus_images",
+        "network=learned_template",
+        "data.space.shape=[16,16,16]",
+        "trainer.max_steps=4",
+        "trainer.limit_train_batches=4",
+        "trainer.limit_val_batches=1",
+        "report_pairs=0",
+        f"hydra.run.dir={tmp_path}/run",
+        LEARNREG_DATA=str(small_data),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")  # refuses weights that are not finite

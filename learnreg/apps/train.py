@@ -189,7 +189,7 @@ def _unknown(key: str, config: Any) -> str:
     below = [place for place in elsewhere if parents and place.startswith(".".join([*parents, ""]))]
     if below:
         return f"Unknown config key {key!r}; did you mean {below[0]!r}?"
-    if not difflib.get_close_matches(name, beside, n=1) and elsewhere:
+    if not parents and not difflib.get_close_matches(name, beside, n=1) and elsewhere:
         return f"Unknown config key {key!r}; the same name is a key elsewhere: {', '.join(elsewhere)}."
     return unknown_key(key, name, beside or places(config))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -156,6 +158,8 @@ def _class(target: Any, trust: Sequence[str], where: str) -> type:
             raise UntrustedClassError(
                 f"needs {target}, which is not part of learnreg", target.partition(".")[0] or target
             )
+        if str(Path.cwd()) not in sys.path:  # a console script does not look into the current folder by itself
+            sys.path.append(str(Path.cwd()))
         try:
             found = getattr(importlib.import_module(module), name)
         except Exception as error:  # importing a package can raise anything

@@ -13,7 +13,7 @@ import torch
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
 from learnreg.io import SUFFIXES, read_image, subject_name
-from learnreg.landmarks import read_landmarks
+from learnreg.landmarks import read_named_landmarks
 from learnreg.typing import PathLike
 
 
@@ -29,11 +29,18 @@ class Subject:
     landmarks: Path | None = None
 
     def read(self) -> Image:
-        """Read the image with its labels, mask, covariates and landmarks."""
+        """Read the image with its labels, mask, landmarks and covariates.
+
+        Landmarks with names come in the order of their names, so that those of all images correspond.
+        """
         image = read_image(self.image, labels=self.labels, mask=self.mask)
         known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
-        marks = None if self.landmarks is None else read_landmarks(self.landmarks, image.grid)
-        return replace(image, covariates=known, landmarks=marks)
+        points = None
+        if self.landmarks is not None:
+            found = read_named_landmarks(self.landmarks, image.grid)
+            order = range(found.points.shape[1]) if found.names is None else _sorted(found.names)
+            points = found.points[:, list(order)]
+        return replace(image, covariates=known, landmarks=points)
 
     @property
     def name(self) -> str:
@@ -49,8 +56,8 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
 
     Args:
         path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or with the images
-            themselves), a CSV with the columns ``image[,labels][,mask][,landmarks][,group]``, or a
-            Learn2Reg ``dataset.json``.
+            themselves), a CSV with the columns ``image[,labels][,mask][,landmarks][,group]``, or a Learn2Reg
+            ``dataset.json``. Landmarks are files of :func:`learnreg.landmarks.read_landmarks`.
         covariates: Further columns of a CSV that hold a number per image.
 
     Raises:
@@ -78,9 +85,8 @@ def read_pairs(path: PathLike) -> list[Pair] | None:
     """Read the pairs that a data set prescribes; ``None`` for unpaired images.
 
     Args:
-        path: A CSV with the columns ``fixed,moving`` and, optionally, ``fixed_labels``, ``fixed_mask`` and
-            ``fixed_landmarks``, the same for ``moving``, or a Learn2Reg ``dataset.json``. A file of landmarks is one
-            that :func:`learnreg.landmarks.read_landmarks` reads; both of a pair list the same points in one order.
+        path: A CSV with the columns ``fixed,moving`` and, as ``fixed_X`` and ``moving_X``, those of
+            :func:`read_subjects`; or a Learn2Reg ``dataset.json``.
     """
     file = _existing(path)
     if file.is_dir():
@@ -92,6 +98,10 @@ def read_pairs(path: PathLike) -> list[Pair] | None:
     if "fixed" not in rows[0] or "moving" not in rows[0]:
         return None
     return [(_csv_subject(row, "fixed", file), _csv_subject(row, "moving", file)) for row in rows]
+
+
+def _sorted(names: Sequence[str]) -> list[int]:
+    return sorted(range(len(names)), key=names.__getitem__)
 
 
 def _existing(path: PathLike) -> Path:

@@ -24,8 +24,8 @@ class IntensityAndGradient(nn.Module):
 
     def forward(self, image: Image) -> Image:
         """Return an image with ``2 C`` channels: the ``C`` channels of ``image``, in [0, 1], and their gradients."""
-        side = image.grid.spacing[0].min()
-        size = image_gradient(image.data, image.grid).norm(dim=2) * (2 * side)  # its gradient is 0 at 0, not NaN
+        side = image.grid.spacing.amin(1).reshape(-1, *[1] * (image.ndim + 1)).to(image.data)  # of each image
+        size = torch.linalg.vector_norm(image_gradient(image.data, image.grid), dim=2) * (2 * side)  # gradient 0 at 0
         return image.with_data(torch.cat([image.data, size], dim=1))
 
 

@@ -175,6 +175,8 @@ class IterativeStage(Stage):
         on_step: StepCallback | None = None,
     ) -> StageResult:
         self.check_memory(fixed)
+        # Images with a graph, such as a template that is being learned, are constants here.
+        fixed, moving = (image.with_data(image.data.detach()) for image in (fixed, moving))
         parameters: Parametrization | None = None
         history = []
         side = float(fixed.grid.spacing.min())

@@ -86,7 +86,7 @@ def test_file_lists_tell(arguments, message, images, tmp_path, capsys, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["optimizer.learning_rate=1"], "'optimizer.learning_rate'; the same name is a key elsewhere: "),
+        (["optimizer.learning_rate=1"], "'optimizer.learning_rate'; choose from lr, weight_decay."),
         (
             ["objective/supervision=distillation", "objective.supervision.distillation.folder=x"],
             "did you mean 'objective.supervision.distillation.term.folder'?",

@@ -231,3 +231,22 @@ def test_a_method_moves_with_everything_in_it():
         parameters = list(method.to("meta").parameters())
         assert parameters
         assert all(p.is_meta for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_target_: torch.load\nf: evil.pt", "needs torch.load"),
+        ("_target_: builtins.open\nfile: evil.txt\nmode: w", "needs builtins.open"),
+        ('_target_: learnreg.methods.IterativeMethod\nstages: "${oc.create:{_target_: io.open}}"', "an interpolation"),
+        ("defaults:\n  - /method/rigid@_here_\n  - _self_\nstages: {rigid: {kind: '${oc.env:HOME}'}}", "interpolation"),
+        ("_target_: learnreg.methods.IterativeMethod\nstages: {a: {_target_: mine.Stage}}", r"trust=\[.mine.\]"),
+    ],
+)
+def test_a_method_file_is_data(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.yaml").write_text(text + "\n")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_method(str(tmp_path / "evil.yaml"))
+    assert "evil.yaml" in str(caught.value)
+    assert not (tmp_path / "evil.txt").exists()
