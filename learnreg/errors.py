@@ -21,3 +21,17 @@ class MissingFileError(InputError, FileNotFoundError):
 
 class MissingPackageError(InputError, ModuleNotFoundError):
     """An optional package is not installed."""
+
+
+class UntrustedClassError(InputError):
+    """A file needs a class of a package that is not trusted; the message ends with the way to trust it.
+
+    Args:
+        problem: What needs which class.
+        package: The package to trust.
+        remedy: How to trust a package, where the error is shown.
+    """
+
+    def __init__(self, problem: str, package: str, remedy: str = 'trust=["{}"]') -> None:
+        self.problem, self.package = problem, package
+        super().__init__(f"{problem}; if you trust the package, give {remedy.format(package)}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -19,10 +18,14 @@ from learnreg.warping import warp
 
 
 class Supervision(nn.Module):
-    """A term that sees both images whole, with their labels and landmarks. Override :meth:`forward`."""
+    """A term that sees both images whole, with their labels and landmarks. Override :meth:`forward`.
 
-    needs: tuple[Literal["labels", "landmarks"], ...] = ()
-    """What every image of a training must have."""
+    Attributes:
+        needs: What every image must have, so that a training can check it before it starts: ``"labels"``,
+            ``"landmarks"``.
+    """
+
+    needs: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:

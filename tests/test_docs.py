@@ -52,7 +52,7 @@ def test_the_laboratory_s_files_are_a_method_and_a_choice_of_a_training(ideas):
     from learnreg.configs.files import config_dir
     from learnreg.configs.schema import register_schema
 
-    stage = load_method("cauchy.yaml").stages["deformation"]
+    stage = load_method("cauchy.yaml", trust=["ideas"]).stages["deformation"]
     assert type(stage.objective.similarity).__name__ == "Cauchy"
     register_schema()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):

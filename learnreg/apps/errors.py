@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from learnreg.errors import InputError
+from learnreg.errors import InputError, UntrustedClassError
 
 LOG = "error.log"
 
 
 @contextmanager
-def reporting_errors(*, debug: bool = False) -> Iterator[None]:
+def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iterator[None]:
     """Turn an :class:`InputError` into one line on stderr and exit status 2.
 
     An ``InputError`` that Hydra wrapped counts as well. Every other exception is a bug and keeps its traceback.
 
     Args:
         debug: Keep the traceback of an ``InputError`` too; so does the environment variable ``LEARNREG_DEBUG``.
+        remedy: How this command trusts a package.
     """
     try:
         yield
@@ -29,6 +30,8 @@ def reporting_errors(*, debug: bool = False) -> Iterator[None]:
         known = input_error(error)
         if known is None or debug or os.environ.get("LEARNREG_DEBUG"):
             raise
+        if isinstance(known, UntrustedClassError):
+            known = UntrustedClassError(known.problem, known.package, remedy)
         print(f"error: {one_line(known)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

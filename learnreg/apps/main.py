@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options = parser().parse_args(given)
     warnings.formatwarning = _one_line_warning
-    with reporting_errors(debug=options.debug):
+    with reporting_errors(debug=options.debug, remedy="--trust {}"):
         _run(options)
 
 
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PACKAGE",
-        help="a package of your own whose classes a checkpoint or method file may use; may be given several times",
+        help="a package whose classes the file of a method or network can name, such as mylab; may be repeated",
     )
     computing = argparse.ArgumentParser(add_help=False)
     computing.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     register = commands.add_parser(
-        "register", parents=[common, computing, solving, trusting], help="align one image to another"
+        "register", parents=[common, trusting, computing, solving], help="align one image to another"
     )
     register.add_argument("fixed", help="the reference: an image file or a DICOM folder")
     register.add_argument("moving", help="the image to align")
@@ -108,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
     evaluate = commands.add_parser(
-        "evaluate", parents=[common, computing, solving, trusting], help="compare methods on labeled pairs"
+        "evaluate", parents=[common, trusting, computing, solving], help="compare methods on labeled pairs"
     )
     evaluate.add_argument("data", help="a folder (images/, labels/), a CSV or a Learn2Reg dataset.json")
     evaluate.add_argument("-o", "--output", metavar="OUT", help="folder for table.md, cases.csv and metrics.json")
@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument("--overwrite", action="store_true", help="replace FILE")
 
     template = commands.add_parser(
-        "template", parents=[common, computing, trusting], help="build the mean of a group of images"
+        "template", parents=[common, trusting, computing], help="build the mean of a group of images"
     )
     template.add_argument("data", help="a folder of images (with labels/, if any), a CSV or a dataset.json")
     template.add_argument("-o", "--output", required=True, metavar="OUT", help="folder for the results")

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import logging
 import os
 import re
 import sys
 import warnings
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import logging_errors, reporting_errors
-from learnreg.configs.checks import check_targets, unknown_key
+from learnreg.configs.checks import check_targets, places, unknown_key
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir
 from learnreg.configs.schema import register_schema
-from learnreg.errors import InputError
+from learnreg.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-# A group of Hydra beside its package, ``supervision@objective.supervision=dice``; here it lies in that package.
-PACKAGED = re.compile(r"^(?P<group>\w+)@(?P<package>\w+)\.(?P=group)=")
-
-
 def main() -> None:
     """Run ``train.py`` or ``learnreg train``."""
     let_threads_sleep()
-    sys.argv[1:] = [PACKAGED.sub(r"\g<package>/\g<group>=", argument) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra hides most of a traceback
     with reporting_errors():
         register_schema()
+        sys.argv[1:] = [_by_group(argument) for argument in sys.argv[1:]]
         _check_command_line(sys.argv[1:])
+        _check_folders(sys.argv[1:])
         import hydra
 
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+        with _one_line_each(sys.argv[1:]):
+            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
 
 
 def _task(config: DictConfig) -> float | None:
@@ -52,14 +53,52 @@ def _task(config: DictConfig) -> float | None:
         check_targets(plain)
         from hydra.core.hydra_config import HydraConfig
 
-        with logging_errors(HydraConfig.get().runtime.output_dir):
+        folder = HydraConfig.get().runtime.output_dir
+        _check_folder(Path(folder), plain["resume"])
+        with logging_errors(folder):
             return run(plain)
+
+
+def _check_folders(arguments: list[str]) -> None:
+    """Check the folder of a run or a sweep before Hydra writes its configuration there."""
+    given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
+    sweep = {"-m", "--multirun"} & given.keys()
+    folder = given.get("hydra.sweep.dir" if sweep else "hydra.run.dir")
+    if folder and "${" not in folder:
+        for run in Path(folder).glob("*/") if sweep else [Path(folder)]:
+            _check_folder(run, given.get("resume"))
+
+
+def _check_folder(folder: Path, resume: str | None) -> None:
+    """Check that a folder holds no other run. The first process checks for all: the others come after it.
+
+    Raises:
+        InputError: The folder holds a run, and ``resume`` is not a checkpoint of it.
+    """
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        return
+    if resume and Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
+        return
+    if any((folder / name).exists() for name in ("config.yaml", "checkpoints", "metrics")):
+        raise InputError(
+            f"{folder} already holds a run; continue it with resume={folder / 'checkpoints' / 'last.ckpt'}, or give "
+            "another folder (hydra.run.dir=..., of a sweep hydra.sweep.dir=...)."
+        )
+
+
+def _by_group(argument: str) -> str:
+    """Replace ``GROUP@objective.GROUP=``, Hydra's other way to spell a term of the objective, by its config group."""
+    return re.sub(r"^(similarity|penalties|supervision)@objective\.\1=", r"objective/\1=", argument)
 
 
 def _explain(error: Exception) -> str:
     message = str(error).splitlines()[0]
     if "LEARNREG_DATA" in message:
         return "This experiment needs the folder with the images: set LEARNREG_DATA=/path/to/data."
+    if message.startswith("Interpolation key"):
+        return (
+            f"{message}: the chosen options do not fit together, for example a learned template needs data.space.shape."
+        )
     missing = getattr(error, "full_key", None)
     if message.startswith("Missing mandatory value"):
         names = ", ".join(sorted(file.stem for file in (config_dir() / "experiment").glob("*.yaml")))
@@ -68,66 +107,91 @@ def _explain(error: Exception) -> str:
 
 
 def _check_command_line(arguments: list[str]) -> None:
-    """Compose the configuration once, so that a typing error is one line before torch is imported."""
-    if any(
-        argument in ("--help", "-h", "--hydra-help", "--version", "--info", "--cfg", "-c") for argument in arguments
+    """Compose the configuration once, so that a typing error is one line before torch is imported.
+
+    A sweep (``-m``) is composed by Hydra before its first run.
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--config-dir", "-cd")
+    for name in (
+        ("--help", "-h"),
+        ("--hydra-help",),
+        ("--version",),
+        ("--info", "-i"),
+        ("--cfg", "-c"),
+        ("--multirun", "-m"),
     ):
+        flags.add_argument(*name, action="store_true", dest="other")
+    known, rest = flags.parse_known_args(arguments)
+    if known.config_dir and not Path(known.config_dir).is_dir():
+        raise MissingFileError(f"No such folder: --config-dir {known.config_dir}. Give one with experiment/ in it.")
+    if known.other:
         return
-    swept = any(argument in ("-m", "--multirun") for argument in arguments)
-    from hydra.errors import HydraException
+    overrides = [argument for argument in rest if not argument.startswith("-") and "=" in argument]
+    if known.config_dir:
+        overrides.append(f"hydra.searchpath=[file://{Path(known.config_dir).resolve()}]")
+    with _one_line_each(overrides):
+        compose_config(config_dir(), "train", overrides)
+
+
+@contextmanager
+def _one_line_each(arguments: Sequence[str]) -> Iterator[None]:
+    """Turn an error of the composition into an :class:`InputError`; what a class raises when it is built stays."""
+    from hydra.errors import ConfigCompositionException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [argument for argument in arguments if not argument.startswith("-") and "=" in argument]
-    folders = [value for flag, value in pairwise(arguments) if flag in ("--config-dir", "-cd")]
-    folders += [flag.partition("=")[2] for flag in arguments if flag.startswith(("--config-dir=", "-cd="))]
-    overrides += [f"hydra.searchpath=[file://{Path(folder).expanduser().resolve()}]" for folder in folders[-1:]]
     try:
-        for job in _jobs(overrides) if swept else [overrides]:
-            compose_config(config_dir(), "train", job)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_one_line(error)) from error
+        yield
+    except (ConfigCompositionException, OverrideParseException, OmegaConfBaseException) as error:
+        raise InputError(_one_line(error, arguments)) from error
 
 
-def _jobs(overrides: list[str]) -> list[list[str]]:
-    """Return the overrides of a sweep with the first value of each, and then each other value alone."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    choices = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] if o.is_discrete_sweep() else [line]
-        for o, line in zip(parsed, overrides, strict=True)
-        if o.is_discrete_sweep() or not o.is_sweep_override()
-    ]
-    first = [values[0] for values in choices]
-    others = [[*first[:k], value, *first[k + 1 :]] for k, values in enumerate(choices) for value in values[1:]]
-    return [first, *others]
-
-
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, arguments: Sequence[str]) -> str:
     """Return Hydra's message on one line, with the choices or the likely key."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line.strip() for line in f"{error}\n{cause}".splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith(("Key '", "Could not override")) and "'" in line:
-            key = line.split("'")[1].split(".")[-1]
-            full = next((other.partition(": ")[2] for other in lines if other.startswith("full_key: ")), key)
-            *parents, key = full.split(".")
-            return unknown_key(full, key, _known_keys(parents))
+    text = f"{error}\n{cause}"
+    for pattern in (r"full_key: (\S+)", r"Could not override '([^'@]+)", r"^Key '([^']+)'"):
+        found = re.search(pattern, text, re.MULTILINE)
+        if found and re.search(r"^\s*(Key '|Could not override)", text, re.MULTILINE):
+            return _unknown(found[1], _existing(arguments))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(
         dict.fromkeys(line for line in lines if not line.startswith(("Config search path", "set hydra", "provider=")))
     )
 
 
-def _known_keys(path: list[str]) -> list[str]:
-    """Return the keys of a node of the default configuration."""
+def _existing(arguments: Sequence[str]) -> Any:
+    """Return the configuration of the given choices of groups, or the default one if they do not fit together."""
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    node: Any = OmegaConf.to_container(compose_config(config_dir(), "train"), resolve=False)
-    for name in path:
-        node = node.get(name, {}) if isinstance(node, dict) else {}
-    return [str(key) for key in node if not str(key).startswith("_")] if isinstance(node, dict) else []
+    choices = [text for text in arguments if re.match(r"[\w/]+=[\w-]+$", text) or text.startswith("hydra.searchpath=")]
+    try:
+        config = compose_config(config_dir(), "train", choices)
+    except HydraException:
+        config = compose_config(config_dir(), "train")
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _unknown(key: str, config: Any) -> str:
+    """Return an error message for a key or group that does not exist in a configuration, with those that do."""
+    if "/" in key:
+        groups = [str(folder.relative_to(config_dir())) for folder in config_dir().rglob("*") if folder.is_dir()]
+        return unknown_key(key, key, groups)
+    *parents, name = key.split(".")
+    node = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    beside = [str(k) for k in node if not str(k).startswith("_")] if isinstance(node, dict) else []
+    elsewhere = [place for place in places(config) if place.split(".")[-1] == name]
+    below = [place for place in elsewhere if parents and place.startswith(".".join([*parents, ""]))]
+    if below:
+        return f"Unknown config key {key!r}; did you mean {below[0]!r}?"
+    if not parents and not difflib.get_close_matches(name, beside, n=1) and elsewhere:
+        return f"Unknown config key {key!r}; the same name is a key elsewhere: {', '.join(elsewhere)}."
+    return unknown_key(key, name, beside or places(config))
 
 
 def _quieten() -> None:
@@ -152,36 +216,37 @@ def run(config: dict[str, Any]) -> float | None:
     from learnreg.apps.train_report import report
     from learnreg.apps.wiring import (
         begin_with,
+        build_loggers,
         build_module,
+        check_data,
         check_launch,
-        check_supervision,
-        check_unused,
         close,
         save_config,
+        trusted,
         validate_last,
     )
     from learnreg.networks.checkpoint import load_checkpoint
 
     check_launch(config)
     _quieten()
+    trust = trusted(config)
     if config["resume"]:
-        load_checkpoint(config["resume"], trust=config["trust"])
+        load_checkpoint(config["resume"], trust=trust)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     data = instantiate(config["data"], _convert_="all")
     data.setup()
     module = build_module(config, data)
-    check_supervision(module, data)
+    check_data(config, module, data)
     if config["start"]:
-        begin_with(module, config["start"], config["trust"])
+        begin_with(module, config["start"], trust)
     trainer = instantiate(
         config["trainer"],
         callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],
-        logger=[instantiate(entry, _convert_="all") for entry in config["logger"].values() if entry],
+        logger=build_loggers(config),
         _convert_="all",
     )
     folder = HydraConfig.get().runtime.output_dir
     if trainer.is_global_zero:
-        check_unused(folder, config["resume"])
         weights = sum(p.numel() for p in module.network.parameters())
         print(
             f"Training {type(module.network).__name__}, {weights / 1e6:.2f} M weights; run folder: {folder}", flush=True

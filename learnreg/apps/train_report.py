@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
-from learnreg.configs.checks import located_targets
+from learnreg.apps.wiring import trusted
 from learnreg.data.datasets import Case
 from learnreg.io import write_atomically
 from learnreg.methods import Method, OneShotMethod, Registration
@@ -21,8 +21,7 @@ from learnreg.reporting.figures import registration_figure, save_figure
 def report(config: dict[str, Any], data: Any, folder: str) -> None:
     """Register the first validation pairs one-shot, classically and refined; print and save the results."""
     run = Path(folder)
-    own = {target.partition(".")[0] for _, target in located_targets(config)}  # this run has built them already
-    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt", trust=sorted(own))
+    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt", trust=trusted(config))
     methods: dict[str, Method] = {
         "classical": instantiate(config["method"], _convert_="all"),
         "one-shot": OneShotMethod(checkpoint),

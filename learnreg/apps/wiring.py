@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -16,11 +17,15 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from learnreg.configs.build import build
+from learnreg.configs.checks import places, targets
 from learnreg.data.datamodule import RegistrationData
-from learnreg.errors import InputError
+from learnreg.errors import InputError, MissingPackageError
 from learnreg.io import write_atomically
-from learnreg.networks.checkpoint import load_checkpoint, recipe
+from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
 from learnreg.training.module import RegistrationModule
+
+STORED = ("network", "objective", "refinement")
 
 
 def save_config(config: dict[str, Any], folder: str) -> None:
@@ -42,26 +47,31 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
         trainer.save_checkpoint(Path(best.dirpath) / f"{best.filename}.ckpt")
 
 
+def build_loggers(config: dict[str, Any]) -> list[Logger]:
+    """Build the loggers of a training.
+
+    Raises:
+        MissingPackageError: A logger needs a package that is not installed.
+    """
+    loggers = []
+    for name, entry in config["logger"].items():
+        try:
+            loggers += [instantiate(entry, _convert_="all")] if entry else []
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            raise MissingPackageError(
+                f"logger={name} needs a missing package: pip install 'learnreg[{name}]', or use logger=csv."
+            ) from error
+    return loggers
+
+
 def close(loggers: Iterable[Logger]) -> None:
     """Let Weights & Biases finish before the last line of the run."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
         wandb.finish()
-
-
-def check_unused(folder: str, resume: str | None) -> None:
-    """Refuse a run folder that holds another run, unless that run is resumed.
-
-    Raises:
-        InputError: It holds checkpoints.
-    """
-    used = Path(folder) / "checkpoints"
-    own = resume is not None and Path(resume).expanduser().resolve().parent == used.resolve()
-    if used.is_dir() and any(used.glob("*.ckpt")) and not own:
-        raise InputError(
-            f"{folder} already holds a run; give another hydra.run.dir, or continue it: resume={used / 'last.ckpt'}."
-        )
 
 
 def check_launch(config: dict[str, Any]) -> None:
@@ -72,19 +82,27 @@ def check_launch(config: dict[str, Any]) -> None:
         if launcher != "submitit_slurm":
             raise InputError(
                 "A sweep (-m) with trainer.strategy=ddp gives each rank other values; "
-                "use devices=1, or the submitit_slurm launcher."
+                "set trainer=default trainer.devices=1, or hydra/launcher=submitit_slurm."
             )
 
 
 def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
-    """Return the Lightning module, with the recipe of its checkpoints."""
+    """Return the Lightning module, with the recipe of its checkpoints, which is checked before the training.
+
+    Raises:
+        InputError: A part cannot be built, or not again from a checkpoint.
+    """
     space = data.space
     shape = None if space.shape is None else [int(n) for n in space.shape]
     spacing = space.spacing if isinstance(space.spacing, (int, float)) else [float(s) for s in space.spacing]
     place = {**asdict(space), "spacing": spacing, "shape": shape}
     stored = recipe(config["network"], config["objective"], place, config["refinement"])
+    trust = trusted(config)
+    build(unsupervised(config["objective"]), source="objective", trust=trust)
+    if config["refinement"]:
+        build(config["refinement"], source="refinement", trust=trust)
     return RegistrationModule(
-        instantiate(config["network"], _convert_="all"),
+        build(config["network"], source="network", trust=trust),
         instantiate(config["objective"], _convert_="all"),
         instantiate(config["optimizer"], _convert_="all"),
         consistency=instantiate(config["consistency"], _convert_="all") if config["consistency"] else None,
@@ -95,25 +113,36 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
     )
 
 
-def check_supervision(module: RegistrationModule, data: LightningDataModule) -> None:
-    """Check that every image has what the supervision of the training needs.
+def check_data(config: dict[str, Any], module: RegistrationModule, data: Any) -> None:
+    """Check that the files have what the training and the choice of the best checkpoint need.
 
     Raises:
-        InputError: Labels or landmarks of an image are missing; the message names the first images.
+        InputError: A file lacks it, or the files do not fit together.
     """
-    if not isinstance(data, RegistrationData):
+    if not isinstance(data, RegistrationData):  # the others make their images
         return
-    for name, weighted in module.objective.supervision.items():
-        needs: tuple[Literal["labels", "landmarks"], ...] = weighted.term.needs
-        for kind in needs:
-            lacking = data.lacking(kind)
-            if lacking:
-                listed = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-                raise InputError(
-                    f"objective.supervision.{name} needs {kind} for every image, but {listed} of {data.path} "
-                    f"{'has' if len(lacking) == 1 else 'have'} none. Add them, take the images out of data.train and "
-                    "data.validation, or train on images alone (objective/supervision=null)."
-                )
+    ndim = len(data.space.shape or ())
+    if module.network.ndim != ndim or module.network.in_channels != 1:
+        keys = [key for key in places(config["network"], "network") if key.endswith(".ndim")]
+        remedy = " ".join(f"{key}={ndim} {key.replace('ndim', 'in_channels')}=1" for key in keys)
+        raise InputError(
+            f"The network takes {module.network.ndim}-D images of {module.network.in_channels} channel(s), but "
+            f"data.space.shape has {ndim} sizes and images have 1 channel; set {remedy or 'both in its configuration'}."
+        )
+    data.check(module.needs)
+    best = config["callbacks"].get("best") or {}
+    labeled = any(fixed.labels and moving.labels for fixed, moving in data.pairs())
+    if best.get("monitor") == "val/dice" and not labeled:
+        raise InputError(
+            f"callbacks.best.monitor=val/dice needs labels, which no validation pair of {data.path} has; set "
+            "callbacks.best.monitor=val/loss callbacks.best.mode=min, or give labels."
+        )
+
+
+def trusted(config: dict[str, Any]) -> list[str]:
+    """Return the packages of ``trust``, and those whose classes the configuration of a training names itself."""
+    named = {target.partition(".")[0] for key in STORED for target in targets(config[key])}
+    return [*config["trust"], *sorted(named - {"learnreg", "monai"})]
 
 
 def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str] = ()) -> None:

@@ -32,39 +32,35 @@ def check_targets(config: Any) -> None:
     for where, node in _nodes(config, ""):
         target = _locate(str(node["_target_"]), where)
         try:
-            parameters = _parameters(target)
+            parameters = inspect.signature(target).parameters
         except (TypeError, ValueError):  # some built-ins have no signature
             continue
         given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             for key in given:
                 if key not in parameters:
-                    raise InputError(unknown_key(_join(where, key), key, list(parameters)))
+                    raise InputError(unknown_key(join(where, key), key, list(parameters)))
         _check_complete(where, node, parameters)
         if str(node["_target_"]).startswith("learnreg."):
             _check_types(where, target, given)
 
 
-def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a target; a module without an ``__init__`` of its own has none."""
-    from torch import nn
-
-    if inspect.isclass(target) and target.__init__ is nn.Module.__init__:
-        return {}
-    return inspect.signature(target).parameters
+def targets(config: Any) -> list[str]:
+    """Return every ``_target_`` of a nested configuration."""
+    return [str(node["_target_"]) for _, node in _nodes(config, "")]
 
 
-def located_targets(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield every ``_target_`` of a nested configuration, with where it stands."""
-    for where, node in _nodes(config, ""):
-        if not isinstance(node["_target_"], str):
-            raise InputError(f"{_join(where, '_target_')} must be the name of a class, got {node['_target_']!r}.")
-        yield where or "the top level", node["_target_"]
+def places(node: Any, where: str = "") -> list[str]:
+    """Return every key of nested mappings with its parents, such as ``network.channels``."""
+    if not isinstance(node, dict):
+        return []
+    own = [(join(where, str(key)), value) for key, value in node.items()]
+    return [place for key, value in own for place in (key, *places(value, key))]
 
 
 def unknown_key(where: str, key: str, known: list[str]) -> str:
     """Return an error message that names the likely key."""
-    close = difflib.get_close_matches(key, [name for name in known if name != key], n=1)
+    close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(known))}."
     return f"Unknown config key {where!r}; {hint}"
 
@@ -75,21 +71,48 @@ def _check_complete(where: str, node: dict[str, Any], parameters: Mapping[str, i
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and parameter.kind not in variadic and key not in node:
-            raise InputError(f"{_join(where, key)} is missing: {node['_target_']} needs it.")
+            raise InputError(f"{join(where, key)} is missing: {node['_target_']} needs it.")
+
+
+def check_built(where: str, target: Any, values: Mapping[str, Any]) -> None:
+    """Check that the arguments of a class fit its annotations, after the modules among them are built.
+
+    Args:
+        where: Place of the class in the configuration, for error messages.
+        target: The class.
+        values: Its arguments.
+
+    Raises:
+        InputError: A value has the wrong type.
+    """
+    from beartype.door import is_bearable
+
+    hints = _hints(target)
+    for key, value in values.items():
+        if key in hints and not is_bearable(_as_tuples(value), hints[key], conf=_settings()):
+            raise InputError(f"{join(where, key)} must be {_described(hints[key])}, got {_short(value)}.")
 
 
 def _check_types(where: str, target: Any, given: dict[str, Any]) -> None:
-    from beartype import BeartypeConf
-    from beartype.door import is_bearable
+    check_built(where, target, {key: value for key, value in given.items() if not _is_nested(value)})
 
+
+def _hints(target: Any) -> dict[str, Any]:
     try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except NameError:  # an annotation that only a type checker can resolve
-        return
-    settings = BeartypeConf(is_pep484_tower=True)  # an int is a float
-    for key, value in given.items():
-        if key in hints and not _is_nested(value) and not is_bearable(_as_tuples(value), hints[key], conf=settings):
-            raise InputError(f"{_join(where, key)} must be {_described(hints[key])}, got {value!r}.")
+        return {}
+
+
+def _settings() -> Any:
+    from beartype import BeartypeConf
+
+    return BeartypeConf(is_pep484_tower=True)  # an int is a float
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _is_nested(value: Any) -> bool:
@@ -112,7 +135,8 @@ def _described(hint: Any) -> str:
     return str(hint).replace("collections.abc.", "").replace("typing.", "").replace("NoneType", "None")
 
 
-def _join(where: str, key: str) -> str:
+def join(where: str, key: str) -> str:
+    """Return the place of a key in a configuration."""
     return f"{where}.{key}" if where else key
 
 
@@ -121,7 +145,7 @@ def _nodes(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         if "_target_" in node:
             yield where, node
         for key, value in node.items():
-            yield from _nodes(value, _join(where, str(key)))
+            yield from _nodes(value, join(where, str(key)))
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _nodes(value, f"{where}[{index}]")
@@ -132,4 +156,4 @@ def _locate(target: str, where: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{_join(where, '_target_')} is {target!r}, which cannot be imported: {error}.") from error
+        raise InputError(f"{join(where, '_target_')} is {target!r}, which cannot be imported: {error}.") from error

@@ -28,9 +28,10 @@ class TrainConfig:
         warmup: Share of the training in which the learning rate rises.
         resume: A checkpoint of an earlier run to continue.
         start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
+        trust: Packages whose classes the files of ``resume`` and ``start`` can name, such as ``[mylab]``. Packages that
+            this configuration names itself are trusted.
         report_pairs: Validation pairs that every method registers after the training.
         refine: Classical steps that refine the network's answer in that report.
-        trust: Packages of your own whose classes the checkpoints ``resume`` and ``start`` may use.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -49,9 +50,9 @@ class TrainConfig:
     warmup: float = 0.02
     resume: str | None = None
     start: str | None = None
+    trust: list[str] = field(default_factory=list)
     report_pairs: int = 0
     refine: int = 30
-    trust: list[str] = field(default_factory=list)
 
 
 def register_schema() -> None:

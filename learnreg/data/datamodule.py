@@ -9,6 +9,7 @@ from typing import Literal
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from learnreg.data.checks import check_subjects
 from learnreg.data.datasets import (
     Augmentation,
     Case,
@@ -48,7 +49,7 @@ class RegistrationData(pl.LightningDataModule):
         covariates: Columns of a CSV of unpaired images that hold numbers, see :attr:`learnreg.image.Image.covariates`.
 
     Raises:
-        InputError: The pairing is unknown, or a block is not ``[first, last)``.
+        InputError: The pairing is unknown, a block is not ``[first, last)``, or a number is too small.
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
@@ -68,6 +69,11 @@ class RegistrationData(pl.LightningDataModule):
         covariates: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise InputError(f"data.{name} must be at least {least}, got {value}.")
+        if validation_pairs is not None and validation_pairs < 1:
+            raise InputError(f"data.validation_pairs must be at least 1, or null for all, got {validation_pairs}.")
         self.path, self.space = path, space
         self.blocks = {"train": _block("train", train), "validation": _block("validation", validation)}
         self.batch_size = batch_size
@@ -87,7 +93,7 @@ class RegistrationData(pl.LightningDataModule):
         """Read the list of subjects; images are read when they are needed.
 
         Raises:
-            InputError: A block is empty or exceeds the data, or the validation block has no pair.
+            InputError: A block is empty, exceeds the data or holds no pair.
         """
         if self._subjects or self._pairs:
             return
@@ -100,25 +106,31 @@ class RegistrationData(pl.LightningDataModule):
                 raise InputError(
                     f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}."
                 )
+            if not self._pairs_of(name):
+                raise InputError(
+                    f"data.{name}=[{first}, {last}] holds one image, and a pair needs two; set a block of at least two."
+                )
 
-        if not self.pairs("validation"):
-            first, last = self.blocks["validation"]
-            raise InputError(f"data.validation=[{first}, {last}] holds one image and no pair; give at least two.")
+    def check(self, needs: Sequence[str] = ()) -> None:
+        """Check the files of both blocks by their headers, before the training.
 
-    def lacking(self, kind: Literal["labels", "landmarks"]) -> list[str]:
-        """Return the names of the images of both blocks that have no labels or landmarks, in order."""
-        images = [subject for name in self.blocks for subject in self._block_subjects(name)]
-        return list(dict.fromkeys(subject.name for subject in images if getattr(subject, kind) is None))
+        Args:
+            needs: What the training needs of every image, see :attr:`learnreg.training.RegistrationModule.needs`.
 
-    def _block_subjects(self, name: str) -> list[Subject]:
-        first, last = self.blocks[name]
-        if self._pairs:
-            return [subject for pair in self._pairs[first:last] for subject in pair]
-        return [*([self.atlas] if self.atlas else []), *self._subjects[first:last]]
+        Raises:
+            InputError: An image lacks what is needed, or files do not fit together.
+        """
+        for name in self.blocks:
+            first, last = self.blocks[name]
+            paired = [subject for pair in self.pairs(name) for subject in pair]
+            check_subjects(list(dict.fromkeys([*self._subjects[first:last], *paired])), needs, self.space.shape or ())
 
     def pairs(self, name: str = "validation") -> list[Pair]:
         """Return the pairs of a block."""
         self.setup()
+        return self._pairs_of(name)
+
+    def _pairs_of(self, name: str) -> list[Pair]:
         first, last = self.blocks[name]
         if self._pairs:
             return self._pairs[first:last]

@@ -19,7 +19,7 @@ from learnreg.typing import PathLike
 
 @dataclass(frozen=True)
 class Subject:
-    """Files of one image, its group (such as a patient with several visits), and its covariates."""
+    """Files of one image, its group (such as a patient with several visits), its covariates and its landmarks."""
 
     image: Path
     labels: Path | None = None
@@ -75,7 +75,9 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
         return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
     rows = _csv_rows(file)
     if "image" not in rows[0]:
-        raise InputError(f"{file} needs a column `image` (and may have `labels`, `mask`), got {', '.join(rows[0])}.")
+        raise InputError(
+            f"{file} needs a column `image` (and may have `labels`, `mask`, `landmarks`), got {', '.join(rows[0])}."
+        )
     return [replace(_csv_subject(row, "", file), covariates=_numbers(row, covariates, file)) for row in rows]
 
 
@@ -167,7 +169,7 @@ def _member(name: str | None, folder: Path) -> Path:
         raise InputError(f"The data set in {folder} has {name!r} where the name of an image file should be.")
     file = folder / Path(name).expanduser()
     if not file.exists():
-        raise MissingFileError(f"No such image: {file}, named by the data set in {folder}.")
+        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}.")
     return file
 
 

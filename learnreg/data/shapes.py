@@ -59,6 +59,11 @@ class ShapesData(pl.LightningDataModule):
         super().__init__()
         if space.shape is None:
             raise InputError("Shapes need the size of the images; set data.space.shape, for example [64, 64, 64].")
+        if min(pairs, validation_pairs, batch_size) < 1:
+            raise InputError(
+                "data.pairs, data.validation_pairs and data.batch_size must be at least 1, got "
+                f"{pairs}, {validation_pairs} and {batch_size}."
+            )
         if labels < 2:
             raise InputError(f"data.labels is a number of shapes, at least 2, got {labels}.")
         self.space, self.path, self.block = space, path, train

@@ -51,7 +51,8 @@ def register(  # noqa: PLR0913 - the options of a registration
         weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
             its default.
         initial: Transform to start from, fixed to moving; ``None`` lets the method choose.
-        trust: Packages of your own whose classes the checkpoint or method file may use, such as ``["mylab"]``.
+        trust: Packages whose classes the file of a method or checkpoint can name besides those of learnreg, such as
+            ``["mylab"]``.
         device: Device that computes; the result is returned on the CPU.
         progress: Show a progress bar; ``None`` shows one if the standard error stream is a terminal.
 

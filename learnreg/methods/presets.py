@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learnreg.configs.checks import check_targets
+from learnreg.configs.build import build, check_plain
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
-from learnreg.configs.trust import check_data
 from learnreg.errors import InputError, MissingFileError
 from learnreg.methods.base import Method
 
@@ -28,33 +27,20 @@ def load_method(name: str, *, trust: Sequence[str] = ()) -> Method:
           deformation: {iterations: [60, 80, 80, 40]}
 
     Args:
-        name: A preset (``learnreg methods`` lists them), or the path of a YAML file. The file is data: it cannot have
-            interpolations, and only modules that :func:`learnreg.configs.trust.check_allowed` knows are built.
-        trust: Packages of your own whose classes a file may use, such as ``["mylab"]``.
+        name: A preset (``learnreg methods`` lists them), or the path of a YAML file.
+        trust: Packages whose classes can be built besides those of learnreg, such as ``["mylab"]``.
 
     Raises:
-        InputError: There is no such preset, the file does not describe a method, or it needs a class that is not
-            trusted.
+        UntrustedClassError: The file needs a class of a package that is not in ``trust``.
+        InputError: There is no such preset, or the file does not describe a method.
         MissingFileError: There is no such file.
 
     Example:
         >>> list(load_method("affine").stages)
         ['center', 'rotation', 'affine']
     """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    if name.endswith((".yaml", ".yml")):
-        plain = _from_file(name)
-        check_data(plain, name, trust)
-    else:
-        plain = OmegaConf.to_container(_from_preset(name), resolve=True)
-        check_targets(plain)
-    try:
-        method = instantiate(plain, _convert_="all")
-    except InstantiationException as error:
-        raise InputError(f"{name}: {' '.join(str(error.__cause__ or error).split())}") from error
+    plain = _from_file(name) if name.endswith((".yaml", ".yml")) else _from_preset(name)
+    method = build(plain, source=name, trust=trust)
     if not isinstance(method, Method):
         raise InputError(f"{name} describes a {type(method).__name__}, not a Method.")
     return method
@@ -66,7 +52,7 @@ def _from_preset(name: str) -> Any:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}, or give a YAML file."
         raise InputError(f"Unknown method {name!r}; {hint}")
-    return compose_config(config_dir(), f"method/{name}").method
+    return _plain(compose_config(config_dir(), f"method/{name}").method)
 
 
 def _from_file(name: str) -> Any:
@@ -79,9 +65,29 @@ def _from_file(name: str) -> Any:
     if not file.is_file():
         raise MissingFileError(f"No such method file: {file}. Check the path, or give the name of a preset.")
     try:
-        config: Any = OmegaConf.load(file)
+        config = _plain(OmegaConf.load(file))
+        _check_file(config, file)
         if "defaults" in config:
-            config = compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"])
-        return OmegaConf.to_container(config, resolve=False)
+            config = _plain(compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"]))
+        return config
     except (YAMLError, HydraException, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is not a valid method file: {' '.join(str(error).split())}") from error
+
+
+def _plain(config: Any) -> Any:
+    """Convert a configuration to plain containers; interpolations stay as they are written, and are refused."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def _check_file(config: Any, file: Path) -> None:
+    """Check a file before Hydra composes it with the configs that its ``defaults`` name."""
+    if not isinstance(config, dict):
+        raise InputError(f"{file} is not a valid method file: it holds a list; start with _target_ or defaults.")
+    if "hydra" in config or "hydra" in str(config.get("defaults")):
+        raise InputError(f"{file} configures hydra, which a method file cannot do; leave `hydra` out.")
+    try:
+        check_plain(config)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error

@@ -70,6 +70,7 @@ class Network(nn.Module):
     Attributes:
         ndim: Dimension of the images, 2 or 3.
         in_channels: Channels of one image.
+        needs: What every image of a training must have: ``"labels"``, ``"landmarks"``.
 
     Example:
         >>> class Shift(Network):
@@ -87,6 +88,7 @@ class Network(nn.Module):
 
     ndim: int
     in_channels: int
+    needs: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, fixed: Image, moving: Image) -> Transform:
@@ -170,7 +172,8 @@ class Network(nn.Module):
             if image.ndim != self.ndim or image.data.shape[1] != self.in_channels:
                 raise InputError(
                     f"This network takes {self.ndim}-D images of {self.in_channels} channel(s), "
-                    f"{name} is {image.ndim}-D with {image.data.shape[1]}; use a network trained for such images."
+                    f"{name} is {image.ndim}-D with {image.data.shape[1]}; give images that fit, or train a network "
+                    f"with ndim={image.ndim} and in_channels={image.data.shape[1]}."
                 )
         if fixed.grid.shape != moving.grid.shape:
             raise InputError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from learnreg.configs.build import build, check_plain
+from learnreg.configs.checks import check_targets
 from learnreg.configs.files import RELEASED, model_files
-from learnreg.configs.trust import check_data
 from learnreg.errors import InputError, MissingFileError
 from learnreg.io import write_atomically
 from learnreg.networks.adapters import as_network
@@ -24,6 +27,7 @@ from learnreg.typing import PathLike
 FORMAT = 3
 KEY = "learnreg"
 PREFIX = "network."
+SPACE = "learnreg.data.preprocessing.ModelSpace"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,75 +75,99 @@ def recipe(
 def load_checkpoint(path: PathLike, *, trust: Sequence[str] = ()) -> Checkpoint:
     """Read a checkpoint of a training, or a released model.
 
-    A file cannot run code: only tensors and plain values are read, only modules that
-    :func:`learnreg.configs.trust.check_allowed` knows are built, and they must have the sizes of the stored weights.
+    A file cannot run code: only tensors and plain values are read, and only public classes of learnreg and classes of
+    ``trust`` are built, after their arguments and the shapes of the weights were checked.
 
     Args:
         path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes with
             learnreg, see :func:`learnreg.configs.files.model_files`.
-        trust: Packages of your own whose classes may be built, such as ``["mylab"]``.
+        trust: Packages whose classes can be built too, such as ``["mylab"]`` for a network of your own.
 
     Returns:
         The network in evaluation mode, on the CPU, with its configuration.
 
     Raises:
         MissingFileError: There is no such file and no such model.
-        InputError: The file is damaged, is not a checkpoint of learnreg, has another format or weights that are not
-            finite, or needs a class that is not trusted.
+        UntrustedClassError: The file needs a class of a package that is not in ``trust``.
+        InputError: The file is damaged, is not a checkpoint of learnreg, has another format, or its parts do not fit.
 
     Example:
         >>> type(load_checkpoint("hippocampus").network).__name__
         'Pyramid'
     """
     file = find(path)
-    stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
-    if stored.get("format") != FORMAT:
-        raise InputError(
-            f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
-            "train again or install the version that wrote it."
-        )
-    for key in ("network", "objective", "space"):
-        if not isinstance(stored.get(key), dict):
-            raise InputError(f"{file} is damaged: it has no configuration of the {key}; copy it again.")
-    _check_weights(weights, file)
-    check_data({"_target_": "learnreg.data.preprocessing.ModelSpace", **stored["space"]}, str(file), ("learnreg",))
-    _check_sizes(stored["network"], weights, file, trust)
-    network = as_network(build(stored["network"], str(file), trust))
-    network.load_state_dict(weights)
-    objective = build(stored["objective"], str(file), trust)
+    stored, weights = _read(file)
+    network = _network(stored["network"], weights, file, trust)
+    objective = build(unsupervised(stored["objective"]), source=str(file), trust=trust)
     if not isinstance(objective, Objective):
         raise InputError(
             f"{file} needs a learnreg.objective.Objective, got {stored['objective'].get('_target_')}; train again."
         )
-    refinement = build(stored["refinement"], str(file), trust) if stored.get("refinement") else None
-    network.eval()
-    return Checkpoint(network, objective.unsupervised(), dict(stored["space"]), stored, refinement)
+    refinement = stored.get("refinement")
+    stage = build(refinement, source=str(file), trust=trust) if refinement else None
+    return Checkpoint(network, objective, dict(stored["space"]), stored, stage)
 
 
-def _check_weights(weights: Mapping[str, Tensor], file: Path) -> None:
-    for key, value in weights.items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"{file} is damaged: {key} is a {type(value).__name__}, not a tensor; copy it again.")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise InputError(f"{file}: the weights {key} are not finite; the training diverged. Use an earlier one.")
+def unsupervised(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of an objective without supervision, which only a training uses."""
+    return {key: value for key, value in objective.items() if key != "supervision"}
 
 
-def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path, trust: Sequence[str]) -> None:
-    """Compare the sizes of a network with its weights, before memory is taken for it."""
-    changed = InputError(
-        f"{file} does not fit its network, {config.get('_target_')}: the class or the file has changed since. Train "
-        "again or install the version that wrote it."
-    )
+def _network(config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path, trust: Sequence[str]) -> Network:
+    """Build the network with its weights; the shapes are compared before memory is allocated for them."""
+    if not trust:  # the constructor of another package may need the values of its tensors
+        with torch.device("meta"), _Values(), _at_most(4 * len(weights) + 64, file):
+            outline = as_network(build(config, source=str(file)))
+        _check_shapes(outline, config, weights, file)
+    network = as_network(build(config, source=str(file), trust=trust))
+    _check_shapes(network, config, weights, file)
     try:
-        with torch.device("meta"):
-            network = as_network(build(config, str(file), trust))
-    except (RuntimeError, NotImplementedError) as error:  # a class that computes with values when it is built
-        if "meta" not in str(error):
-            raise changed from error
-        return
-    expected = {key: value.shape for key, value in network.state_dict().items()}
-    if expected != {key: value.shape for key, value in weights.items()}:
-        raise changed
+        network.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return network.eval()
+
+
+class _Values(TorchFunctionMode):
+    """Keep ``torch.linspace`` off the meta device: MONAI's Swin transformer reads the values of its drop rates."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **given, **(kwargs or {}))
+
+
+@contextmanager
+def _at_most(count: int, file: Path) -> Iterator[None]:
+    """Stop the construction of a network of more parameters than the file has, such as of 10^6 blocks."""
+    own, found = threading.get_ident(), 0
+
+    def counted(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal found
+        found += threading.get_ident() == own
+        if found > count:
+            raise InputError(f"{file} describes a network of more weights than it holds; copy it again.")
+
+    handle = nn.modules.module.register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_shapes(network: Network, config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Path) -> None:
+    """Compare names, shapes and kinds of the weights of a network and of its file."""
+    expected = network.state_dict()
+    odd = sorted(expected.keys() ^ weights.keys())
+    odd += [key for key in expected.keys() & weights.keys() if not _alike(expected[key], weights[key])]
+    if odd:
+        raise InputError(
+            f"{file} does not fit its network, {config.get('_target_')}, in {odd[0]}: the file is damaged, or the "
+            "class has changed since. Copy it again, train again or install the version that wrote it."
+        )
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.is_floating_point() == b.is_floating_point()
 
 
 def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()) -> None:
@@ -163,8 +191,13 @@ def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()
     if target.suffix != RELEASED:
         raise InputError(f"A released model is a {RELEASED} file, got {target.name}; change the suffix.")
     load_checkpoint(checkpoint, trust=trust)  # raises if the checkpoint cannot be used
-    stored, weights = _read_training(find(checkpoint))
+    stored, weights = _read(find(checkpoint))
     halves = {key: w.half() if w.is_floating_point() else w for key, w in weights.items()}
+    for key, half in halves.items():
+        if not half.isfinite().all():
+            raise InputError(
+                f"{checkpoint} has weights above 65504 in {key}, too large for half precision; use it as it is."
+            )
     write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
 
 
@@ -189,10 +222,48 @@ def find(path: PathLike) -> Path:
     )
 
 
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read the recipe and the weights of a file, and check both before anything is built from them.
+
+    Raises:
+        InputError: A part is missing, or of another type, or a weight is not finite.
+    """
+    stored, weights = _read_release(file) if file.suffix == RELEASED else _read_training(file)
+    if stored.get("format") != FORMAT:
+        raise InputError(
+            f"{file} has checkpoint format {stored.get('format')}, this version of learnreg reads {FORMAT}; "
+            "train again or install the version that wrote it."
+        )
+    for key in ("network", "objective", "space"):
+        if not isinstance(stored.get(key), dict):
+            raise InputError(f"{file} is damaged: it has no configuration of the {key}; copy it again.")
+    if not isinstance(stored.get("refinement") or {}, dict):
+        raise InputError(f"{file} is damaged: its refinement is not a configuration; copy it again.")
+    try:
+        check_plain(stored)
+        check_targets({"space": {"_target_": SPACE, **stored["space"]}})
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    for key, value in weights.items():
+        _check_weight(key, value, file)
+    return stored, weights
+
+
+def _check_weight(key: str, value: Any, file: Path) -> None:
+    if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise InputError(f"{file} is damaged: {key} is not a dense tensor; copy it again.")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise InputError(
+            f"{file} is damaged: {key} has the shape {tuple(value.shape)} but fewer values; copy it again."
+        )
+    if not value.isfinite().all():
+        raise InputError(f"{file} has NaN or infinite weights in {key}: the training diverged; use another checkpoint.")
+
+
 def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise InputError(
             f"{file} is not a checkpoint that can be read safely; give one written by train.py."
         ) from error
@@ -200,7 +271,7 @@ def _read_training(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(stored, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"{file} is not a checkpoint of learnreg; give one written by train.py.")
     weights = content["state_dict"].items()
-    return stored, {key.removeprefix(PREFIX): value for key, value in weights if key.startswith(PREFIX)}
+    return stored, {str(key).removeprefix(PREFIX): value for key, value in weights if str(key).startswith(PREFIX)}
 
 
 def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -210,34 +281,5 @@ def _read_release(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(file, framework="pt") as content:
             stored = dict(json.loads((content.metadata() or {})[KEY]))
             return stored, {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{file} is not a model of learnreg; give one written by `learnreg export`.") from error
-
-
-def build(config: Mapping[str, Any], file: str, trust: Sequence[str] = ()) -> nn.Module:
-    """Build the module of a configuration that comes from a file.
-
-    Args:
-        config: Configuration with ``_target_``, nested.
-        file: For error messages.
-        trust: See :func:`load_checkpoint`.
-
-    Raises:
-        InputError: The configuration is not data, a target may not be built or does not exist, or the result is not a
-            ``torch.nn.Module``.
-    """
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    check_data(config, file, trust)
-    try:
-        module = instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        known = error.__cause__
-        if isinstance(known, (RuntimeError, NotImplementedError)) and "meta" in str(known):
-            raise known from error
-        reason = " ".join(str(known or error).split())
-        raise InputError(f"{file}: {config.get('_target_')} cannot be built: {reason}") from error
-    if not isinstance(module, nn.Module):
-        raise InputError(f"{file} needs a torch.nn.Module, got a {type(module).__name__}.")
-    return module

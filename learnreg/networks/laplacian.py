@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from learnreg.errors import InputError
 from learnreg.fields import exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
@@ -74,7 +75,13 @@ class LaplacianPyramid(Network):
         return torch.tensor(self.levels)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Set the number of levels that take part."""
+        """Set the number of levels that take part.
+
+        Raises:
+            InputError: The network does not have as many.
+        """
+        if not 1 <= int(state) <= self.stages:
+            raise InputError(f"LaplacianPyramid.levels must be from 1 to {self.stages}, got {int(state)}.")
         self.levels = int(state)
 
     @property

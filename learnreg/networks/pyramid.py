@@ -109,6 +109,7 @@ class Pyramid(Network):
         self.ndim, self.in_channels, self.steps, self.reach = ndim, in_channels, steps, reach
         self.passes, self.symmetric, self.composed, self.deep = counts, symmetric, composed, float(deep)
         self.segmentation = float(segmentation) if segments else 0.0
+        self.needs = ("labels",) if self.segmentation > 0 else ()
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
         self.context = _Context(ndim, widths) if context else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.io import write_image
+from learnreg.io import SUFFIXES, write_image
 from learnreg.metrics import score
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
 from learnreg.optimization import IterativeStage
@@ -40,7 +41,7 @@ class AmortizationGap(pl.Callback):
         every: Log at every ``every``-th validation.
 
     Raises:
-        InputError: There are no steps, or a number is less than 1.
+        InputError: There are no steps, or a number is below 1.
 
     Example:
         >>> from learnreg.optimization import FieldStage
@@ -54,10 +55,10 @@ class AmortizationGap(pl.Callback):
     def __init__(
         self, refinement: IterativeStage | None, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
     ) -> None:
-        if not steps or min(steps) < 1 or pairs < 1 or every < 1:
+        if not steps or min(*steps, pairs, every, 1) < 1:
             raise InputError(
-                f"AmortizationGap needs at least one number of steps, and steps, pairs and every of at least 1, got "
-                f"steps={list(steps)}, pairs={pairs}, every={every}."
+                "AmortizationGap needs steps, pairs and every of at least 1, such as steps=[10, 50], got "
+                f"steps={list(steps)}, pairs={pairs}, every={every}; callbacks.gap=null leaves it out."
             )
         self.refinement, self.steps, self.pairs, self.every = refinement, tuple(steps), pairs, every
         self.seen = -1
@@ -127,7 +128,8 @@ class Progressive(pl.Callback):
             training equally.
 
     Raises:
-        InputError: The network is not a :class:`learnreg.networks.LaplacianPyramid`; raised when the training starts.
+        InputError: ``joins`` does not rise from 0 to 1; or the network is not a
+            :class:`learnreg.networks.LaplacianPyramid`, which is raised when the training starts.
 
     Source:
         Mok and Chung, LapIRN, MICCAI 2020.
@@ -140,6 +142,10 @@ class Progressive(pl.Callback):
 
     def __init__(self, joins: Sequence[float] | None = None) -> None:
         self.joins = None if joins is None else tuple(float(j) for j in joins)
+        if list(self.joins or ()) != sorted(self.joins or ()) or not all(0 <= j <= 1 for j in self.joins or ()):
+            raise InputError(
+                f"Progressive.joins are shares of the training rising from 0 to 1, got {list(joins or ())}."
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -151,7 +157,8 @@ class Progressive(pl.Callback):
         """
         if not isinstance(pl_module, RegistrationModule) or not isinstance(pl_module.network, LaplacianPyramid):
             raise InputError(
-                "The callback Progressive needs the network LaplacianPyramid; leave it out (~callbacks.progressive)."
+                "The callback Progressive needs the network LaplacianPyramid; set network=laplacian, or "
+                "callbacks.progressive=null."
             )
         stages = pl_module.network.stages
         joins = self.joins or tuple(k / stages for k in range(1, stages))
@@ -168,7 +175,8 @@ class SaveTemplate(pl.Callback):
             are added to the name of the file, for example ``template_70.nii.gz``.
 
     Raises:
-        InputError: The network has no template, or ``covariates`` does not fit it; raised before the training.
+        InputError: ``file`` is not the name of an image, ``spacing`` is not positive, or ``covariates`` is empty; also
+            before the training, if the network has no template or ``covariates`` does not fit it.
 
     Example:
         >>> callback = SaveTemplate("template.nii.gz", spacing=1.5, covariates=[[30], [70]])
@@ -179,6 +187,14 @@ class SaveTemplate(pl.Callback):
     def __init__(self, file: str, spacing: float = 1.0, covariates: Sequence[Sequence[float]] | None = None) -> None:
         self.file, self.spacing = Path(file), float(spacing)
         self.covariates = None if covariates is None else [[float(v) for v in row] for row in covariates]
+        if not self.file.name.lower().endswith(SUFFIXES):
+            raise InputError(f"SaveTemplate.file must be an image such as template.nii.gz, got {file}.")
+        if not 0 < self.spacing < math.inf:
+            raise InputError(f"SaveTemplate.spacing must be positive, mm, got {spacing}.")
+        if self.covariates == []:
+            raise InputError(
+                "SaveTemplate.covariates needs one row of values per file, such as [[30], [70]], got none."
+            )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the network before the training.
@@ -190,7 +206,7 @@ class SaveTemplate(pl.Callback):
         if not isinstance(network, LearnedTemplate):
             raise InputError(
                 f"The callback SaveTemplate needs the network LearnedTemplate, got {type(network).__name__}; "
-                "leave it out (~callbacks.template)."
+                "leave it out (callbacks.template=null)."
             )
         if isinstance(network, ConditionalTemplate) != (self.covariates is not None):
             raise InputError(
@@ -208,10 +224,11 @@ class SaveTemplate(pl.Callback):
         known = None if self.covariates is None else torch.tensor(self.covariates, device=pl_module.device)
         with torch.no_grad():
             found = network.appearance(1 if known is None else len(known), known).cpu().float()
-        name, *suffixes = self.file.name.split(".")
+        suffix = "".join(self.file.suffixes[-2:]) if self.file.name.endswith(".gz") else self.file.suffix
+        name = self.file.name.removesuffix(suffix)
         for number, values in enumerate(found):
             row = [] if self.covariates is None else self.covariates[number]
-            file = self.file.with_name(".".join(["_".join([name, *(f"{v:g}" for v in row)]), *suffixes]))
+            file = self.file.with_name("_".join([name, *(f"{v:g}" for v in row)]) + suffix)
             write_image(values, Grid.regular(tuple(values.shape[1:]), self.spacing), file)
 
 
@@ -222,6 +239,9 @@ class Pictures(pl.Callback):
         folder: Folder for the files ``step_<step>.png``.
         every: Save at the first and then at every ``every``-th validation.
 
+    Raises:
+        InputError: ``every`` is below 1.
+
     Example:
         >>> callback = Pictures("pictures", every=5)
         >>> callback.folder.name
@@ -229,6 +249,8 @@ class Pictures(pl.Callback):
     """
 
     def __init__(self, folder: str, every: int = 5) -> None:
+        if every < 1:
+            raise InputError(f"Pictures.every must be at least 1, got {every}; callbacks.pictures=null leaves it out.")
         self.folder, self.every, self.seen = Path(folder), every, 0
 
     def on_validation_batch_end(

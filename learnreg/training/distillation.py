@@ -28,7 +28,7 @@ class Distillation(Supervision):
     registered once.
 
     Args:
-        stages: Stages of the method by name, as in ``conf/method``.
+        stages: Stages of the method by name, as in ``conf/method``; ``None`` leaves a stage of a preset out.
         from_answer: If ``True``, the stages start from the network's transform and refine it; the results change with
             the network and are not cached. If ``False``, they start from the identity.
         keep: Maximum number of displacements that are cached in memory, in half precision.
@@ -53,20 +53,21 @@ class Distillation(Supervision):
 
     def __init__(
         self,
-        stages: Mapping[str, Stage],
+        stages: Mapping[str, Stage | None],
         *,
         from_answer: bool = False,
         keep: int = 1000,
         folder: PathLike | None = None,
     ) -> None:
         super().__init__()
-        if not stages:
+        given = {name: stage for name, stage in stages.items() if stage is not None}
+        if not given:
             raise InputError("Distillation needs the stages of a method, as in conf/method, got none.")
-        self.stages = StageDict(stages)
+        self.stages = StageDict(given)
         self.from_answer, self.keep = from_answer, int(keep)
         self.folder = None if folder is None else Path(folder).expanduser()
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._method = b"" if folder is None else pickle.dumps(dict(stages))  # tells methods that share a folder apart
+        self._method = b"" if folder is None else pickle.dumps(given)  # tells methods that share a folder apart
 
     def forward(self, fixed: Image, moving: Image, transform: Transform, mask: MaskTensor | None = None) -> Scalar:
         if self.from_answer and len(fixed.data) > 1:

@@ -18,10 +18,11 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.metrics import score
 from learnreg.networks import as_network
-from learnreg.networks.base import Prediction, Task
+from learnreg.networks.base import Network, Prediction, Task
 from learnreg.networks.checkpoint import KEY
 from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
+from learnreg.supervision import Supervision
 from learnreg.terms import Weighted
 from learnreg.transforms import Transform, chain
 
@@ -73,6 +74,13 @@ class RegistrationModule(pl.LightningModule):
         self.consistency, self.features = consistency, features
         self.symmetric, self.warmup = symmetric, warmup
         self.recipe = dict(recipe or {})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What every image must have: ``"labels"``, ``"landmarks"``."""
+        parts: list[Supervision | Network] = [term.term for _, term in self.objective.supervision.items()]
+        parts += [part for part in self.network.modules() if isinstance(part, Network)]
+        return tuple(sorted({need for part in parts for need in part.needs}))
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         return self.predict(fixed, moving).transform

@@ -236,11 +236,11 @@ def test_a_method_moves_with_everything_in_it():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("_target_: torch.load\nf: evil.pt", "may not build torch.load"),
-        ("_target_: builtins.open\nfile: evil.txt\nmode: w", "may not build builtins.open"),
+        ("_target_: torch.load\nf: evil.pt", "needs torch.load"),
+        ("_target_: builtins.open\nfile: evil.txt\nmode: w", "needs builtins.open"),
         ('_target_: learnreg.methods.IterativeMethod\nstages: "${oc.create:{_target_: io.open}}"', "an interpolation"),
         ("defaults:\n  - /method/rigid@_here_\n  - _self_\nstages: {rigid: {kind: '${oc.env:HOME}'}}", "interpolation"),
-        ("_target_: learnreg.methods.IterativeMethod\nstages: {a: {_target_: mine.Stage}}", "--trust mine"),
+        ("_target_: learnreg.methods.IterativeMethod\nstages: {a: {_target_: mine.Stage}}", r"trust=\[.mine.\]"),
     ],
 )
 def test_a_method_file_is_data(tmp_path, monkeypatch, text, message):

@@ -26,6 +26,13 @@ def pair(name="LPS", other="RAS", **moving):
     return fixed, blob_image(make_grid(other, (24, 30, 26), (1.4, 1.6, 1.5), torch.float32), **moving)
 
 
+def test_features_of_a_constant_image_have_a_gradient():
+    """The magnitude of a gradient is not differentiable at 0: a template that begins with zeros became NaN."""
+    image = torch.zeros(1, 1, 6, 7, 8, requires_grad=True)
+    IntensityAndGradient()(Image(image, Grid.regular((6, 7, 8)))).data.sum().backward()
+    assert torch.equal(image.grad, torch.ones_like(image))
+
+
 @pytest.mark.parametrize("other", sorted(DIRECTIONS))
 def test_center_of_mass_finds_a_shift(other):
     fixed, moving = pair(other=other, center=(3.0, -2.0, 1.0))

@@ -1,0 +1,89 @@
+"""Check what file lists and headers tell, before a training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from learnreg.data.formats import Subject
+from learnreg.errors import InputError
+from learnreg.grid import Grid
+from learnreg.io import SUFFIXES
+from learnreg.landmarks import read_landmarks
+
+REMEDIES = {
+    "labels": "add its file (folder labels/, column labels), take the image out of the data, or train without labels "
+    "(objective/supervision=null and a network without segments)",
+    "landmarks": "add its file (column landmarks of a CSV), take the image out of the data, or train without landmarks "
+    "(objective/supervision=null)",
+}
+
+
+def check_subjects(subjects: Sequence[Subject], needs: Sequence[str], shape: Sequence[int]) -> None:
+    """Check the files of a data set by their headers.
+
+    Args:
+        subjects: Images to train on or to validate with.
+        needs: What the training needs of every image: ``"labels"``, ``"landmarks"``.
+        shape: Shape of the model's grid.
+
+    Raises:
+        InputError: An image lacks what is needed, has another dimension than the model, or differs in size from its
+            labels or mask; or two images differ in the number of landmarks.
+    """
+    for need in needs:
+        lacking = [subject for subject in subjects if getattr(subject, need) is None]
+        if lacking:
+            more = f" and {len(lacking) - 1} more have" if len(lacking) > 1 else " has"
+            raise InputError(f"{lacking[0].image}{more} no {need}, which this training needs; {REMEDIES[need]}.")
+    sizes = {subject: _checked_size(subject, len(shape)) for subject in subjects}
+    if "landmarks" in needs:
+        _check_landmarks(sizes)
+
+
+def _checked_size(subject: Subject, ndim: int) -> tuple[int, ...]:
+    """Return the size of an image from its header, after comparing it to those of its labels and mask."""
+    size = _size(subject.image)
+    if len(size) != ndim:
+        raise InputError(
+            f"{subject.image} is {len(size)}-D, but data.space.shape has {ndim} sizes; give {ndim}-D images, or set "
+            f"{len(size)} sizes and network.ndim={len(size)}."
+        )
+    for kind, file in (("labels", subject.labels), ("mask", subject.mask)):
+        if file is not None and _size(file) != size:
+            raise InputError(
+                f"The {kind} {file} have size {_size(file)}, but the image {subject.image} has {size}; resample them "
+                "onto the image's grid first."
+            )
+    return size
+
+
+def _check_landmarks(sizes: Mapping[Subject, tuple[int, ...]]) -> None:
+    counts = {}
+    for subject, size in sizes.items():
+        if subject.landmarks is not None:
+            counts[subject.landmarks] = read_landmarks(subject.landmarks, Grid.regular(size[::-1])).shape[1]
+    for file, count in counts.items():
+        first, expected = next(iter(counts.items()))
+        if count != expected:
+            raise InputError(
+                f"{file} has {count} landmarks and {first} has {expected}; list the same points in one order in every "
+                "file, with nan where one is not marked."
+            )
+
+
+def _size(file: Path) -> tuple[int, ...]:
+    reader = sitk.ImageFileReader()
+    try:
+        if file.is_dir():
+            names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file))
+            reader.SetFileName(names[0] if names else str(file))
+        else:
+            reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
+    size: tuple[int, ...] = reader.GetSize()
+    return (*size[:2], len(names)) if file.is_dir() else size
