@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
@@ -23,11 +25,11 @@ from learnreg.data.preprocessing import normalized
 from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.io import write_image
+from learnreg.io import to_sitk, write_image
 from learnreg.methods import Method, Registration
 from learnreg.networks.units import voxels_to_mm
 from learnreg.transforms import Displacement, Transform, chain
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.itk import from_itk, read_transform
 
 Piece = Callable[[], torch.Tensor]
 Integrator = Callable[[torch.Tensor], torch.Tensor]
@@ -91,6 +93,97 @@ class Ants(Method):
             seconds = time.perf_counter() - began
             warps = [read_transform(file) for file in result["fwdtransforms"]]  # the first is applied first to points
         return Registration(reduce(chain, warps), fixed, moving, seconds=seconds)
+
+
+class SimpleItk(Method):
+    """SimpleITK's registration framework: mutual information, regular steps, three levels, from the headers.
+
+    The gradient descent of its notebooks, of a constant rate, diverges on small images. Samples are up to 20000 voxels
+    of each level.
+
+    Args:
+        kind: ``"rigid"`` or ``"affine"``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
+        ndim, began = fixed.ndim, time.perf_counter()
+        rigid = sitk.Euler2DTransform if ndim == 2 else sitk.Euler3DTransform
+        start = rigid() if self.kind == "rigid" else sitk.AffineTransform(ndim)
+        start.SetCenter(fixed.grid.center[0].double().tolist())
+        solver = sitk.ImageRegistrationMethod()
+        solver.SetMetricAsMattesMutualInformation(32)
+        solver.SetMetricSamplingStrategy(solver.RANDOM)
+        shares = [min(1.0, 20000 * shrink**ndim / fixed.data.numel()) for shrink in (4, 2, 1)]
+        solver.SetMetricSamplingPercentagePerLevel(shares, 1)
+        solver.SetInterpolator(sitk.sitkLinear)
+        solver.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 200)
+        solver.SetOptimizerScalesFromPhysicalShift()
+        solver.SetShrinkFactorsPerLevel([4, 2, 1])
+        solver.SetSmoothingSigmasPerLevel([2, 1, 0])
+        solver.SetInitialTransform(start)
+        if fixed.mask is not None:
+            solver.SetMetricFixedMask(to_sitk(fixed.mask[0].to(torch.uint8), fixed.grid))
+        if moving.mask is not None:
+            solver.SetMetricMovingMask(to_sitk(moving.mask[0].to(torch.uint8), moving.grid))
+        found = solver.Execute(*(to_sitk(image.data[0].float(), image.grid) for image in (fixed, moving)))
+        return Registration(from_itk(found), fixed, moving, seconds=time.perf_counter() - began)
+
+
+class Elastix(Method):
+    """elastix by ``itk-elastix``, with its default parameters of a rigid or an affine registration.
+
+    Masks are not eroded: at its default, none of the moving mask is left on the coarsest level.
+
+    Args:
+        kind: ``"rigid"`` or ``"affine"``.
+    """
+
+    def __init__(self, kind: str) -> None:
+        import itk
+
+        itk.ParameterObject.New()  # loads it, which takes seconds
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, fixed: Image, moving: Image, **kwargs: object) -> Registration:
+        import itk
+
+        ndim, began = fixed.ndim, time.perf_counter()
+        images = [_itk_image(image.data, image.grid) for image in (fixed, moving)]
+        settings = itk.ParameterObject.New()
+        parameters = settings.GetDefaultParameterMap(self.kind)
+        parameters["ErodeMask"] = ["false"]
+        settings.AddParameterMap(parameters)
+        masks = {
+            f"{name}_mask": _itk_image(image.mask.to(torch.uint8), image.grid)
+            for name, image in (("fixed", fixed), ("moving", moving))
+            if image.mask is not None
+        }
+        _, result = itk.elastix_registration_method(*images, parameter_object=settings, number_of_threads=1, **masks)
+        found = result.GetParameterMap(0)
+        values = [float(value) for value in found["TransformParameters"]]
+        center = [float(value) for value in found["CenterOfRotationPoint"]]
+        rigid = sitk.Euler2DTransform if ndim == 2 else sitk.Euler3DTransform
+        transform = rigid() if self.kind == "rigid" else sitk.AffineTransform(ndim)
+        transform.SetFixedParameters(center + [0.0] * (len(transform.GetFixedParameters()) - ndim))
+        transform.SetParameters(values)
+        return Registration(from_itk(transform), fixed, moving, seconds=time.perf_counter() - began)
+
+
+def _itk_image(values: torch.Tensor, grid: Grid) -> Any:
+    """Convert a batch of one to an image of ITK's own Python package."""
+    import itk
+
+    image = itk.image_from_array(values[0, 0].contiguous().numpy())
+    header = to_sitk(values[0].float(), grid)
+    image.SetSpacing(header.GetSpacing())
+    image.SetOrigin(header.GetOrigin())
+    image.SetDirection(itk.matrix_from_array(np.array(header.GetDirection()).reshape(grid.ndim, grid.ndim)))
+    return image
 
 
 def pieces(

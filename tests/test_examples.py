@@ -1,13 +1,16 @@
 """The examples run at small size and find what they look for."""
 
 import importlib
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).resolve().parents[1] / "scripts" / "examples"
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+FOLDER = SCRIPTS / "examples"
 CASES = [
     ("affine", ["--spacing", "4"], "affine_2d", 0.1),
     ("affine", ["--ndim", "3", "--spacing", "6"], "affine_3d", 0.1),
@@ -33,3 +36,23 @@ def test_example(module, given, picture, share, tmp_path, monkeypatch, capsys):
 
 def test_every_example_is_tried():
     assert {file.stem for file in FOLDER.glob("*.py")} == {"common", *(case[0] for case in CASES)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_linear_accuracy(tmp_path, monkeypatch, capsys):
+    """Tissue to the border of both views: SimpleITK finds the truth of the script, and so does learnreg."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = importlib.import_module("linear_accuracy")
+    results = module.main(["--case", "shift", "--case", "turn", "--kind", "rigid", "--output", str(tmp_path)])
+    means = {(r.case, r.tool): r.mean for r in results if r.kind != "deformable"}
+    shift, turn = module.SYNTHETIC
+    assert means[shift, "start"] == pytest.approx(math.hypot(6, -5, 4), abs=1e-6)
+    for case in (shift, turn):
+        assert means[case, "SimpleITK"] < 0.1  # mm, of voxels of 1 mm
+        assert means[case, "learnreg"] < 0.2
+    assert not module.missed([r for r in results if r.kind == "rigid"])
+    assert f"| {turn} |" in (tmp_path / "linear_accuracy.md").read_text()
+    assert len(json.loads((tmp_path / "linear_accuracy.json").read_text())) == len(results)
+    assert "real images are left out" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="No case has nothing in its name"):
+        module.main(["--case", "nothing"])
