@@ -23,6 +23,7 @@ from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 
 NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
+DESCRIPTION = "0008|103e"  # of a DICOM series
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 
 
@@ -169,13 +170,24 @@ def _read_dicom(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
+        held = [_described(reader.GetGDCMSeriesFileNames(str(folder), one)) for one in series]
         raise InputError(
-            f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file."
+            f"The folder {folder} holds {len(series)} DICOM series{': ' if held else ''}{'; '.join(held[:8])}"
+            f"{'; ...' if len(held) > 8 else ''}. Give a folder with exactly one, or a file."
         )
     files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
     check_series(files, folder)
     reader.SetFileNames(files)
     return reader.Execute()
+
+
+def _described(files: Sequence[str]) -> str:
+    """Return the description, number of files and first file of a DICOM series."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(files[0])
+    reader.ReadImageInformation()
+    name = reader.GetMetaData(DESCRIPTION).strip() if reader.HasMetaDataKey(DESCRIPTION) else ""
+    return f"{name or 'unnamed'} ({len(files)} files, {Path(files[0]).name} first)"
 
 
 def image_from_sitk(image: sitk.Image, *, name: str = "image") -> Image:
