@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,35 @@ def subject_name(path: PathLike) -> str:
     name = Path(path).name
     known = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
     return name[: -max(map(len, known))] if known and len(name) > max(map(len, known)) else name
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the subject name of each file; equal ones begin with as many of their folders as tell them apart.
+
+    Raises:
+        InputError: A file is listed twice, or two differ only in their suffix.
+
+    Example:
+        >>> distinct_names([Path("a/t1.nii"), Path("b/t1.nii"), Path("b/t2.nii")])
+        ['a_t1', 'b_t1', 't2']
+    """
+    whole = [path.absolute() for path in paths]
+    names = [subject_name(path) for path in paths]
+    equal: set[str] = set()
+    for depth in range(1, 1 + max((len(path.parts) for path in whole), default=0)):
+        equal = {name for name, count in Counter(names).items() if count > 1}
+        if not equal:
+            break
+        names = [
+            "_".join([*path.parent.parts[-depth:], subject_name(path)]).replace(path.anchor, "")
+            if name in equal
+            else name
+            for name, path in zip(names, whole, strict=True)
+        ]
+    if not equal:
+        return names
+    same = [str(path) for path, name in zip(paths, names, strict=True) if name in equal]
+    raise InputError(f"{same[0]} and {same[1]} have one name; rename one of them, and list each image once.")
 
 
 def read_sitk(path: PathLike) -> sitk.Image:
