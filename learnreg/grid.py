@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from learnreg.caching import UncachedState
 from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.separable import map_vectors
@@ -21,7 +22,7 @@ from learnreg.typing import FieldTensor, MatrixTensor, OneMatrix, PointTensor
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class Grid(UncachedState):
     """A regular lattice of cells in physical space, 2-D or 3-D, batched and immutable.
 
     Args:

@@ -50,8 +50,8 @@ class Penalty(Weighted[Regularizer]):
         term: The regularizer.
         weight: Factor in the objective, at least 0.
         acts_on: ``"field"`` penalizes what carries the transform: a displacement, velocity or control points.
-            ``"displacement"`` penalizes the displacement of each sample of the fixed grid; choose it for terms of
-            the map itself, such as its Jacobian determinant.
+            ``"displacement"`` penalizes the displacement of each sample of the fixed grid, of both sides of a symmetric
+            transform; choose it for terms of the map itself, such as its Jacobian determinant.
         where: Local factor as an image in the fixed space; ``None`` is 1 everywhere.
 
     Raises:
@@ -246,7 +246,9 @@ class PairObjective:
             return {}
         on = {"field": fields}
         if any(penalty.acts_on == "displacement" for _, penalty in penalties.items()):
-            on["displacement"] = ((transform.sides()[1].displacement(grid), grid),)
+            on["displacement"] = tuple(
+                (side.displacement(grid), grid) for side in transform.sides() if side is not None
+            )
         return {name: self._summed(name, penalty, on[penalty.acts_on]) for name, penalty in penalties.items()}
 
     def _summed(self, name: str, penalty: Penalty, fields: Sequence[tuple[FieldTensor, Grid]]) -> Scalar:

@@ -470,7 +470,7 @@ def test_a_template_is_trained_with_gradient_features(tmp_path, small_data):
         "train.py",
         "experiment=hippocampus_images",
         "network=learned_template",
-        "data.space.shape=[16,16,16]",
+        "data.space.shape=[32,32,32]",
         "trainer.max_steps=4",
         "trainer.limit_train_batches=4",
         "trainer.limit_val_batches=1",

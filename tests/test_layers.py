@@ -8,9 +8,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
-    ["typing", "errors", "configs", "memory"],
+    ["typing", "errors", "caching", "configs", "memory"],
     ["grid", "separable", "numerics", "interpolation"],
-    ["image", "io", "landmarks"],
+    ["image", "headers", "io", "landmarks"],
     ["sampling"],
     ["fields", "smoothing"],
     ["transforms"],

@@ -8,7 +8,7 @@ from learnreg.regularization import Diffusion, LogJacobian
 from learnreg.similarity import LNCC, MSE
 from learnreg.supervision import LabelOverlap, LandmarkDistance
 from learnreg.terms import Weighted
-from learnreg.transforms import Affine, Displacement, Velocity
+from learnreg.transforms import Affine, Displacement, Symmetric, Velocity
 from tests.conftest import blob_image, make_grid
 
 
@@ -108,6 +108,10 @@ def test_a_penalty_acts_on_the_field_or_on_the_displacement(grid):
     terms = objective(image, image, velocity).terms
     assert float(terms["own"]) == pytest.approx(float(Diffusion()(field, grid)))
     assert float(terms["map"]) == pytest.approx(float(LogJacobian()(velocity.displacement(grid), grid)))
+    still = Displacement(torch.zeros_like(field), grid)
+    for sides in ((velocity, still), (still, velocity)):  # both sides of a symmetric transform count
+        both = objective(image, image, Symmetric(*sides)).terms
+        assert float(both["map"]) == pytest.approx(float(terms["map"]))
     with pytest.raises(ValueError, match="must be 'field' or 'displacement'"):
         Penalty(Diffusion(), 1.0, acts_on="velocity")
 

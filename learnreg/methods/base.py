@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from learnreg.caching import UncachedState
 from learnreg.errors import InputError
 from learnreg.image import Image, background
 from learnreg.optimization import LevelHistory
@@ -18,7 +19,7 @@ from learnreg.warping import warp
 
 
 @dataclass(frozen=True, eq=False)
-class Registration:
+class Registration(UncachedState):
     """Result of registering one pair.
 
     Args:

@@ -72,6 +72,7 @@ class IterativeMethod(Method):
         check_pair(fixed, moving, initial)
         began = time.perf_counter()
         target, source = self.prepare(fixed, "the fixed image"), self.prepare(moving, "the moving image")
+        initial = None if initial is None else initial.to(target.grid.dtype)
         stages = [stage for stage in self.stages.values() if initial is None or not stage.is_start]
         found = run_stages(stages, target, source, initial=initial, on_step=on_step)
         seconds = time.perf_counter() - began

@@ -106,6 +106,7 @@ class OneShotMethod(Method):
         target = self.space.place(target, cover=True)
         if initial is None:
             initial = align_centers(target.grid, self.space.grid_for(self.space.frame(source), cover=True))
+        initial = initial.to(target.grid.dtype)
         source = self.space.onto(source, target.grid, initial)
         return ModelPair(target, source, initial)
 

@@ -10,6 +10,7 @@ from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.networks.adapters import as_network
 from learnreg.networks.base import Network, Prediction
+from learnreg.networks.conditioned import Conditioned
 from learnreg.objective import Objective
 from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform, chain
@@ -47,6 +48,8 @@ class Cascade(Network):
             raise InputError(
                 f"A cascade needs at least one network, and all networks for the same images, got {found or 'none'}."
             )
+        if any(isinstance(network, Conditioned) for network in parts):
+            raise InputError("A cascade takes no Conditioned network; make the whole cascade conditioned instead.")
         self.networks = nn.ModuleList(parts)
         self.ndim, self.in_channels = parts[0].ndim, parts[0].in_channels
 

@@ -77,10 +77,9 @@ class KeypointNetwork(Network):
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """Predict the transform of a pair; see :meth:`Network.forward`."""
         self.check(fixed, moving)
-        both = self.points(torch.cat([fixed.data, moving.data]), fixed.grid)
-        source, target = both.chunk(2)
+        source, target = self.points(fixed.data, fixed.grid), self.points(moving.data, moving.grid)
         if self.alignment == "thin-plate":
-            scale = float(fixed.grid.extent.square().sum(-1).mean())
+            scale = fixed.grid.extent.double().square().sum(-1).reshape(-1, 1, 1)  # of each image
             return spline_through_landmarks(source, target, smoothing=self.smoothing * scale)
         kind: LinearKind = self.alignment
         return linear_through_landmarks(source, target, kind)

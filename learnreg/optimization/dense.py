@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -97,19 +98,25 @@ def unfolded(velocity: FieldTensor, grid: Grid, onto: Grid, *, steps: int, itera
         iterations: Maximum number of iterations; each one smooths by a Gaussian with a sigma of one sample.
 
     Returns:
-        ``(B, D, *grid.shape)``, mm per unit time. After the last iteration, it can still have folds.
+        ``(B, D, *grid.shape)``, mm per unit time. If it still has folds after the last iteration, a warning says so.
     """
     # `pool` moves the folds to the velocity's coarser grid, `spread` adds their neighbors. Smoothing their indicator
     # avoids an edge in the velocity where the smoothed region ends.
     pool, spread = (F.adaptive_max_pool3d, F.max_pool3d) if grid.ndim == 3 else (F.adaptive_max_pool2d, F.max_pool2d)
-    side = float(grid.spacing[0].min())
+    side = float(grid.spacing.min())
     for _ in range(iterations):
         folds = folded(Displacement(exponential(velocity, grid, steps=steps), grid), onto)
         if not bool(folds.any()):
-            break
+            return velocity
         near = spread(pool(folds.to(velocity.dtype), grid.shape), 2 * AROUND + 1, stride=1, padding=AROUND)
         near = gaussian_smoothing(near, grid, side)
         velocity = velocity + near * (gaussian_smoothing(velocity, grid, side) - velocity)
+    remaining = int(folded(Displacement(exponential(velocity, grid, steps=steps), grid), onto).sum())
+    if remaining:
+        warnings.warn(
+            f"The deformation folds at {remaining} samples also after smoothing; use a larger regularization weight.",
+            stacklevel=2,
+        )
     return velocity
 
 
@@ -135,7 +142,8 @@ def folded(transform: Displacement, grid: Grid) -> Tensor:
         part = apply_separable(field[:, :, reach], [first, *[None] * (grid.ndim - 1)])
         own = grid.cropped((seen.start, *[0] * (grid.ndim - 1)), (seen.stop - seen.start, *grid.shape[1:]))
         volume = jacobian_determinant(apply_separable(part, [None, *rest]), own)
-        folds[:, 0, rows] = volume[:, rows.start - seen.start : rows.stop - seen.start] < LEAST_VOLUME
+        # Not `volume < LEAST_VOLUME`: a determinant that is NaN is a fold as well.
+        folds[:, 0, rows] = ~(volume[:, rows.start - seen.start : rows.stop - seen.start] >= LEAST_VOLUME)
     return folds
 
 

@@ -174,7 +174,13 @@ class IterativeStage(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        if fixed.batch_size != 1 or moving.batch_size != 1:
+            raise InputError(
+                f"A stage finds the transform of one pair, got batches of {fixed.batch_size} and {moving.batch_size}; "
+                "run it on the pairs one by one."
+            )
         self.check_memory(fixed)
+        initial = None if initial is None else initial.to(fixed.grid.dtype)
         # Images with a graph, such as a template that is being learned, are constants here.
         fixed, moving = (image.with_data(image.data.detach()) for image in (fixed, moving))
         parameters: Parametrization | None = None

@@ -132,6 +132,8 @@ class LineSearch(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.5, *, decrease: float = 1e-4, halvings: int = 8) -> None:
         super().__init__(params, {"lr": lr, "decrease": decrease, "halvings": halvings})
+        if len(self.param_groups) > 1:
+            raise InputError(f"LineSearch takes one group of parameters, got {len(self.param_groups)}.")
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]

@@ -55,7 +55,11 @@ class Parametrization(nn.Module):
         return self
 
     def settle(self) -> None:
-        """Correct the parameters in place after the last level, for example remove folds; by default do nothing."""
+        """Correct the parameters in place after the last level; by default do nothing.
+
+        :class:`DenseParametrization` with a velocity, and both sides of a :class:`SymmetricParametrization` of these,
+        remove the folds of the sampled flow. No other parametrization promises a map without folds.
+        """
 
     def after_step(self, fixed: Image) -> None:
         """Change the parameters in place after each step of the optimizer; by default do nothing.

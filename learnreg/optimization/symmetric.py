@@ -50,6 +50,11 @@ class SymmetricParametrization(Parametrization):
         self.fixed_side, self.moving_side = self.fixed_side.refined(grid), self.moving_side.refined(grid)
         return self
 
+    def settle(self) -> None:
+        """Settle both sides."""
+        self.fixed_side.settle()
+        self.moving_side.settle()
+
     def after_step(self, fixed: Image) -> None:
         self.fixed_side.after_step(fixed)
         self.moving_side.after_step(fixed)

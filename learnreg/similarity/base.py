@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 Comparison: TypeAlias = Callable[[ImageTensor], Scalar]
 
@@ -27,7 +27,7 @@ class Similarity(nn.Module):
     """
 
     @abstractmethod
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         """Compare two images on one grid.
 
         Args:
@@ -39,7 +39,7 @@ class Similarity(nn.Module):
             A scalar, differentiable in both images.
         """
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         """Return this similarity for one fixed image and mask, as a function of the warped image.
 
         A solver calls it once per level, so what depends on the fixed image alone is computed once.

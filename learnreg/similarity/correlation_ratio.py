@@ -8,14 +8,14 @@ from torch import Tensor
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_moments, standardized
-from learnreg.similarity.parzen import Bins, fixed_bins
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.similarity.parzen import Bins, fixed_bins, tiled
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def correlation_ratio_loss(
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     bins: int = 32,
@@ -47,10 +47,14 @@ def correlation_ratio_loss(
     w = standardized(warped, mask)
     f, weights = fixed_bins(fixed, mask, None, bins, order) if known is None else known
     rows = w.flatten(0, 1).flatten(1)
+    number = max(len(rows), len(weights))
+    rows, f, weights = tiled(rows, number), f.tiled(number), tiled(weights, number)
     count, total, square = (_by_bin(f, weights * power) for power in (rows.new_ones(()), rows, rows * rows))
     within = (square - total.square() / count.clamp(min=1e-6)).sum(1)
     unexplained = (within / weights.sum(1).clamp(min=1e-6)).clamp(min=0)
-    varies = masked_moments(w.detach(), mask)[1].flatten() > 0.5  # it is 1, or 0 for a constant image
+    varies = (
+        tiled(masked_moments(w.detach(), mask)[1].reshape(-1, 1), number)[:, 0] > 0.5
+    )  # it is 1, or 0 for a constant image
     return torch.where(varies, unexplained, 1.0).mean()
 
 
@@ -69,9 +73,9 @@ class CorrelationRatio(Similarity):
         super().__init__()
         self.bins, self.order = bins, order
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return correlation_ratio_loss(warped, fixed, mask, bins=self.bins, order=self.order)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         known = fixed_bins(fixed, mask, None, self.bins, self.order)
         return lambda warped: correlation_ratio_loss(warped, fixed, mask, bins=self.bins, order=self.order, known=known)

@@ -8,11 +8,11 @@ import torch
 
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Similarity
-from learnreg.typing import ImageTensor, LabelTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, LabelTensor, MaskTensor, Scalar
 
 
 @full_precision
-def dice_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+def dice_loss(warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
     """Compute ``1 - mean Dice`` of membership maps, over images and the channels that are not empty.
 
     ``Dice = 2 sum(w f) / (sum(w^2) + sum(f^2))``: 1 for equal maps, hard or soft.
@@ -50,5 +50,5 @@ def one_hot(labels: LabelTensor, values: Sequence[int], dtype: torch.dtype = tor
 class Dice(Similarity):
     """Soft Dice, see :func:`dice_loss`; takes memberships, see :func:`one_hot`."""
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return dice_loss(warped, fixed, mask)

@@ -12,7 +12,7 @@ from learnreg.errors import InputTypeError
 from learnreg.sampling import resize
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.mse import MSE
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 class FeatureSimilarity(Similarity):
@@ -43,10 +43,10 @@ class FeatureSimilarity(Similarity):
         self.extractor.eval()
         return self
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return self.prepare(fixed, mask)(warped)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         maps = feature_maps(self.extractor, fixed)
         comparisons = [self.similarity.prepare(features, _at(mask, features)) for features in maps]
 

@@ -8,12 +8,12 @@ from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Similarity
 from learnreg.similarity.masking import masked_mean
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def huber_loss(
-    warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, delta: float = 0.1
+    warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None, *, delta: float = 0.1
 ) -> Scalar:
     """Compute the mean over the mask of ``d^2 / 2`` for ``|d| <= delta``, else ``delta (|d| - delta / 2)``.
 
@@ -34,7 +34,7 @@ def huber_loss(
     """
     if delta <= 0:
         raise InputError(f"huber_loss needs a positive delta, got {delta}.")
-    return masked_mean(F.huber_loss(warped, fixed, reduction="none", delta=delta), mask)
+    return masked_mean(F.huber_loss(warped, fixed.expand_as(warped), reduction="none", delta=delta), mask)
 
 
 class Huber(Similarity):
@@ -49,5 +49,5 @@ class Huber(Similarity):
         super().__init__()
         self.delta = delta
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return huber_loss(warped, fixed, mask, delta=self.delta)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Similarity
 from learnreg.similarity.masking import masked_mean
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
-def l1_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+def l1_loss(warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
     """Compute the mean of ``|warped - fixed|`` over the mask, 0 for equal images.
 
     Args:
@@ -31,5 +31,5 @@ class L1(Similarity):
         1.0
     """
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return l1_loss(warped, fixed, mask)

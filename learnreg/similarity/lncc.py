@@ -10,13 +10,13 @@ from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean
 from learnreg.similarity.windows import Kernel, LocalAverage, at_windows, local_moments
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def lncc_loss(  # noqa: PLR0913 - the settings of the similarity
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     window: int = 9,
@@ -82,10 +82,10 @@ class LNCC(Similarity):
             "floor": floor,
         }
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return lncc_loss(warped, fixed, mask, **self.settings)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         known = local_moments(fixed, mask, *(self.settings[key] for key in ("window", "kernel", "stride")))
         return lambda warped: lncc_loss(warped, fixed, mask, known=known, **self.settings)
 

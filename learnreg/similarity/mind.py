@@ -6,6 +6,7 @@ from itertools import combinations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.errors import InputError
@@ -13,7 +14,7 @@ from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
 from learnreg.similarity.windows import LocalAverage
-from learnreg.typing import FeatureTensor, ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, FeatureTensor, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
@@ -92,12 +93,12 @@ def _shifted(padded: Tensor, step: tuple[int, ...], width: int, shape: list[int]
 @full_precision
 def mind_loss(
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     radius: int = 1,
     dilation: int = 2,
-    known: FeatureTensor | None = None,
+    known: Float[Tensor, "#B K *grid"] | None = None,
 ) -> Scalar:
     """Compute the mean squared difference of the MIND-SSC descriptors.
 
@@ -125,9 +126,9 @@ class MIND(Similarity):
         super().__init__()
         self.radius, self.dilation = radius, dilation
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return mind_loss(warped, fixed, mask, radius=self.radius, dilation=self.dilation)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         known = self_similarity(fixed, mask, radius=self.radius, dilation=self.dilation)
         return lambda warped: mind_loss(warped, fixed, mask, radius=self.radius, dilation=self.dilation, known=known)

@@ -9,7 +9,7 @@ import torch
 from learnreg.errors import InputError
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.terms import Weighted, WeightedTerms
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 class Mixture(Similarity):
@@ -35,9 +35,9 @@ class Mixture(Similarity):
             raise InputError("Mixture needs at least one term.")
         self.terms: WeightedTerms[Weighted[Similarity]] = WeightedTerms(terms)
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return torch.stack([one.weight * one.term(warped, fixed, mask) for _, one in self.terms.items()]).sum()
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         parts = [(one.weight, one.term.prepare(fixed, mask)) for _, one in self.terms.items()]
         return lambda warped: torch.stack([weight * compare(warped) for weight, compare in parts]).sum()

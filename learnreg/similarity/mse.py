@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Similarity
 from learnreg.similarity.masking import masked_mean
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
-def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+def mse_loss(warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
     """Compute the mean of ``(warped - fixed)^2`` over the mask, 0 for equal images.
 
     Args:
@@ -23,7 +23,9 @@ def mse_loss(warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = 
         A scalar, lower is better.
     """
     if mask is None:
-        return F.mse_loss(warped, fixed, reduction="none").mean()  # keeps no difference for the gradient
+        return F.mse_loss(
+            warped, fixed.expand_as(warped), reduction="none"
+        ).mean()  # keeps no difference for the gradient
     return masked_mean((warped - fixed).square(), mask)
 
 
@@ -35,5 +37,5 @@ class MSE(Similarity):
         4.0
     """
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return mse_loss(warped, fixed, mask)

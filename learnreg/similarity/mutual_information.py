@@ -10,13 +10,13 @@ from torch import Tensor
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.parzen import Bins, binned, choose, fixed_bins, joint_histogram
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def mutual_information_loss(  # noqa: PLR0913 - the settings of the similarity
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     bins: int = 32,
@@ -94,10 +94,10 @@ class MutualInformation(Similarity):
             "orders": (orders[0], orders[1]),
         }
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return mutual_information_loss(warped, fixed, mask, **self.settings)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         chosen = choose(fixed[0, 0].numel(), self.settings["samples"], self.settings["seed"], fixed.device)
         known = fixed_bins(fixed, mask, chosen, self.settings["bins"], self.settings["orders"][1])
         return lambda warped: mutual_information_loss(warped, fixed, mask, known=known, **self.settings)

@@ -7,12 +7,12 @@ from torch import Tensor
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def ncc_loss(
-    warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None, *, known: Tensor | None = None
+    warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None, *, known: Tensor | None = None
 ) -> Scalar:
     """Compute ``1 - Pearson correlation``, averaged over batch and channels.
 
@@ -38,9 +38,9 @@ def ncc_loss(
 class NCC(Similarity):
     """Global normalized cross-correlation, see :func:`ncc_loss`. For linearly related intensities."""
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return ncc_loss(warped, fixed, mask)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         known = standardized(fixed, mask)
         return lambda warped: ncc_loss(warped, fixed, mask, known=known)

@@ -10,13 +10,13 @@ from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
 @full_precision
 def ngf_loss(
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     edge: float = 1.0,
@@ -99,9 +99,9 @@ class NGF(Similarity):
         super().__init__()
         self.edge = edge
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return ngf_loss(warped, fixed, mask, edge=self.edge)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         known = normalized_gradient(fixed, mask, self.edge)
         return lambda warped: ngf_loss(warped, fixed, mask, edge=self.edge, known=known)

@@ -12,7 +12,7 @@ from learnreg.errors import InputError
 from learnreg.numerics import full_precision
 from learnreg.separable import spline_weights
 from learnreg.similarity.masking import masked_range
-from learnreg.typing import ImageTensor, MaskTensor
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor
 
 PADDING = 2  # empty bins at each end, so that a cubic window fits
 
@@ -30,6 +30,17 @@ class Bins:
     index: tuple[Tensor, ...]
     share: tuple[Tensor, ...]
     count: int
+
+    def tiled(self, rows: int) -> Bins:
+        """Return the bins of one image for each image of a batch, ``rows`` in all."""
+        if len(self.index[0]) == rows:
+            return self
+        return Bins(tuple(tiled(i, rows) for i in self.index), tuple(tiled(s, rows) for s in self.share), self.count)
+
+
+def tiled(values: Tensor, rows: int) -> Tensor:
+    """Repeat the rows ``(R, N)`` of one image for each image of a batch."""
+    return values if len(values) == rows else values.repeat(rows // len(values), 1)
 
 
 def binned(values: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, count: int, order: int) -> Bins:
@@ -68,9 +79,10 @@ def joint_histogram(first: Bins, second: Bins, weights: Tensor) -> Tensor:
     Args:
         first: Bins of one image.
         second: Bins of the other image.
-        weights: ``(R, N)``, weight of each sample.
+        weights: ``(R, N)``, weight of each sample. The rows of one image are used for each image of a batch.
     """
-    rows, size = weights.shape[0], first.count * second.count
+    rows, size = max(weights.shape[0], len(second.index[0])), first.count * second.count
+    first, second, weights = first.tiled(rows), second.tiled(rows), tiled(weights, rows)
     offset = torch.arange(rows, device=weights.device).unsqueeze(1) * size
     total = weights.new_zeros(rows * size)
     for i, p in zip(first.index, first.share, strict=True):
@@ -90,7 +102,7 @@ def sample_weights(mask: MaskTensor | None, like: ImageTensor, chosen: Tensor | 
 
 @full_precision
 def fixed_bins(
-    fixed: ImageTensor, mask: MaskTensor | None, chosen: Tensor | None, count: int, order: int
+    fixed: BroadcastImage, mask: MaskTensor | None, chosen: Tensor | None, count: int, order: int
 ) -> tuple[Bins, Tensor]:
     """Return the bins of an image and the weights of its samples; see :func:`binned` and :func:`sample_weights`."""
     return binned(fixed, mask, chosen, count, order), sample_weights(mask, fixed, chosen)

@@ -12,7 +12,7 @@ from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, masked_moments, masked_range
 from learnreg.similarity.windows import Kernel, LocalAverage
-from learnreg.typing import ImageTensor, MaskTensor, Scalar
+from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 Statistics: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -20,7 +20,7 @@ Statistics: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 @full_precision
 def structural_similarity(
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     window: int = 7,
@@ -59,7 +59,7 @@ def structural_similarity(
 
 @full_precision
 def ssim_statistics(
-    fixed: ImageTensor, mask: MaskTensor | None, window: int, kernel: Kernel, data_range: float | None
+    fixed: BroadcastImage, mask: MaskTensor | None, window: int, kernel: Kernel, data_range: float | None
 ) -> Statistics:
     """Compute the mean, local mean, centered image, local variance and range of an image.
 
@@ -76,7 +76,7 @@ def ssim_statistics(
 
 def ssim_loss(
     warped: ImageTensor,
-    fixed: ImageTensor,
+    fixed: BroadcastImage,
     mask: MaskTensor | None = None,
     *,
     window: int = 7,
@@ -109,9 +109,9 @@ class SSIM(Similarity):
             raise InputError(f"SSIM.data_range must be positive or None, got {data_range}.")
         self.settings: dict[str, Any] = {"window": window, "kernel": kernel, "data_range": data_range}
 
-    def forward(self, warped: ImageTensor, fixed: ImageTensor, mask: MaskTensor | None = None) -> Scalar:
+    def forward(self, warped: ImageTensor, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Scalar:
         return ssim_loss(warped, fixed, mask, **self.settings)
 
-    def prepare(self, fixed: ImageTensor, mask: MaskTensor | None = None) -> Comparison:
+    def prepare(self, fixed: BroadcastImage, mask: MaskTensor | None = None) -> Comparison:
         known = ssim_statistics(fixed, mask, *self.settings.values())
         return lambda warped: ssim_loss(warped, fixed, mask, known=known, **self.settings)

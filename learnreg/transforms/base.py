@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from learnreg.caching import UncachedState
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
 from learnreg.sampling import SeparableMap
 from learnreg.typing import FieldTensor, PointTensor
 
 
-class Transform(ABC):
+class Transform(UncachedState, ABC):
     """A map of physical points, batched, 2-D or 3-D.
 
     It maps points of the fixed space to points of the moving space, so ``warped(x) = moving(transform(x))``, as in ITK.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from learnreg.errors import InputError
@@ -66,14 +67,31 @@ class Displacement(Transform):
         return SeparableMap(self.field, tuple(None if n == m else resize_matrix(n, m, self.field) for n, m in sizes))
 
     def inverse(self) -> Displacement:
-        """Invert by a fixed-point iteration; :func:`learnreg.fields.invert` also returns the residual."""
-        return Displacement(invert(self.field, self.grid)[0], self.grid)
+        """Invert by a fixed-point iteration; a warning tells where the field has no inverse, because it folds."""
+        inverse, residual = invert(self.field, self.grid)
+        warn_of_residual(float(residual.detach().max()), float(self.grid.spacing.min()))
+        return Displacement(inverse, self.grid)
 
     def to(self, *args: object, **kwargs: object) -> Displacement:
         return Displacement(self.field.to(*args, **kwargs), self.grid.to(*args, **kwargs))  # type: ignore[call-overload]
 
     def detach(self) -> Displacement:
         return Displacement(self.field.detach(), self.grid)
+
+
+def warn_of_residual(residual: float, spacing: float) -> None:
+    """Warn if an inverse is off by more than a tenth of a voxel.
+
+    Args:
+        residual: mm.
+        spacing: mm.
+    """
+    if not residual <= 0.1 * spacing:
+        warnings.warn(
+            f"The inverse of the transform is off by up to {residual:.2f} mm: the transform folds, or changes too "
+            "steeply to be inverted on its grid.",
+            stacklevel=3,
+        )
 
 
 def check_field(owner: str, field: FieldTensor, grid: Grid) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from learnreg.numerics import full_precision
 from learnreg.transforms.base import Transform
+from learnreg.transforms.displacement import warn_of_residual
 from learnreg.typing import PointTensor
 
 
@@ -24,7 +25,7 @@ class Inverse(Transform):
     Args:
         transform: The transform to invert; the iteration converges where ``transform - L`` is a contraction.
         linear: ``L``, ``(1, D, D)``, an approximation of the linear part; ``None`` is the identity.
-        iterations: Maximum number of iterations.
+        iterations: Maximum number of iterations; a warning tells if the error is larger than 0.1 mm after them.
         tolerance: Stop when the error is at most this value at all points, mm.
     """
 
@@ -46,6 +47,8 @@ class Inverse(Transform):
             if bool(missed.detach().norm(dim=-1).amax() <= self.tolerance):
                 break
             found = found - (missed if back is None else (back @ missed.flatten(1, -2).mT).mT.reshape(missed.shape))
+        else:
+            warn_of_residual(float(missed.detach().norm(dim=-1).amax()), 1.0)
         return found
 
     def residual(self, points: PointTensor) -> Float[Tensor, "#B *P"]:

@@ -84,7 +84,7 @@ def spline_through_landmarks(
     *,
     kernel: Radial = "thin-plate",
     radius: float = 50.0,
-    smoothing: float = 0.0,
+    smoothing: float | Tensor = 0.0,
 ) -> LandmarkSpline:
     """Fit the smoothest map that takes each fixed landmark to its counterpart; affine maps are not penalized.
 
@@ -93,7 +93,8 @@ def spline_through_landmarks(
         moving: ``(B, K, D)``, mm LPS, in the same order.
         kernel: ``"thin-plate"`` (lowest bending energy), or Wendland's ``"C2"``, ``"C4"``, ``"C6"``.
         radius: Of a Wendland function, mm.
-        smoothing: 0 interpolates the landmarks; larger values trade accuracy for smoothness.
+        smoothing: 0 interpolates the landmarks; larger values trade accuracy for smoothness. One value, or
+            ``(B, 1, 1)``.
 
     Returns:
         The transform, differentiable in the landmarks.

@@ -145,9 +145,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
 
 
 def test_every_own_network_is_checked_before_it_is_built():
-    """All but MONAI's can be built without memory, so their sizes are compared first."""
+    """Without memory for its weights, so that their sizes are compared first; MONAI's classes compute with values."""
     register_schema()
-    for name in sorted(file.stem for file in (files.config_dir() / "network").glob("*.yaml")):
+    for name in sorted({file.stem for file in (files.config_dir() / "network").glob("*.yaml")} - {"monai", "swin"}):
         config = compose_config(files.config_dir(), "train", [f"network={name}", "data=shapes"])
         network = OmegaConf.to_container(config.network, resolve=True)
         with torch.device("meta"):

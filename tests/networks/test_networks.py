@@ -29,6 +29,7 @@ from learnreg.networks.pyramid import local_correlation
 from learnreg.networks.segmentation import SegmentationHead
 from learnreg.networks.units import voxels_to_mm
 from learnreg.objective import Objective, Penalty
+from learnreg.optimization import IntensityAndGradient
 from learnreg.regularization import Diffusion
 from learnreg.sampling import resize_image
 from learnreg.similarity import MSE
@@ -624,3 +625,31 @@ def test_voxels_become_mm_along_the_axes_of_the_grid(grid):
     expected = 2.0 * grid.affine[0, :3, 1]
     assert torch.allclose(field[0, :, 0, 0, 0], expected)
     assert torch.allclose(control.extent, grid.extent)
+
+
+@pytest.mark.parametrize("alignment", ["rigid", "affine", "thin-plate"])
+def test_keypoints_of_a_batch_lie_on_the_grid_of_each_image(alignment):
+    network = KeypointNetwork(2, (4,), keypoints=8, alignment=alignment).eval()
+    images = [(torch.rand(1, 1, 16, 16), torch.rand(1, 1, 16, 16)) for _ in range(2)]
+    grids = [Grid.regular((16, 16), spacing=spacing) for spacing in (1.0, 3.0)]
+    both = Grid((16, 16), torch.cat([grid.affine for grid in grids]))
+    batch = [Image(torch.cat(part), both) for part in zip(*images, strict=True)]
+    together = network(*batch)(torch.full((2, 1, 2), 2.0))
+    apart = [
+        network(*(Image(data, grid) for data in pair))(torch.full((1, 1, 2), 2.0))
+        for pair, grid in zip(images, grids, strict=True)
+    ]
+    assert torch.allclose(together, torch.cat(apart), atol=1e-4)
+
+
+def test_gradient_features_use_the_spacing_of_each_image():
+    data = torch.rand(2, 1, 8, 8)
+    grids = [Grid.regular((8, 8), spacing=spacing) for spacing in (1.0, 3.0)]
+    both = IntensityAndGradient()(Image(data, Grid((8, 8), torch.cat([grid.affine for grid in grids])))).data
+    apart = [IntensityAndGradient()(Image(d, grid)).data for d, grid in zip(data.split(1), grids, strict=True)]
+    assert torch.allclose(both, torch.cat(apart), atol=1e-6)
+
+
+def test_a_cascade_takes_no_conditioned_network():
+    with pytest.raises(ValueError, match="make the whole cascade conditioned"):
+        Cascade([AffineNetwork(2, (4,)), Conditioned(UNet(2, (4, 4)))])

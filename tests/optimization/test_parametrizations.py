@@ -21,6 +21,7 @@ from learnreg.optimization import (
     TimeVaryingParametrization,
     shoot,
 )
+from learnreg.optimization.dense import folded, unfolded
 from learnreg.regularization import Diffusion
 from learnreg.similarity import LNCC, MSE
 from learnreg.smoothing import GraphDiffusion, gaussian_smoothing
@@ -228,3 +229,35 @@ def test_failures():
         ShootingParametrization(grid, Affine.identity(3))
     with pytest.raises(ValueError, match="positive sigma"):
         ShootingParametrization(grid, sigma=0.0)
+
+
+class TestSettling:
+    def folded_velocity(self):
+        generator = torch.Generator().manual_seed(0)
+        return 12 * torch.randn(1, 3, 12, 12, 12, generator=generator)
+
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_a_dense_velocity_has_no_folds_afterwards(self, symmetric):
+        grid = Grid.regular((24, 24, 24))
+        make = SymmetricParametrization if symmetric else DenseParametrization
+        parametrization = make(grid)
+        with torch.no_grad():
+            for parameter in parametrization.parameters():
+                parameter.copy_(torch.nn.functional.interpolate(self.folded_velocity(), parameter.shape[2:]))
+        sides = [side for side in parametrization().sides() if side is not None]
+        assert max(float(folding_fraction(side.displacement(grid), grid)) for side in sides) > 0.01
+        parametrization.settle()
+        sides = [side for side in parametrization().sides() if side is not None]
+        assert len(sides) == 1 + symmetric
+        assert max(float(folding_fraction(side.displacement(grid), grid)) for side in sides) == 0
+
+    def test_folds_that_stay_are_told(self):
+        grid = Grid.regular((12, 12, 12))
+        with pytest.warns(UserWarning, match="The deformation folds at .* samples also after smoothing"):
+            unfolded(self.folded_velocity(), grid, grid, steps=3, iterations=1)
+
+    def test_a_determinant_that_is_nan_is_a_fold(self):
+        grid = Grid.regular((8, 8))
+        field = torch.zeros(1, 2, 8, 8)
+        field[0, 0, 4, 4] = torch.nan
+        assert bool(folded(Displacement(field, grid), grid).any())

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+import learnreg
 from learnreg.fields import image_gradient
 from learnreg.grid import Grid
 from learnreg.image import Image
@@ -25,6 +26,7 @@ from learnreg.optimization import (
     FieldStage,
     LandmarkStart,
     LargestStep,
+    LinearStage,
     LineSearch,
     Moments,
     RotationSearch,
@@ -294,3 +296,18 @@ def test_descent_with_vector_adam_and_composition_is_a_diffeomorphism():
     transform = parameters(None, None).detach()
     assert dice(fixed, moving, transform) > 0.86
     assert float(folding_fraction(transform.displacement(fixed.grid), fixed.grid)) == 0
+
+
+def test_a_stage_finds_the_transform_of_one_pair():
+    image = Image(torch.rand(2, 1, 16, 16), Grid.regular((16, 16)))
+    with pytest.raises(ValueError, match="one pair, got batches of 2 and 2"):
+        LinearStage(Objective(MSE()), factors=(1,), iterations=(3,))(image, image)
+
+
+@pytest.mark.parametrize("method", ["affine", "fast", "syn-like", "demons", "bspline", "convex-adam"])
+@pytest.mark.slow
+def test_an_initial_transform_of_another_type_is_cast(method):
+    image = Image(torch.rand(1, 1, 16, 16, 16), Grid.regular((16, 16, 16)))
+    initial = Affine.identity(3, dtype=torch.float64)
+    result = learnreg.register(image, image, method, initial=initial, progress=False)
+    assert result.transform(image.grid.points).dtype == torch.float32

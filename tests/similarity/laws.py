@@ -162,3 +162,37 @@ class SimilarityLaws:
             a, b = (torch.rand(1, 1, 12, 12, 12, generator=generator) for _ in range(2))
             assert self.lowest <= float(self.make()(a, b)) <= self.bounded_by + 1e-6
             assert self.lowest - 1e-6 <= float(self.make()(a, a)) <= self.bounded_by
+
+    def test_a_batch_is_the_mean_of_its_pairs(self):
+        """With masks, and of one fixed image for several warped ones."""
+        image, _ = self.pair()
+        similarity = self.make()
+        warped = torch.cat([image.data + noise(image.data, size, seed) for seed, size in enumerate((0.1, 0.4))])
+        fixed = torch.cat([image.data, image.data.flip(2)])
+        masks = torch.cat([(image.data > level).to(image.data) for level in (-0.5, 0.0)])
+        for f, m in ((fixed, None), (fixed[:1], None), (fixed, masks)):
+            each = [None, None] if m is None else m.split(1)
+            parts = zip(warped.split(1), f.expand_as(warped).split(1), each, strict=True)
+            apart = torch.stack([similarity(*part) for part in parts]).mean()
+            assert torch.allclose(similarity(warped, f, m), apart, rtol=1e-5, atol=1e-7)
+            assert torch.allclose(similarity.prepare(f, m)(warped), apart, rtol=1e-5, atol=1e-7)
+        free = warped.clone().requires_grad_()
+        similarity(free, fixed[:1]).backward()
+        assert free.grad.isfinite().all()
+
+    def test_the_type_of_the_images_does_not_matter(self):
+        image, _ = self.pair()
+        warped = image.data + noise(image.data, 0.2)
+        double, single = (
+            float(self.make()(warped.to(kind), image.data.to(kind))) for kind in (torch.float64, torch.float32)
+        )
+        assert single == pytest.approx(double, rel=1e-3, abs=1e-4)
+
+    def test_an_empty_mask_gives_a_finite_value(self):
+        image, _ = self.pair()
+        free = image.data.clone().requires_grad_()
+        value = self.make()(free, image.data, torch.zeros_like(image.data))
+        assert bool(value.isfinite())
+        if value.requires_grad:
+            value.backward()
+            assert free.grad.isfinite().all()

@@ -256,7 +256,10 @@ class TestInverse(TransformLaws):
     def test_residual_is_reported(self, grid):
         assert self.make(grid).residual(self.interior(grid)).max() <= 1e-4
         hopeless = Inverse(Displacement(smooth_field(grid, 40.0), grid), iterations=5)
-        assert hopeless.residual(self.interior(grid)).max() > 1
+        with pytest.warns(UserWarning, match="The inverse of the transform is off by up to"):
+            assert hopeless.residual(self.interior(grid)).max() > 1
+        with pytest.warns(UserWarning, match="the transform folds"):
+            Displacement(smooth_field(grid, 40.0), grid).inverse()
 
 
 class TestSymmetric(TransformLaws):
