@@ -20,6 +20,8 @@ from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
 from learnreg.typing import BroadcastField, FieldTensor, ImageTensor, ScalarTensor
 
+SLAB = 2**20  # voxels whose Jacobian matrices are held at once, unless a gradient is needed
+
 
 def channels_last(field: FieldTensor) -> Float[Tensor, "B *grid D"]:
     """Move the components last: ``(B, D, *grid)`` to ``(B, *grid, D)``."""
@@ -243,6 +245,20 @@ def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
         >>> round(float(jacobian_determinant(stretched, grid).mean()), 3)
         1.331
     """
+    samples = displacement.shape[2]
+    thickness = max(1, SLAB * samples // displacement[:, 0].numel())
+    if thickness >= samples or (displacement.requires_grad and torch.is_grad_enabled()):
+        return _determinant(displacement, grid)
+    parts = []
+    for first in range(0, samples, thickness):
+        last = min(first + thickness, samples)
+        low, high = max(first - 1, 0), min(last + 1, samples)  # central differences take one neighbor on each side
+        part = _determinant(displacement.narrow(2, low, high - low), grid)
+        parts.append(part.narrow(1, first - low, last - first))
+    return torch.cat(parts, 1)
+
+
+def _determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
     j = jacobian_matrix(displacement, grid)
     if grid.ndim == 2:
         return j[..., 0, 0] * j[..., 1, 1] - j[..., 0, 1] * j[..., 1, 0]

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 
 NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
+DESCRIPTION = "0008|103e"  # of a DICOM series
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 
 
@@ -82,6 +84,35 @@ def subject_name(path: PathLike) -> str:
     name = Path(path).name
     known = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
     return name[: -max(map(len, known))] if known and len(name) > max(map(len, known)) else name
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the subject name of each file; equal ones begin with as many of their folders as tell them apart.
+
+    Raises:
+        InputError: A file is listed twice, or two differ only in their suffix.
+
+    Example:
+        >>> distinct_names([Path("a/t1.nii"), Path("b/t1.nii"), Path("b/t2.nii")])
+        ['a_t1', 'b_t1', 't2']
+    """
+    whole = [path.absolute() for path in paths]
+    names = [subject_name(path) for path in paths]
+    equal: set[str] = set()
+    for depth in range(1, 1 + max((len(path.parts) for path in whole), default=0)):
+        equal = {name for name, count in Counter(names).items() if count > 1}
+        if not equal:
+            break
+        names = [
+            "_".join([*path.parent.parts[-depth:], subject_name(path)]).replace(path.anchor, "")
+            if name in equal
+            else name
+            for name, path in zip(names, whole, strict=True)
+        ]
+    if not equal:
+        return names
+    same = [str(path) for path, name in zip(paths, names, strict=True) if name in equal]
+    raise InputError(f"{same[0]} and {same[1]} have one name; rename one of them, and list each image once.")
 
 
 def read_sitk(path: PathLike) -> sitk.Image:
@@ -169,13 +200,24 @@ def _read_dicom(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
+        held = [_described(reader.GetGDCMSeriesFileNames(str(folder), one)) for one in series]
         raise InputError(
-            f"The folder {folder} holds {len(series)} DICOM series; give a folder with exactly one, or a file."
+            f"The folder {folder} holds {len(series)} DICOM series{': ' if held else ''}{'; '.join(held[:8])}"
+            f"{'; ...' if len(held) > 8 else ''}. Give a folder with exactly one, or a file."
         )
     files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
     check_series(files, folder)
     reader.SetFileNames(files)
     return reader.Execute()
+
+
+def _described(files: Sequence[str]) -> str:
+    """Return the description, number of files and first file of a DICOM series."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(files[0])
+    reader.ReadImageInformation()
+    name = reader.GetMetaData(DESCRIPTION).strip() if reader.HasMetaDataKey(DESCRIPTION) else ""
+    return f"{name or 'unnamed'} ({len(files)} files, {Path(files[0]).name} first)"
 
 
 def image_from_sitk(image: sitk.Image, *, name: str = "image") -> Image:

@@ -109,3 +109,22 @@ def test_itk_says_why_it_cannot_read(tmp_path):
     (tmp_path / "a.mha").write_text("ObjectType = Image\nNDims = 3\n")
     with pytest.raises(InputError, match=r"a\.mha cannot be read as an image: .+\. Formats that can be read"):
         read_image(tmp_path / "a.mha")
+
+
+def test_several_series_are_listed_by_name(tmp_path):
+    for number, name in enumerate(("T1 axial", "T2 axial")):
+        for k in range(2 + number):
+            slice_ = sitk.GetImageFromArray(np.full((1, 6, 5), k, np.int16))
+            for tag, value in {
+                "0020|000e": f"1.2.{number}",
+                "0008|103e": name,
+                "0020|0013": str(k),
+                "0020|0032": f"0\\0\\{k}",
+            }.items():
+                slice_.SetMetaData(tag, value)
+            writer = sitk.ImageFileWriter()
+            writer.KeepOriginalImageUIDOn()
+            writer.SetFileName(str(tmp_path / f"{number}-{k}.dcm"))
+            writer.Execute(slice_)
+    with pytest.raises(InputError, match=r"2 DICOM series: T1 axial \(2 files.*; T2 axial \(3 files"):
+        read_image(tmp_path)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,15 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.errors import InputError
-from learnreg.io import image_from_sitk, read_image, subject_name, together, write_atomically, write_image
+from learnreg.io import (
+    distinct_names,
+    image_from_sitk,
+    read_image,
+    subject_name,
+    together,
+    write_atomically,
+    write_image,
+)
 from tests.conftest import blob_image
 
 
@@ -168,3 +177,11 @@ def test_files_appear_together_or_not_at_all(tmp_path):
 )
 def test_a_name_ends_at_its_suffix(file, name):
     assert subject_name(file) == name
+
+
+def test_equal_names_are_told_apart_by_their_folders():
+    files = [Path("s1/a/t1.nii.gz"), Path("s2/a/t1.nii.gz"), Path("s2/b/t1.v2.nii.gz")]
+    assert distinct_names(files) == ["s1_a_t1", "s2_a_t1", "t1.v2"]
+    assert distinct_names([]) == []
+    with pytest.raises(ValueError, match=r"t1\.nii\.gz have one name"):
+        distinct_names([files[0], files[0]])

@@ -21,7 +21,7 @@ from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.io import together
+from learnreg.io import distinct_names, together
 from learnreg.methods.api import choose_method
 from learnreg.methods.base import Method
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
@@ -85,8 +85,10 @@ def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list
 
 
 def _cases(pairs: Sequence[Pair], options: argparse.Namespace) -> Iterator[Case]:
+    files = list(dict.fromkeys(subject.image for pair in pairs for subject in pair))
+    names = dict(zip(files, distinct_names(files), strict=True))
     for fixed, moving in pairs:
-        yield Case(f"{fixed.name} < {moving.name}", _read(fixed, options), _read(moving, options))
+        yield Case(f"{names[fixed.image]} < {names[moving.image]}", _read(fixed, options), _read(moving, options))
 
 
 def _read(subject: Subject, options: argparse.Namespace) -> Image:

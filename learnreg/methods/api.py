@@ -72,6 +72,9 @@ def register(  # noqa: PLR0913 - the options of a registration
     """
     chosen = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, trust=trust, device=device)
     target, source = as_image(fixed, "fixed"), as_image(moving, "moving")
+    for name, image in (("fixed", target), ("moving", source)):
+        if image.mask is not None and not bool((image.mask != 0).flatten(1).any(1).all()):
+            raise InputError(f"The mask of the {name} image is empty: every value is 0. Leave it out, or correct it.")
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=chosen.iterations, disable=not shown or not chosen.iterations, desc="register", unit="it") as bar:
         start = None if initial is None else initial.to(device)

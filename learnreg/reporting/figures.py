@@ -50,19 +50,23 @@ def registration_figure(
         determinant = jacobian_determinant(displacement, grid)[:, None]
     window = _window(fixed.data)
     volumes = {
-        "fixed": _shown(fixed.data, window),
-        "moving": _shown(start, _window(moving.data)),
-        "warped": _shown(warped, _window(moving.data)),
+        "fixed": (fixed.data, window),
+        "moving": (start, _window(moving.data)),
+        "warped": (warped, _window(moving.data)),
     }
-    volumes["difference before"] = volumes["moving"] - volumes["fixed"]
-    volumes["difference after"] = volumes["warped"] - volumes["fixed"]
-    index = grid.to_index(points)[:1].cpu()  # the mapped lattice, in voxels of the fixed grid
-    planes = _planes(fixed)
+    bright = _shown(fixed.data, window)
+    planes = {axis: _Plane.through(bright, axis, grid) for axis in _planes(fixed)}
     figure = Figure(figsize=(2.4 * 7, 2.6 * len(planes) + 0.4), layout="constrained")
     axes = figure.subplots(len(planes), 7, squeeze=False)
-    for row, axis in enumerate(planes):
-        _row(axes[row], volumes, determinant[0, 0].cpu().numpy(), index[0], axis, grid)
-    for column, name in enumerate([*volumes, "deformed grid", "Jacobian"]):
+    for row, (axis, plane) in enumerate(planes.items()):  # only the planes are windowed, compared and mapped
+        images = {name: _shown(plane.slice(values), limits) for name, (values, limits) in volumes.items()}
+        images["difference before"] = images["moving"] - images["fixed"]
+        images["difference after"] = images["warped"] - images["fixed"]
+        at = points if grid.ndim == 2 else points.narrow(axis + 1, plane.middle, 1)
+        index = grid.to_index(at)[0].cpu()  # the mapped lattice, in voxels of the fixed grid
+        index = index if grid.ndim == 2 else index.squeeze(axis)
+        _row(axes[row], images, plane.slice(determinant)[0, 0].cpu().numpy(), index, plane)
+    for column, name in enumerate([*images, "deformed grid", "Jacobian"]):
         axes[0][column].set_title(name, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=11)
@@ -114,17 +118,16 @@ def _shown(data: Tensor, window: tuple[float, float]) -> Slice:
 
 
 def _row(
-    axes: NDArray[np.object_], volumes: dict[str, Slice], determinant: Slice, index: Tensor, axis: int, grid: Grid
+    axes: NDArray[np.object_], images: dict[str, Slice], determinant: Slice, lattice: Tensor, plane: _Plane
 ) -> None:
     """Draw one plane: the images, their differences, the grid and the determinant."""
-    plane = _Plane.through(volumes["fixed"], axis, grid)
-    for ax, (name, volume) in zip(axes, volumes.items(), strict=False):
+    ndim = lattice.shape[-1]
+    for ax, (name, image) in zip(axes, images.items(), strict=False):
         signed = name.startswith("difference")
         colors = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if signed else {"cmap": "gray", "vmin": 0, "vmax": 1}
-        ax.imshow(plane.cut(volume), aspect=plane.aspect, **colors)
-    lattice = index if grid.ndim == 2 else index.select(axis, plane.middle)
+        ax.imshow(plane.cut(image), aspect=plane.aspect, **colors)
     lattice = lattice if plane.rows < plane.columns else lattice.transpose(0, 1)
-    across = lattice[..., [grid.ndim - 1 - plane.columns, grid.ndim - 1 - plane.rows]]
+    across = lattice[..., [ndim - 1 - plane.columns, ndim - 1 - plane.rows]]
     _draw_grid(axes[5], across.numpy(), plane.aspect, plane.flips)
     shown = axes[6].imshow(plane.cut(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=plane.aspect)
     axes[6].figure.colorbar(shown, ax=axes[6], fraction=0.046)
@@ -150,6 +153,10 @@ class _Plane:
         rows, columns = _upright([a for a in range(grid.ndim) if grid.ndim == 2 or a != axis], grid)
         flips = _is_reversed(grid, rows), _is_reversed(grid, columns)
         return _Plane(axis, _middle(volume, axis), rows, columns, spacing[rows] / spacing[columns], flips)
+
+    def slice(self, values: Tensor) -> Tensor:
+        """Return the plane of ``(B, C, *grid)``, as ``(B, C, rows, columns)``."""
+        return values if values.ndim == 4 else values.select(self.axis + 2, self.middle)
 
     def cut(self, volume: Slice) -> Slice:
         plane: Slice = volume if volume.ndim == 2 else np.moveaxis(volume, self.axis, 0)[self.middle]

@@ -24,6 +24,7 @@ from learnreg.transforms.velocity import Velocity
 from learnreg.typing import PathLike
 
 KNOWN = (Affine, BSpline, Displacement, Velocity)  # kinds that ITK has a class for
+NESTED = 32  # composites of one composite in each other that are unpacked
 
 
 def to_itk(transform: Transform, grid: Grid) -> sitk.CompositeTransform:
@@ -96,9 +97,7 @@ def from_itk(transform: sitk.Transform) -> Transform:
         parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
         if not parts:
             return Affine.identity(transform.GetDimension())
-        if len(parts) == 1 and isinstance(parts[0].Downcast(), sitk.CompositeTransform):
-            # A class that SimpleITK does not know, such as MatrixOffsetTransformBase of ANTs and c3d, looks like a
-            # composite of itself.
+        if _contains_itself(transform):
             return _linear(transform)
         return chain(*reversed([from_itk(part) for part in parts]))
     if isinstance(transform, sitk.DisplacementFieldTransform):
@@ -108,6 +107,19 @@ def from_itk(transform: sitk.Transform) -> Transform:
         coefficients = np.stack([sitk.GetArrayFromImage(image) for image in images]).astype(np.float32)
         return BSpline(torch.from_numpy(coefficients)[None], grid_from_sitk(images[0]), transform.GetOrder())
     return _linear(transform)
+
+
+def _contains_itself(transform: sitk.Transform) -> bool:
+    """Return whether SimpleITK does not know the class.
+
+    Such a transform, as ANTs' and c3d's MatrixOffsetTransformBase, looks like a composite of itself without end.
+    """
+    for _ in range(NESTED):
+        transform = transform.Downcast()
+        if not isinstance(transform, sitk.CompositeTransform) or transform.GetNumberOfTransforms() != 1:
+            return False
+        transform = transform.GetNthTransform(0)
+    return True
 
 
 def _linear(transform: sitk.Transform) -> Affine:

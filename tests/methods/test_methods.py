@@ -250,3 +250,12 @@ def test_a_method_file_is_data(tmp_path, monkeypatch, text, message):
         load_method(str(tmp_path / "evil.yaml"))
     assert "evil.yaml" in str(caught.value)
     assert not (tmp_path / "evil.txt").exists()
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_an_empty_mask_is_refused_before_the_first_iteration(side):
+    images = dict(zip(("fixed", "moving"), pair(), strict=True))
+    image = images[side]
+    images[side] = Image(image.data, image.grid, mask=torch.zeros_like(image.data))
+    with pytest.raises(learnreg.errors.InputError, match=f"mask of the {side} image is empty"):
+        register(images["fixed"], images["moving"], "rigid")

@@ -479,3 +479,15 @@ class TestLinearThroughLandmarks:
             linear_through_landmarks(self.points(), self.points(count=3))
         with pytest.raises(ValueError, match="Unknown linear transform"):
             linear_through_landmarks(self.points(), self.points(), "projective")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_composites_within_composites_are_read(depth):
+    spline = sitk.BSplineTransformInitializer(sitk.Image([10, 11, 12], sitk.sitkFloat32), [3, 3, 3])
+    spline.SetParameters(np.random.default_rng(0).normal(size=len(spline.GetParameters())).tolist())
+    nested = spline
+    for _ in range(depth):
+        nested = sitk.CompositeTransform([nested])
+    points = np.random.default_rng(1).uniform(2, 8, (20, 3))
+    ours = from_itk(nested)(torch.from_numpy(points).float()[None])[0].numpy()
+    assert np.abs(ours - [spline.TransformPoint(p) for p in points.tolist()]).max() < 1e-4
