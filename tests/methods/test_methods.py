@@ -15,7 +15,7 @@ from learnreg.metrics import dice_scores
 from learnreg.networks import Network, Pyramid
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.objective import Objective, Penalty
-from learnreg.optimization import FieldStage, LinearStage
+from learnreg.optimization import CenterOfMass, FieldStage, LinearStage
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE, NCC, FeatureSimilarity
 from learnreg.transforms import Affine, Composite, Displacement
@@ -79,9 +79,10 @@ def test_paths_sitk_images_and_images_are_the_same(tmp_path):
     fixed, moving = pair()
     for name, image in (("f", fixed), ("m", moving)):
         write_image(image.data[0], image.grid, tmp_path / f"{name}.nii.gz")
-    by_path = register(tmp_path / "f.nii.gz", str(tmp_path / "m.nii.gz"), "affine")
-    by_sitk = register(*(to_sitk(i.data[0], i.grid) for i in (fixed, moving)), "affine")
-    by_image = register(Image(fixed.data, fixed.grid), Image(moving.data, moving.grid), "affine")
+    method = IterativeMethod({"center": CenterOfMass(), "affine": LinearStage(Objective(NCC()))})
+    by_path = register(tmp_path / "f.nii.gz", str(tmp_path / "m.nii.gz"), method)
+    by_sitk = register(*(to_sitk(i.data[0], i.grid) for i in (fixed, moving)), method)
+    by_image = register(Image(fixed.data, fixed.grid), Image(moving.data, moving.grid), method)
     for other in (by_sitk, by_image):
         assert torch.allclose(by_path.transform.matrix, other.transform.matrix, atol=1e-3)
 
