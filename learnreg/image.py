@@ -225,6 +225,29 @@ def stack(images: Sequence[Image]) -> Image:
     )
 
 
+def unstacked(images: Image) -> list[Image]:
+    """Return the images of a batch, each as a batch of one; the inverse of :func:`stack`.
+
+    Example:
+        >>> batch = Image(torch.rand(2, 1, 8, 8), Grid.regular((8, 8)))
+        >>> [image.data.shape[0] for image in unstacked(batch)]
+        [1, 1]
+    """
+    parts = (images.data, images.mask, images.labels, images.landmarks, images.covariates)
+    affines = images.grid.affine.expand(images.batch_size, -1, -1)
+    return [
+        Image(
+            images.data[k : k + 1],
+            Grid(images.grid.shape, affines[k : k + 1]),
+            *(
+                None if part is None else part.expand(images.batch_size, *part.shape[1:])[k : k + 1]
+                for part in parts[1:]
+            ),
+        )
+        for k in range(images.batch_size)
+    ]
+
+
 def _cat_points(points: Sequence[Float[Tensor, "_ _ D"]]) -> Float[Tensor, "_ _ D"]:
     most = max(p.shape[1] for p in points)
     return torch.cat([F.pad(p, (0, 0, 0, most - p.shape[1]), value=torch.nan) for p in points])

@@ -141,8 +141,8 @@ def check_data(config: dict[str, Any], module: RegistrationModule, data: Any) ->
 
 def trusted(config: dict[str, Any]) -> list[str]:
     """Return the packages of ``trust``, and those whose classes the configuration of a training names itself."""
-    named = {target.partition(".")[0] for key in STORED for target in targets(config[key])}
-    return [*config["trust"], *sorted(named - {"learnreg", "monai"})]
+    named = {target.partition(".")[0] for key in STORED for target in targets(config.get(key))}
+    return [*config.get("trust", ()), *sorted(named - {"learnreg", "monai"})]
 
 
 def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str] = ()) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
+from learnreg.image import unstacked
 from learnreg.io import SUFFIXES, write_image
 from learnreg.metrics import score
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
@@ -97,8 +99,17 @@ def amortization(
         steps: Numbers of iterations of the stage.
 
     Returns:
-        ``objective_after_k`` and, with labels, ``dice_after_k``, for ``k`` = 0 and each of ``steps``.
+        ``objective_after_k`` and, with labels, ``dice_after_k``, for ``k`` = 0 and each of ``steps``; means over the
+        pairs.
     """
+    pairs = zip(*(unstacked(images) for images in batch), strict=True)
+    found = [_amortization_of_pair(module, pair, refinement, steps) for pair in pairs]
+    return {key: statistics.fmean(one[key] for one in found if key in one) for key in found[0]}
+
+
+def _amortization_of_pair(
+    module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
+) -> dict[str, float]:
     task = module.task(batch)
     fixed, moving = task.fixed, task.moving
     objective = task.objective.unsupervised().prepare(module.compared(fixed), module.compared(moving))

@@ -144,7 +144,7 @@ def test_evaluate(files, capsys):
     assert "SDlogJ L2R" in printed
     content = json.loads((files / "t" / "metrics.json").read_text())
     dice = {row["method"]: row["dice"] for row in content["summary"]}
-    assert dice["fast"] > dice["affine"] > dice["start"]
+    assert dice["fast"] > max(dice["affine"], dice["start"]) + 0.05
     assert len((files / "t" / "cases.csv").read_text().splitlines()) == 7
     assert (files / "t" / "table.md").exists()
 
@@ -382,12 +382,12 @@ def test_a_truncated_image_is_not_read_as_zeros(suffix, kind, files, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x: ${nothing}", "Interpolation key 'nothing' not found"),
+        ("x: ${nothing}", "x has an interpolation"),
         ("a: [1", "not a valid method file"),
         ("_target_: learnreg.methods.IterativeMethod", "stages is missing"),
         (
             "_target_: learnreg.methods.IterativeMethod\nstages: {a: {_target_: learnreg.similarity.MSE}}",
-            "Stage 'a' must be a learnreg.optimization.Stage, got MSE",
+            "got {'a': MSE()}",
         ),
     ],
 )

@@ -115,27 +115,27 @@ def test_every_preset_is_built():
 
 
 def test_a_package_is_trusted_by_name(tmp_path, monkeypatch):
-    (tmp_path / "mylab").mkdir()
-    (tmp_path / "mylab" / "__init__.py").write_text("")
-    (tmp_path / "mylab" / "nets.py").write_text(
+    (tmp_path / "mylab_built").mkdir()
+    (tmp_path / "mylab_built" / "__init__.py").write_text("")
+    (tmp_path / "mylab_built" / "nets.py").write_text(
         "import os\nfrom torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n\n\nsystem = os.system\n"
     )
-    (tmp_path / "mylaboratory.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "mylab_builtoratory.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    net = {"_target_": "mylab.nets.Net", "in_features": 1, "out_features": 1}
-    with pytest.raises(UntrustedClassError, match=r'if you trust the package, give trust=\["mylab"\]') as caught:
+    net = {"_target_": "mylab_built.nets.Net", "in_features": 1, "out_features": 1}
+    with pytest.raises(UntrustedClassError, match=r'if you trust the package, give trust=\["mylab_built"\]') as caught:
         build(net, source="model.safetensors")
-    assert caught.value.package == "mylab"
-    for trust in (["mylab"], ["mylab.nets"]):
+    assert caught.value.package == "mylab_built"
+    for trust in (["mylab_built"], ["mylab_built.nets"]):
         assert isinstance(build(net, source="model.safetensors", trust=trust), nn.Linear)
-    for target in ("mylaboratory.Net", "os.system"):
+    for target in ("mylab_builtoratory.Net", "os.system"):
         with pytest.raises(UntrustedClassError, match="not part of learnreg"):
-            build({"_target_": target}, source="model.safetensors", trust=["mylab"])
+            build({"_target_": target}, source="model.safetensors", trust=["mylab_built"])
     with pytest.raises(InputError, match=r"not a torch.nn.Module"):
-        build({"_target_": "mylab.nets.system"}, source="model.safetensors", trust=["mylab"])
+        build({"_target_": "mylab_built.nets.system"}, source="model.safetensors", trust=["mylab_built"])
     with pytest.raises(InputError, match="cannot be imported"):
-        build({"_target_": "mylab.nets.None"}, source="model.safetensors", trust=["mylab"])
+        build({"_target_": "mylab_built.nets.None"}, source="model.safetensors", trust=["mylab_built"])
     with pytest.raises(TypeError, match="must be a list of packages"):
-        build(net, source="model.safetensors", trust="mylab")
+        build(net, source="model.safetensors", trust="mylab_built")
     with pytest.raises(InputError, match="a name that Python can import"):
         build(net, source="model.safetensors", trust=[""])

@@ -124,14 +124,14 @@ def test_training_evaluate_report_and_register_write_the_same(tmp_path, monkeypa
     space = {"spacing": 1.0, "shape": [12, 14, 16], "multiple": 1}
     refinement = FieldStage(Objective(MSE()), factors=(1,), iterations=(0,))
     checkpoint = Checkpoint(Shifting(), Objective(MSE()), space, {}, refinement)
-    monkeypatch.setattr("learnreg.apps.train_report.load_checkpoint", lambda path: checkpoint)
+    monkeypatch.setattr("learnreg.apps.train_report.load_checkpoint", lambda path, trust: checkpoint)
     data = type("Data", (), {"cases": lambda self, count: [Case("a", fixed, moving)]})()
     method = {"_target_": "tests.metrics.test_scores.ShiftingMethod"}
     report({"method": method, "refine": 0, "report_pairs": 1}, data, str(tmp_path))
     reported = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["cases"]}
 
     written(fixed, moving, tmp_path)
-    method = ["--method", str(tmp_path / "shift.yaml")]
+    method = ["--method", str(tmp_path / "shift.yaml"), "--trust", "tests"]
     main(["evaluate", str(tmp_path / "pairs.csv"), *method, "-o", str(tmp_path / "e"), "--quiet"])
     evaluated = json.loads((tmp_path / "e" / "metrics.json").read_text())["cases"][1]
     images, labels = ([str(tmp_path / k / f"{n}.nii.gz") for n in ("fixed", "moving")] for k in ("images", "labels"))
