@@ -45,6 +45,7 @@ def error(transform: learnreg.Transform, grid: Grid) -> float:
 
 
 @pytest.mark.parametrize(("method", "bound"), [("rigid", 0.2), ("affine", 0.3), ("deformable", 0.5), ("syn-like", 0.5)])
+@pytest.mark.slow
 def test_a_shift_of_tissue_that_reaches_the_border_is_found(method, bound):
     fixed, moving = crops(tissue())
     assert error(learnreg.register(fixed, moving, method, progress=False).transform, fixed.grid) < bound
@@ -59,6 +60,7 @@ def test_the_old_rule_is_a_choice():
         learnreg.methods.IterativeMethod(method.stages, outside="zeros")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_values_outside_the_masks_change_nothing():
     fixed, moving = crops(tissue(1))
     mask = torch.zeros_like(fixed.data)
@@ -151,6 +153,7 @@ class TestPadding:
         image = self.image(fill)
         assert without_padding(image) is image
 
+    @pytest.mark.slow
     def test_rigid_ignores_it(self):
         fixed, moving = crops(tissue(5) * 1500 - 1000)
         outside = Grid.regular(fixed.grid.shape[1:]).points.norm(dim=-1)[0] > 17
@@ -159,6 +162,7 @@ class TestPadding:
 
 
 class TestInitial:
+    @pytest.mark.slow
     def test_it_is_not_centered_again(self):
         """The lower half of a volume onto the whole: the centroids lie far apart when both are aligned."""
         fixed, moving = crops(tissue(6))
@@ -206,6 +210,7 @@ class TestDivergence:
 
 
 class TestContrast:
+    @pytest.mark.slow
     def test_the_default_chooses_by_the_pair(self):
         fixed, moving = crops(tissue(8))
         truth = Affine.translation(list(SHIFT))
@@ -218,6 +223,7 @@ class TestContrast:
         assert error(result.transform, fixed.grid) < 0.6
         assert len(result.history) == 2 + len(method.other.stages["affine"].factors) + 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("method", ["rigid", "affine"])
     def test_linear_presets_allow_any_contrast(self, method):
         fixed, moving = crops(tissue(9))
