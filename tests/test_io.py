@@ -128,7 +128,7 @@ def test_labels_stay_integers(tmp_path, kind):
 
 
 def test_labels_that_are_no_integers_and_empty_masks_are_refused(tmp_path):
-    image = save(np.random.rand(4, 5, 6).astype(np.float32), tmp_path / "image.mha")
+    image = save((0.25 + 0.5 * np.random.rand(4, 5, 6)).astype(np.float32), tmp_path / "image.mha")
     with pytest.raises(ValueError, match=r"image\.mha has 120 values that are not integers"):
         read_image(image, labels=image)
     empty = save(np.zeros((4, 5, 6), np.uint8), tmp_path / "empty.mha")
