@@ -97,6 +97,11 @@ class Image:
         return replace(self, data=data)
 
 
+def with_field_of_view(image: Image) -> Image:
+    """Return the image with its whole field of view as its mask, unless it has a mask."""
+    return image if image.mask is not None else replace(image, mask=torch.ones_like(image.data[:, :1]))
+
+
 def background(image: Image) -> float:
     """Return the value of nothing in an image: the lowest one if it is negative, as of air in a CT, else 0."""
     return min(0.0, float(image.data.min()))

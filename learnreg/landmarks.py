@@ -35,6 +35,13 @@ class Landmarks:
     names: tuple[str, ...] | None
     file: Path
 
+    def by_name(self) -> Landmarks:
+        """Return the landmarks in the order of their names; in that of the file without names."""
+        if self.names is None:
+            return self
+        order = sorted(range(len(self.names)), key=self.names.__getitem__)
+        return Landmarks(self.points[:, order], tuple(self.names[k] for k in order), self.file)
+
 
 def pair_landmarks(fixed: Landmarks, moving: Landmarks) -> tuple[PointTensor, PointTensor]:
     """Pair the landmarks of two files: by name if both name them, else by row.

@@ -11,6 +11,7 @@ from learnreg.image import background
 from learnreg.io import (
     check_output,
     grid_from_sitk,
+    image_from_sitk,
     labels_from_sitk,
     read_image,
     read_sitk,
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         # The values stay those of the input, so they fit its pixel type.
         write_sitk(sitk.Cast(to_sitk(moved[0], reference.grid), stored.GetPixelID()), options.output)
     else:
-        moving = read_image(options.moving)
+        moving = image_from_sitk(stored, name=str(options.moving))
         fill = background(moving) if options.fill is None else options.fill
         write_image(warp(moving, transform, reference.grid, fill=fill).data[0], reference.grid, options.output)
     print(f"Wrote {options.output}")

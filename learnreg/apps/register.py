@@ -18,7 +18,7 @@ from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder
 from learnreg.data.preprocessing import normalized
 from learnreg.errors import InputError
-from learnreg.image import Image, background
+from learnreg.image import Image, with_field_of_view
 from learnreg.io import read_image, together, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.methods import Registration, register
@@ -135,12 +135,13 @@ def measure(result: Registration) -> dict[str, Any]:
     A measure that cannot be computed is ``None``.
     """
     size = result.sampled.field.norm(dim=1)
-    fixed, view = result.fixed, _with_view(result.moving)
+    fixed, moving = result.fixed, result.moving
+    view = with_field_of_view(Image(moving.data, moving.grid, moving.mask))
     transforms = Affine.identity(fixed.ndim), result.sampled
     images = [warp(view, transform, fixed.grid) for transform in transforms]
     same = _have_one_contrast(fixed, images[1])
     before, after = (
-        _compared(fixed, image, same) | score(fixed, result.moving, transform, distances=True).row()
+        _compared(fixed, image, same) | score(fixed, moving, transform, distances=True).row()
         for image, transform in zip(images, transforms, strict=True)
     )
     return {
@@ -154,11 +155,6 @@ def measure(result: Registration) -> dict[str, Any]:
         "largest_displacement_mm": float(size.max()),
         "iterations": sum(len(level.losses) for level in result.history),
     }
-
-
-def _with_view(moving: Image) -> Image:
-    """Return the intensities with a mask of where they were seen."""
-    return Image(moving.data, moving.grid, torch.ones_like(moving.data[:, :1]) if moving.mask is None else moving.mask)
 
 
 def _have_one_contrast(fixed: Image, warped: Image) -> bool:
@@ -200,8 +196,7 @@ def save(result: Registration, metrics: dict[str, Any], output: Path, *, fill: f
         ``metrics`` with what was measured.
     """
     with together(output) as part:
-        value = background(result.moving) if fill is None else fill
-        warped = warp(result.moving, result.sampled, result.fixed.grid, fill=value)
+        warped = result.warped if fill is None else warp(result.moving, result.sampled, result.fixed.grid, fill=fill)
         write_image(warped.data[0], result.fixed.grid, part / FILES[0])
         result.save_transform(part / FILES[1])
         try:

@@ -37,9 +37,7 @@ class Subject:
         known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
         points = None
         if self.landmarks is not None:
-            found = read_named_landmarks(self.landmarks, image.grid)
-            order = range(found.points.shape[1]) if found.names is None else _sorted(found.names)
-            points = found.points[:, list(order)]
+            points = read_named_landmarks(self.landmarks, image.grid).by_name().points
         return replace(image, covariates=known, landmarks=points)
 
     @property
@@ -98,10 +96,6 @@ def read_pairs(path: PathLike) -> list[Pair] | None:
     if "fixed" not in rows[0] or "moving" not in rows[0]:
         return None
     return [(_csv_subject(row, "fixed", file), _csv_subject(row, "moving", file)) for row in rows]
-
-
-def _sorted(names: Sequence[str]) -> list[int]:
-    return sorted(range(len(names)), key=names.__getitem__)
 
 
 def _existing(path: PathLike) -> Path:

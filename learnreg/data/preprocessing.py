@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_edt
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.image import Image, crop_to_content, crop_to_view
+from learnreg.image import Image, crop_to_content, crop_to_view, with_field_of_view
 from learnreg.sampling import Padding, check_padding, resize_image, sample_image, sample_labels
 from learnreg.transforms import Transform
 
@@ -125,7 +125,7 @@ def with_view(image: Image, *, content: float = 0.1, share: float = 0.02) -> Ima
     sides = [bright.select(axis, end) for axis in range(1, bright.ndim) for end in (0, -1)]
     if max(float(side.float().mean()) for side in sides) < share:
         return image
-    return replace(image, mask=torch.ones_like(image.data[:, :1]))
+    return with_field_of_view(image)
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ class ModelSpace:
 
     def onto(self, image: Image, grid: Grid, transform: Transform | None = None) -> Image:
         """Resample an image, after :meth:`seen`, to a grid of the model, see :func:`onto_grid`."""
-        if self.padding == "border" and image.mask is None:
-            image = replace(image, mask=torch.ones_like(image.data[:, :1]))
+        if self.padding == "border":
+            image = with_field_of_view(image)
         return onto_grid(image, grid, transform, padding=self.padding)
 
 
