@@ -110,6 +110,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
         symmetric=config["symmetric"],
         warmup=config["warmup"],
         recipe=stored,
+        seed=config["seed"],
     )
 
 

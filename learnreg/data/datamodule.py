@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from learnreg.data.checks import check_subjects
 from learnreg.data.datasets import (
@@ -17,12 +17,12 @@ from learnreg.data.datasets import (
     ImagePair,
     OrderedPairs,
     PairDataset,
-    collate,
     reversed_pairs,
     within_groups,
 )
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.streams import training_loader, validation_loader
 from learnreg.errors import InputError
 from learnreg.typing import PathLike
 
@@ -30,7 +30,11 @@ from learnreg.typing import PathLike
 class RegistrationData(pl.LightningDataModule):
     """Pairs from a folder, a CSV or a Learn2Reg ``dataset.json``.
 
-    Unpaired images train as all ordered pairs, shuffled; ``trainer.limit_train_batches`` sets the length of an epoch.
+    Unpaired images train as all ordered pairs, shuffled; ``trainer.limit_train_batches`` sets the length of an epoch,
+    and the next epoch goes on where it stopped. A training pair and its augmentation depend on the seed and on the
+    number of pairs drawn before, so the pairs of a step are the same for any number of processes and workers, and after
+    a resume.
+
     Validation pairs each image of its block with the block in reversed order. If the data set prescribes pairs (a CSV
     with ``fixed,moving``), the blocks select from those.
 
@@ -42,11 +46,12 @@ class RegistrationData(pl.LightningDataModule):
         batch_size: Pairs per step and device.
         validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
-        num_workers: Processes that load; 0 loads in the main process, which keeps the cache.
+        num_workers: Processes that load; 0 loads in the main process.
         pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups of the column ``group`` of a CSV.
         atlas: An image file that is the fixed image of every pair.
         atlas_labels: Its segmentation.
         covariates: Columns of a CSV of unpaired images that hold numbers, see :attr:`learnreg.image.Image.covariates`.
+        seed: Of the order of the pairs and of the augmentation.
 
     Raises:
         InputError: The pairing is unknown, a block is not ``[first, last)``, or a number is too small.
@@ -67,6 +72,7 @@ class RegistrationData(pl.LightningDataModule):
         atlas: PathLike | None = None,
         atlas_labels: PathLike | None = None,
         covariates: Sequence[str] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -85,6 +91,7 @@ class RegistrationData(pl.LightningDataModule):
         files = [None if file is None else Path(file).expanduser() for file in (atlas, atlas_labels)]
         self.atlas = None if files[0] is None else Subject(files[0], files[1])
         self.covariates = tuple(covariates)
+        self.seed = int(seed)
         self.load = ImageCache(space)
         self._pairs: list[Pair] | None = None
         self._subjects: list[Subject] = []
@@ -146,27 +153,24 @@ class RegistrationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
         self.setup()
+        return training_loader(
+            self._training_pairs(),
+            self.trainer,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
+
+    def _training_pairs(self) -> Dataset[ImagePair]:
         if self._pairs is None and self.atlas is None and self.pairing == "all":
             first, last = self.blocks["train"]
-            ordered = OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
-            return self._loader(ordered, shuffle=True)
+            return OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
         augmentation = None if self._pairs or self.atlas else self.augmentation  # prescribed pairs are not changed
-        return self._loader(PairDataset(self.pairs("train"), self.load, augmentation=augmentation), shuffle=True)
+        return PairDataset(self.pairs("train"), self.load, augmentation=augmentation)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
-        return self._loader(PairDataset(self.pairs()[: self.validation_pairs], self.load), shuffle=False, batch_size=1)
-
-    def _loader(
-        self, dataset: PairDataset[Subject], *, shuffle: bool, batch_size: int | None = None
-    ) -> DataLoader[ImagePair]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size or self.batch_size,
-            shuffle=shuffle,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=False,
-        )
+        pairs = PairDataset(self.pairs()[: self.validation_pairs], self.load)
+        return validation_loader(pairs, num_workers=self.num_workers)
 
 
 def _block(name: str, ends: Sequence[int]) -> tuple[int, int]:

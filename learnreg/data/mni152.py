@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from learnreg.data.datasets import Case, ImagePair, OrderedPairs, PairDataset, collate
+from learnreg.data.datasets import Case, ImagePair, OrderedPairs, PairDataset
 from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
+from learnreg.data.streams import training_loader, validation_loader
 from learnreg.data.synthesis import changed_intensities, numbered, random_velocity
 from learnreg.errors import InputError, MissingPackageError
 from learnreg.grid import Grid
@@ -66,7 +67,7 @@ class MNI152Data(pl.LightningDataModule):
         magnitude: mm, see :func:`learnreg.data.random_velocity`.
         smoothness: mm.
         batch_size: Pairs per step.
-        seed: Of the subjects.
+        seed: Of the subjects and of the order of the pairs.
 
     Raises:
         InputError: There are fewer than two subjects.
@@ -119,11 +120,11 @@ class MNI152Data(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
         dataset = OrderedPairs(self._train, lambda subject: subject.image)
-        return DataLoader(dataset, batch_size=self.batch_size, shuffle=True, collate_fn=collate)
+        return training_loader(dataset, self.trainer, seed=self.seed, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
         dataset = PairDataset(_neighbors(self._validation), lambda subject: subject.image)
-        return DataLoader(dataset, batch_size=1, collate_fn=collate)
+        return validation_loader(dataset)
 
 
 def _neighbors(subjects: Sequence[Synthetic]) -> list[tuple[Synthetic, Synthetic]]:

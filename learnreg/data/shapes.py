@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from learnreg.data.datasets import Case, ImageCache, ImagePair, collate
+from learnreg.data.datasets import Case, ImageCache, ImagePair
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.streams import training_loader, validation_loader
 from learnreg.data.synthesis import numbered, painted, random_shapes, random_velocity
 from learnreg.errors import InputError
 from learnreg.grid import Grid
@@ -35,10 +36,11 @@ class ShapesData(pl.LightningDataModule):
         size: Without ``path``: smoothness of the noise that makes the shapes, mm.
         magnitude: Of each deformation, mm, see :func:`learnreg.data.random_velocity`.
         smoothness: Of each deformation, mm.
-        pairs: Length of an epoch; pairs are drawn anew each time.
+        pairs: Length of an epoch; every pair is drawn anew.
         validation_pairs: Drawn once, apart.
         batch_size: Pairs per step.
-        seed: Of the validation pairs.
+        seed: Of all pairs.
+        num_workers: Processes that draw training pairs; 0 draws in the main process.
     """
 
     def __init__(  # noqa: PLR0913 - they are the lines of a config
@@ -55,6 +57,7 @@ class ShapesData(pl.LightningDataModule):
         validation_pairs: int = 6,
         batch_size: int = 1,
         seed: int = 0,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         if space.shape is None:
@@ -70,7 +73,7 @@ class ShapesData(pl.LightningDataModule):
         self.labels, self.size = int(labels), float(size)
         self.magnitude, self.smoothness = float(magnitude), float(smoothness)
         self.counts = int(pairs), int(validation_pairs)
-        self.batch_size, self.seed = int(batch_size), int(seed)
+        self.batch_size, self.seed, self.num_workers = int(batch_size), int(seed), int(num_workers)
         self.maps: list[Tensor] = []
 
     @property
@@ -114,17 +117,14 @@ class ShapesData(pl.LightningDataModule):
             yield Case(f"validation pair {number + 1}", *self.pair(numbered(self.seed, number)))
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
-        drawn = _Drawn(self.counts[0], lambda _: self.pair(torch.Generator().manual_seed(_seed())))
-        return DataLoader(drawn, batch_size=self.batch_size, collate_fn=collate)
+        drawn = _Drawn(self.counts[0], lambda _: self.pair(torch.default_generator))
+        return training_loader(
+            drawn, self.trainer, seed=self.seed, batch_size=self.batch_size, num_workers=self.num_workers
+        )
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
         kept = [self.pair(numbered(self.seed, number)) for number in range(self.counts[1])]
-        return DataLoader(_Drawn(len(kept), kept.__getitem__), batch_size=1, collate_fn=collate)
-
-
-def _seed() -> int:
-    """From torch's own generator, so that the run's seed decides."""
-    return int(torch.randint(2**31, ()))
+        return validation_loader(_Drawn(len(kept), kept.__getitem__))
 
 
 class _Drawn(Dataset[ImagePair]):

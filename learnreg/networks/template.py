@@ -120,7 +120,7 @@ class LearnedTemplate(Network):
         self.begun = True
         if not bool(self.seen):
             with torch.no_grad():
-                self.values.copy_(images.data.mean(0, keepdim=True))
+                self.values.copy_(_mean_of_processes(images.data.mean(0, keepdim=True)))
             self.seen += 1
 
     def auxiliary_terms(
@@ -129,10 +129,21 @@ class LearnedTemplate(Network):
         """Compute the squared running mean of the displacements, in mm^2, and the terms of the inner network."""
         own = self.network.auxiliary_terms(prediction, fixed, moving, objective)
         now = prediction.transform.displacement(fixed.grid).mean(0, keepdim=True)
+        now = now + (_mean_of_processes(now.detach()) - now.detach())  # each process has the gradient of its own pairs
         mean = self.momentum * self.mean + (1 - self.momentum) * now
         self.mean = mean.detach()
         # Only the newest share, 1 - momentum, of the running mean has a gradient; dividing by it restores the size.
         return {**own, "centering": WeightedValue(mean.square().sum(1).mean() / (1 - self.momentum), self.centering)}
+
+
+def _mean_of_processes(values: Tensor) -> Tensor:
+    """Return the mean of a tensor over the processes of a distributed training."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return values
+    total = values.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
 
 
 class ConditionalTemplate(LearnedTemplate):

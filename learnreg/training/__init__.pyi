@@ -4,5 +4,10 @@ from .callbacks import (
     Progressive as Progressive,
     SaveTemplate as SaveTemplate,
 )
+from .checkpoints import (
+    AtomicCheckpointIO as AtomicCheckpointIO,
+    LastCheckpoint as LastCheckpoint,
+    MetricsTable as MetricsTable,
+)
 from .distillation import Distillation as Distillation
 from .module import RegistrationModule as RegistrationModule

@@ -65,6 +65,12 @@ class AmortizationGap(pl.Callback):
         self.refinement, self.steps, self.pairs, self.every = refinement, tuple(steps), pairs, every
         self.seen = -1
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count the validations, without Lightning's sanity check."""
         self.seen += not trainer.sanity_checking
@@ -78,13 +84,13 @@ class AmortizationGap(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or batch_idx >= self.pairs or self.seen % self.every:
+        case = batch_idx * trainer.world_size + trainer.global_rank
+        if trainer.sanity_checking or case >= self.pairs or self.seen % self.every:
             return
         if isinstance(pl_module, RegistrationModule) and self.refinement is not None:
             values = amortization(pl_module, batch, self.refinement, self.steps)
             values["amortization_gap"] = values["objective_after_0"] - values[f"objective_after_{max(self.steps)}"]
-            for name, value in values.items():
-                pl_module.log(f"val/{name}", value, batch_size=batch[0].batch_size, sync_dist=True)
+            pl_module.record({f"val/{name}": v for name, v in values.items()}, batch_idx, batch[0].batch_size)
 
 
 def amortization(
@@ -263,6 +269,12 @@ class Pictures(pl.Callback):
         if every < 1:
             raise InputError(f"Pictures.every must be at least 1, got {every}; callbacks.pictures=null leaves it out.")
         self.folder, self.every, self.seen = Path(folder), every, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
 
     def on_validation_batch_end(
         self,

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from learnreg.consistency import Consistency
 from learnreg.errors import InputError
@@ -22,8 +23,10 @@ from learnreg.networks.base import Network, Prediction, Task
 from learnreg.networks.checkpoint import KEY
 from learnreg.numerics import FullPrecisionOfSmall
 from learnreg.objective import Objective
+from learnreg.randomness import seed_generators
 from learnreg.supervision import Supervision
 from learnreg.terms import Weighted
+from learnreg.training.scores import CaseScores
 from learnreg.transforms import Transform, chain
 
 Batch = tuple[Image, Image]
@@ -45,6 +48,8 @@ class RegistrationModule(pl.LightningModule):
         warmup: Share of the training in which the learning rate rises. After it, the rate falls by a cosine to 0 at the
             end of the training: ``max_steps``, ``max_epochs`` or ``max_time``, whichever comes first.
         recipe: Configuration to store in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
+        seed: Of what a training step draws, such as the weight of a conditioned network or dropout. The draws depend on
+            the seed and the step, so a resumed training repeats them.
 
     Example:
         >>> from functools import partial
@@ -56,7 +61,7 @@ class RegistrationModule(pl.LightningModule):
         'Velocity'
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a config
         self,
         network: nn.Module,
         objective: Objective,
@@ -67,13 +72,16 @@ class RegistrationModule(pl.LightningModule):
         symmetric: bool = False,
         warmup: float = 0.02,
         recipe: Mapping[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.network, self.objective = as_network(network), objective
         self.make_optimizer = optimizer
         self.consistency, self.features = consistency, features
         self.symmetric, self.warmup = symmetric, warmup
-        self.recipe = dict(recipe or {})
+        self.recipe, self.seed = dict(recipe or {}), int(seed)
+        self.scores = CaseScores()
+        self._time_share = 0.0
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -90,8 +98,15 @@ class RegistrationModule(pl.LightningModule):
         with FullPrecisionOfSmall():
             return self.network.predict(fixed, moving, weight=weight)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._time_share = self._share_of_time()
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        # All processes draw the same task; what the network draws for its own pairs, such as dropout, differs.
+        step = self._trainer.fit_loop.total_batch_idx if self._trainer else batch_index
+        seed_generators("task", self.seed, step)
         task = self.task(batch)
+        seed_generators("network", self.seed, step, self._trainer.global_rank if self._trainer else 0)
         prediction = self.predict(task.fixed, task.moving, weight=task.weight)
         transform = prediction.transform
         compared = self.compared(task.fixed), self.compared(task.moving)
@@ -157,9 +172,29 @@ class RegistrationModule(pl.LightningModule):
         values |= {"val/sd_log_jacobian": scores.sd_log_jacobian.mean(), "val/folding": scores.folding.mean()}
         if scores.dice is not None:
             values["val/dice"] = scores.dice.nanmean()
-        bars = {"val/loss", "val/dice"}
-        for name, value in values.items():
-            self.log(name, value, prog_bar=name in bars, batch_size=fixed.batch_size, sync_dist=True)
+        self.record(values, batch_index, fixed.batch_size)
+
+    def record(self, values: Mapping[str, Tensor | float], batch_index: int, batch_size: int) -> None:
+        """Record values of a validation batch; their means over the batches of all processes are logged.
+
+        Args:
+            values: By name; a value that is not a number does not count.
+            batch_index: Index of the batch in this process.
+            batch_size: Number of pairs, the weight in the mean.
+        """
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        self.scores.add(batch_index * world + rank, {name: float(v) for name, v in values.items()}, batch_size)
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores = CaseScores()
+
+    def on_validation_epoch_end(self) -> None:
+        loader: Any = self.trainer.val_dataloaders
+        # Lightning gives the last processes the first pairs again, so that all have as many.
+        single = isinstance(loader, DataLoader) and loader.batch_size == 1
+        means = self.scores.means(limit=len(loader.dataset) if single else None)
+        for name, value in means.items():
+            self.log(name, value, prog_bar=name in ("val/loss", "val/dice"), batch_size=1, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.network.parameters())
@@ -183,11 +218,17 @@ class RegistrationModule(pl.LightningModule):
             return 0.0
         total = self.trainer.estimated_stepping_batches
         done = self.trainer.global_step / total if 0 < total < math.inf else 0.0
+        return max(done, self._time_share)
+
+    def _share_of_time(self) -> float:
+        """Return the share of ``max_time`` that is over by the clock of the first process, 0 without ``max_time``."""
+        share = 0.0
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Timer) and callback.time_remaining() is not None:
                 elapsed, left = callback.time_elapsed(), callback.time_remaining() or 0.0
-                done = max(done, elapsed / max(elapsed + left, 1e-9))
-        return done
+                share = max(share, elapsed / max(elapsed + left, 1e-9))
+                share = self.trainer.strategy.broadcast(share)
+        return share
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.recipe

@@ -1,0 +1,273 @@
+"""A training is the same on any number of processes, and after any kill."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer
+
+from learnreg.consistency import InverseConsistency
+from learnreg.data import RandomTransform
+from learnreg.data.datasets import OrderedPairs, PairDataset
+from learnreg.data.streams import shuffled, training_loader, validation_loader
+from learnreg.grid import Grid
+from learnreg.networks import (
+    AffineNetwork,
+    Cascade,
+    Conditioned,
+    KeypointNetwork,
+    LaplacianPyramid,
+    LearnedTemplate,
+    Pyramid,
+    UNet,
+)
+from learnreg.objective import Objective, Penalty
+from learnreg.optimization import CenterOfMass
+from learnreg.regularization import Diffusion
+from learnreg.similarity import LNCC, MSE, MutualInformation
+from learnreg.supervision import LabelOverlap, LandmarkDistance
+from learnreg.terms import Weighted
+from learnreg.training import AtomicCheckpointIO, Distillation, LastCheckpoint, MetricsTable, RegistrationModule
+from tests.conftest import blob_image
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*fork"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
+]
+GRID = Grid.regular((16, 16), 1.5)
+NETWORKS = {
+    "unet": lambda: UNet(2, (4, 8)),
+    "pyramid": lambda: Pyramid(2, (4, 8), steps=3),
+    "segmenting pyramid": lambda: Pyramid(2, (4, 8), steps=3, segments=[1, 2]),
+    "laplacian": lambda: LaplacianPyramid(2, (4, 4), blocks=1),
+    "affine": lambda: AffineNetwork(2, (4, 8)),
+    "keypoints": lambda: KeypointNetwork(2, (4, 8), keypoints=6),
+    "cascade": lambda: Cascade([AffineNetwork(2, (4, 8)), UNet(2, (4, 8))]),
+    "template": lambda: LearnedTemplate(UNet(2, (4, 8)), (16, 16)),
+    "conditioned": lambda: Conditioned(UNet(2, (4, 8)), penalty="diffusion", between=(0.01, 1.0)),
+}
+SUPERVISIONS = {
+    "labels": lambda: LabelOverlap([1, 2]),
+    "landmarks": LandmarkDistance,
+    "distillation": lambda: Distillation({"center": CenterOfMass()}),
+}
+SIMILARITIES = {"lncc": lambda: LNCC(5), "mutual information": lambda: MutualInformation(bins=16)}
+
+
+class Blobs(pl.LightningDataModule):
+    """Five blobs with labels and landmarks; three validation pairs, of which the last one may have no labels."""
+
+    def __init__(self, batch_size=1, *, workers=0, labeled=False):
+        super().__init__()
+        self.batch_size, self.workers, self.labeled = batch_size, workers, labeled
+        images = [blob_image(GRID, (float(k), -0.5 * k), (6.0 + 0.4 * k, 5.0)) for k in range(-2, 3)]
+        points = torch.tensor([[[0.0, 0.0], [2.0, 3.0], [-4.0, 1.0]]])
+        self.images = [replace(image, landmarks=points + k) for k, image in enumerate(images)]
+
+    def train_dataloader(self):
+        pairs = OrderedPairs(self.images, lambda image: image, augmentation=RandomTransform(noise=0.02))
+        return training_loader(pairs, self.trainer, seed=3, batch_size=self.batch_size, num_workers=self.workers)
+
+    def val_dataloader(self):
+        a, b, c, *_ = self.images
+        last = c if self.labeled else replace(c, labels=None)
+        return validation_loader(PairDataset([(a, b), (b, c), (last, a)], lambda image: image))
+
+
+class Recorder(pl.Callback):
+    """Writes what a process has at the end: weights, and the logged values of each validation."""
+
+    def __init__(self, folder):
+        self.folder, self.history = folder, []
+
+    def on_validation_end(self, trainer, pl_module):
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.history.append(values)
+
+    def on_train_end(self, trainer, pl_module):
+        weights = {k: v.clone() for k, v in pl_module.state_dict().items()}
+        torch.save((weights, self.history), self.folder / f"rank{trainer.global_rank}.pt")
+
+
+SGD = partial(torch.optim.SGD, lr=0.05)
+
+
+def module(network="unet", supervision=None, similarity="mse", optimizer=SGD, **kwargs):
+    torch.manual_seed(0)
+    terms = {} if supervision is None else {"known": Weighted(SUPERVISIONS[supervision](), 0.1)}
+    term = MSE() if similarity == "mse" else SIMILARITIES[similarity]()
+    objective = Objective(term, {"diffusion": Penalty(Diffusion(), 0.01)}, terms)
+    return RegistrationModule(NETWORKS[network](), objective, optimizer, **kwargs)
+
+
+def fit(folder, trained, data, *, processes=1, steps=20, callbacks=(), **kwargs):
+    """Train; return for each process its weights and validations."""
+    folder.mkdir(exist_ok=True)
+    strategy = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {"devices": 1}
+    arguments = {"max_steps": steps, "limit_train_batches": 10, "num_sanity_val_steps": 0, "logger": False} | kwargs
+    pl.Trainer(
+        accelerator="cpu",
+        callbacks=[*callbacks, Recorder(folder)],
+        enable_checkpointing=any(isinstance(c, (ModelCheckpoint, LastCheckpoint)) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **strategy,
+        **arguments,
+    ).fit(trained, datamodule=data)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
+
+
+def check_equal(tmp_path, make, *, steps=20):
+    """Two processes have bit-equal weights, and those of one process with batches of twice the size."""
+    labeled = "labels" in make().needs
+    (one, validations), *_ = fit(tmp_path / "one", make(), Blobs(2, labeled=labeled), steps=steps)
+    first, second = fit(tmp_path / "two", make(), Blobs(1, labeled=labeled), processes=2, steps=steps)
+    start = make().state_dict()
+    assert any(not torch.equal(one[key], start[key]) for key in one)
+    for key, value in first[0].items():
+        assert torch.equal(value, second[0][key]), key
+        torch.testing.assert_close(value, one[key], rtol=1e-6, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+    assert first[1] == second[1]
+    for alone, together in zip(validations, first[1], strict=True):
+        assert alone == pytest.approx(together, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_two_processes_train_as_one_with_twice_the_batch(network, tmp_path):
+    rate = 1e-3 if network == "keypoints" else 0.05  # its first steps are so large that they amplify rounding
+    optimizer = partial(torch.optim.SGD, lr=rate)
+    check_equal(tmp_path, lambda: module(network, "labels" if "segmenting" in network else None, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("supervision", SUPERVISIONS)
+def test_two_processes_with_supervision(supervision, tmp_path):
+    check_equal(tmp_path, lambda: module(supervision=supervision))
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_two_processes_with_similarity(similarity, tmp_path):
+    check_equal(tmp_path, lambda: module(similarity=similarity))
+
+
+def test_two_processes_with_consistency(tmp_path):
+    check_equal(tmp_path, lambda: module(consistency=Weighted(InverseConsistency(), 0.1), symmetric=True))
+
+
+def test_processes_are_equal_when_time_decides(tmp_path):
+    """The learning rate follows the clock of the first process."""
+
+    def late(trained):
+        return [Timer(duration={"seconds": 2}), _Late()]
+
+    trained = module(optimizer=partial(torch.optim.AdamW, lr=1e-2), warmup=0.5)
+    first, second = fit(tmp_path, trained, Blobs(1), processes=2, steps=100_000, callbacks=late(trained))
+    for key, value in first[0].items():
+        assert torch.equal(value, second[0][key]), key
+
+
+class _Late(pl.Callback):
+    """Lets the clock of the second process be half a second behind."""
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_rank == 1:
+            next(c for c in trainer.callbacks if isinstance(c, Timer))._offset = 0.5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_draw_the_same_pairs(workers, tmp_path):
+    (one, _), *_ = fit(tmp_path / "none", module(), Blobs(2))
+    (many, _), *_ = fit(tmp_path / "some", module(), Blobs(2, workers=workers))
+    assert all(torch.equal(one[key], many[key]) for key in one)
+
+
+def test_a_pass_visits_each_pair_once():
+    for count in (1, 2, 5, 20, 1000):
+        assert sorted(shuffled(k, count, "seed", 0) for k in range(count)) == list(range(count))
+    first, second = ([shuffled(k, 1000, "seed", turn) for k in range(1000)] for turn in (0, 1))
+    assert first != second
+    assert abs(torch.corrcoef(torch.tensor([first, list(range(1000))], dtype=torch.double))[0, 1]) < 0.1
+    assert shuffled(0, 10_000 * 9_999, 0) < 10_000 * 9_999  # no list of 10^8 numbers
+
+
+def resumable(folder, minutes=1e-6, **kwargs):
+    """A training of 30 steps with validations after 7, 14, ... steps, whose state is kept in a folder."""
+    callbacks = [
+        ModelCheckpoint(
+            folder, filename="best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
+        ),
+        LastCheckpoint(folder, minutes=minutes),
+    ]
+    last = folder / "last.ckpt"
+    trained = module(optimizer=partial(torch.optim.AdamW, lr=1e-2), network="conditioned")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=30,
+        limit_train_batches=7,
+        log_every_n_steps=3,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=MetricsTable(folder),
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+    trainer.fit(trained, datamodule=Blobs(2), ckpt_path=last if last.exists() else None, weights_only=True)
+    state = {"weights": trained.state_dict(), "best": callbacks[0].best_model_score}
+    torch.save(state, folder / "result.pt")
+
+
+def in_a_process(action, *, kill_after=None):
+    """Run a function in a forked process; kill it after so many seconds; return whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert kill_after is not None or status == 0
+    return status == 0
+
+
+def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    begun = time.monotonic()
+    in_a_process(partial(resumable, whole))
+    duration = time.monotonic() - begun
+    generator = torch.Generator().manual_seed(0)
+    kills = 0
+    while kills < int(os.environ.get("LEARNREG_KILLS", "6")):
+        share = 0.2 + 0.5 * float(torch.rand((), generator=generator))
+        if in_a_process(partial(resumable, killed), kill_after=share * duration):
+            for file in killed.iterdir():  # it ended before it was killed: begin anew
+                file.unlink()
+            continue
+        kills += 1
+        if (killed / "last.ckpt").exists():
+            torch.load(killed / "last.ckpt", weights_only=True)
+    in_a_process(partial(resumable, killed))
+    one, other = (torch.load(folder / "result.pt", weights_only=True) for folder in (whole, killed))
+    for key, value in one["weights"].items():
+        assert torch.equal(value, other["weights"][key]), key
+    assert one["best"] == other["best"]
+    assert (killed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert not list(killed.glob(".part-*"))
