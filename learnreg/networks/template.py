@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from learnreg.errors import InputError
 from learnreg.image import Image
@@ -116,11 +116,19 @@ class LearnedTemplate(Network):
         return self.values.expand(count, -1, *[-1] * self.ndim)
 
     def _begin(self, images: Image) -> None:
-        """Initialize the template by the mean of the first training images, unless a checkpoint was loaded."""
+        """Initialize the template by the mean of the first training images, unless a checkpoint was loaded.
+
+        Several processes take the mean of the images of all of them: they start from different images, and exchange
+        gradients only.
+        """
         self.begun = True
         if not bool(self.seen):
             with torch.no_grad():
-                self.values.copy_(images.data.mean(0, keepdim=True))
+                mean = images.data.mean(0, keepdim=True).to(self.values)
+                if distributed.is_available() and distributed.is_initialized():
+                    distributed.all_reduce(mean)
+                    mean = mean / distributed.get_world_size()
+                self.values.copy_(mean)
             self.seen += 1
 
     def auxiliary_terms(
