@@ -506,14 +506,23 @@ class TestConditioned(NetworkLaws):
         assert not torch.allclose(answers[0], answers[2], atol=1e-5)
 
     def test_draws_lie_between(self):
+        torch.manual_seed(0)
         network = Conditioned(UNet(3, (8,)), between=(0.1, 0.4))
         image = blob_image(Grid.regular((16, 16, 16)))
         objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 5.0)})
-        tasks = [network.task(image, image, objective) for _ in range(50)]
+        tasks = [network.task(image, image, objective) for _ in range(400)]
         drawn = [task.objective.penalties["diffusion"].weight for task in tasks]
         assert drawn == [task.weight for task in tasks]
-        assert 0.1 <= min(drawn) < 0.15
-        assert 0.3 < max(drawn) <= 0.4
+        assert 0.1 <= min(drawn) < 0.105
+        assert 0.38 < max(drawn) <= 0.4
+        assert 170 < sum(weight < 0.2 for weight in drawn) < 230  # uniform in the logarithm
+        assert all(
+            task.objective.penalties["diffusion"].term is objective.penalties["diffusion"].term for task in tasks
+        )
+        seen = []
+        network.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[0])))
+        network.predict(image, image, weight=tasks[0].weight)
+        assert seen[0] == pytest.approx(2 * log(drawn[0] / 0.1) / log(4.0) - 1, abs=1e-5)
         assert network.weight == pytest.approx(0.2)  # what a training draws does not change the documented weight
         assert network.eval().task(image, image, objective).weight == network.weight
         with pytest.raises(ValueError, match="weights from 0.1 to 0.4, got 3"):
@@ -650,6 +659,16 @@ def test_gradient_features_use_the_spacing_of_each_image():
     assert torch.allclose(both, torch.cat(apart), atol=1e-6)
 
 
-def test_a_cascade_takes_no_conditioned_network():
-    with pytest.raises(ValueError, match="make the whole cascade conditioned"):
-        Cascade([AffineNetwork(2, (4,)), Conditioned(UNet(2, (4, 4)))])
+@pytest.mark.parametrize(
+    "wrapped",
+    [Conditioned, lambda n: LearnedTemplate(n, (16, 16)), lambda n: LearnedTemplate(Conditioned(n), (16, 16))],
+)
+def test_a_cascade_takes_no_network_with_a_task_of_its_own(wrapped):
+    """It would not be asked for it: no weight would be drawn, and no template would be used."""
+    parts = AffineNetwork(2, (4, 4)), UNet(2, (4, 4))
+    with pytest.raises(ValueError, match="put the whole cascade into it"):
+        Cascade([parts[0], wrapped(parts[1])])
+    network = wrapped(Cascade(parts))
+    image = Image(torch.rand(1, 1, 16, 16), Grid.regular((16, 16)))
+    task = network.task(image, image, Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)}))
+    assert task.weight is not None or task.moving is not image
