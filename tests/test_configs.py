@@ -218,9 +218,13 @@ def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
     assert list((tmp_path / "run" / "figures").glob("*.png"))
 
 
+TEMPLATE = ["network=learned_template", "objective.supervision=null", "callbacks.best.monitor=val/loss"]
+
+
+@pytest.mark.parametrize("network", [[], [*TEMPLATE, "callbacks.best.mode=min"]], ids=["own", "template"])
 @pytest.mark.slow
-def test_two_processes_train_one_network(tmp_path, small_data):
-    """One folder, one table of metrics and one report, and as many steps as each process has taken."""
+def test_two_processes_train_one_network(tmp_path, small_data, network):
+    """One folder, one table of metrics and one report, as many steps as each process has taken, and equal weights."""
     done = run(
         "train.py",
         "experiment=hippocampus",
@@ -230,15 +234,22 @@ def test_two_processes_train_one_network(tmp_path, small_data):
         "trainer.limit_train_batches=3",
         "report_pairs=1",
         "refine=0",
+        "+callbacks.weights._target_=tests.training.weights.SaveWeights",
+        f"+callbacks.weights.folder={tmp_path}",
         f"hydra.run.dir={tmp_path}/run",
+        *network,
         LEARNREG_DATA=str(small_data),
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank_{k}.pt", weights_only=True) for k in range(2))
+    assert not set(first["seen"]) & set(second["seen"])
+    different = [name for name, values in first["weights"].items() if not torch.equal(values, second["weights"][name])]
+    assert not different
     assert done.stdout.count("| one-shot") == 1
     assert len(list(tmp_path.rglob("metrics.csv"))) == 1
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 3
-    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt").network.segment
+    assert network or load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt").network.segment
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from learnreg.errors import InputError
@@ -102,7 +103,7 @@ class Network(nn.Module):
             Points of the fixed space to points of the moving space, mm.
 
         Raises:
-            InputError: The images differ from the network in dimension or channels, or have different grids.
+            InputError: The images differ from the network in dimension, channels or type, or have different grids.
         """
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
@@ -167,13 +168,19 @@ class Network(nn.Module):
             )
 
     def check(self, fixed: Image, moving: Image) -> None:
-        """Raise ``InputError`` if the network does not accept the dimension, channels or grids of a pair."""
+        """Raise ``InputError`` if the network does not accept the dimension, channels, type or grids of a pair."""
+        weights = next((p.dtype for p in self.parameters()), None)
         for name, image in (("fixed", fixed), ("moving", moving)):
             if image.ndim != self.ndim or image.data.shape[1] != self.in_channels:
                 raise InputError(
                     f"This network takes {self.ndim}-D images of {self.in_channels} channel(s), "
                     f"{name} is {image.ndim}-D with {image.data.shape[1]}; give images that fit, or train a network "
                     f"with ndim={image.ndim} and in_channels={image.data.shape[1]}."
+                )
+            if weights not in (None, image.data.dtype) and not torch.is_autocast_enabled(image.data.device.type):
+                raise InputError(
+                    f"The weights of this network are in {weights}, {name} is in {image.data.dtype}; use "
+                    f"image.to({weights}), and torch.autocast for half precision."
                 )
         if fixed.grid.shape != moving.grid.shape:
             raise InputError(

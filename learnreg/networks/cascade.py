@@ -10,7 +10,6 @@ from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.networks.adapters import as_network
 from learnreg.networks.base import Network, Prediction
-from learnreg.networks.conditioned import Conditioned
 from learnreg.objective import Objective
 from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform, chain
@@ -27,7 +26,8 @@ class Cascade(Network):
         networks: At least one; all for the same dimension and number of channels.
 
     Raises:
-        InputError: There is no network, or the networks differ in dimension or channels.
+        InputError: There is no network, the networks differ in dimension or channels, or one changes the pair or the
+            objective of a training, such as a :class:`Conditioned` network or a :class:`LearnedTemplate`.
 
     Source:
         De Vos et al., Med. Image Anal. 2019; Zhao et al., Recursive cascaded networks, ICCV 2019.
@@ -48,8 +48,12 @@ class Cascade(Network):
             raise InputError(
                 f"A cascade needs at least one network, and all networks for the same images, got {found or 'none'}."
             )
-        if any(isinstance(network, Conditioned) for network in parts):
-            raise InputError("A cascade takes no Conditioned network; make the whole cascade conditioned instead.")
+        own = [type(network).__name__ for network in parts if type(network).task is not Network.task]
+        if own:
+            raise InputError(
+                f"A cascade takes no network that changes the pair or the objective of a training, got {own}; put the "
+                "whole cascade into it, such as Conditioned(Cascade(...))."
+            )
         self.networks = nn.ModuleList(parts)
         self.ndim, self.in_channels = parts[0].ndim, parts[0].in_channels
 

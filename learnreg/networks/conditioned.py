@@ -104,7 +104,7 @@ class Conditioned(Network):
         low, high = (math.log(b) for b in self.between)
         position = 2 * (math.log(self.weight if weight is None else weight) - low) / (high - low) - 1
         with torch.autocast(fixed.data.device.type, enabled=False):
-            code = self.embedding(fixed.data.new_full((1, 1), position, dtype=torch.float32))
+            code = self.embedding(next(self.embedding.parameters()).new_full((1, 1), position))
         reset = _CODES.set((*_CODES.get(), (self, code)))
         try:
             return self.network.predict(fixed, moving)

@@ -65,10 +65,10 @@ class AffineNetwork(Network):
         self.check(fixed, moving)
         features = run_blocks(self.encoder, torch.cat([fixed.data, moving.data], dim=1))[-1]
         with torch.autocast(features.device.type, enabled=False):
-            found = self.head(self.hidden(moments(features.float())))
-            linear = torch.matrix_exp(torch.einsum("bk,kij->bij", found[:, : -self.ndim], self.basis))
+            found = self.head(self.hidden(moments(features.to(self.head.weight.dtype)))).to(fixed.grid.dtype)
+            linear = torch.matrix_exp(torch.einsum("bk,kij->bij", found[:, : -self.ndim], self.basis.to(found)))
             shift = found[:, -self.ndim :] * fixed.grid.extent / 2
-        return Affine.about(linear.to(fixed.grid.dtype), shift.to(fixed.grid.dtype), fixed.grid.center)
+        return Affine.about(linear, shift, fixed.grid.center)
 
 
 def moments(features: Tensor) -> Tensor:

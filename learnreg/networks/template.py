@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from learnreg.errors import InputError
 from learnreg.image import Image
@@ -116,11 +116,15 @@ class LearnedTemplate(Network):
         return self.values.expand(count, -1, *[-1] * self.ndim)
 
     def _begin(self, images: Image) -> None:
-        """Initialize the template by the mean of the first training images, unless a checkpoint was loaded."""
+        """Initialize the template by the mean of the first training images, unless a checkpoint was loaded.
+
+        Several processes take the mean of the images of all of them: they start from different images, and exchange
+        gradients only.
+        """
         self.begun = True
         if not bool(self.seen):
             with torch.no_grad():
-                self.values.copy_(_mean_of_processes(images.data.mean(0, keepdim=True)))
+                self.values.copy_(_mean_of_processes(images.data.mean(0, keepdim=True).to(self.values)))
             self.seen += 1
 
     def auxiliary_terms(
@@ -138,7 +142,6 @@ class LearnedTemplate(Network):
 
 def _mean_of_processes(values: Tensor) -> Tensor:
     """Return the mean of a tensor over the processes of a distributed training."""
-    distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return values
     total = values.clone()

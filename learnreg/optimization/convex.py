@@ -14,7 +14,7 @@ from learnreg.grid import Grid, linear_map
 from learnreg.image import Image
 from learnreg.optimization.features import SelfSimilarity
 from learnreg.optimization.iterative import at_level
-from learnreg.optimization.stage import Stage, StageResult
+from learnreg.optimization.stage import Stage, StageResult, check_pair
 from learnreg.sampling import resize, sample_image
 from learnreg.separable import apply_separable, box_matrix
 from learnreg.transforms import Displacement, Transform
@@ -37,7 +37,8 @@ class ConvexStage(Stage):
     A higher coupling makes the displacement smoother.
 
     Args:
-        features: ``Image -> Image`` whose channels are compared; ``None`` is MIND-SSC.
+        features: ``Image -> Image`` whose channels are compared; ``None`` is MIND-SSC. Every control point counts, also
+            outside of a mask: only features that ignore the values there, such as MIND-SSC, do not depend on them.
         factor: Spacing of the features, as a multiple of the finest voxel spacing.
         spacing: Spacing of the control points, in samples of the features.
         reach: Largest displacement along each axis, in control points; ``reach * spacing * factor`` in voxels.
@@ -86,6 +87,7 @@ class ConvexStage(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        check_pair(fixed, moving)
         target, source = at_level(fixed, self.factor), at_level(moving, self.factor)
         grid = target.grid
         points = grid.points if initial is None else initial.map_grid(grid)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import InputError
-from learnreg.fields import image_gradient
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.dense import CompositiveParametrization
 from learnreg.optimization.descent import Descent, Search
+from learnreg.optimization.features import masked_gradient
 from learnreg.optimization.iterative import IterativeStage
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.sampling import Padding, sample_image
@@ -99,7 +99,7 @@ class DemonsStage(IterativeStage):
     ) -> list[float]:
         assert isinstance(parameters, CompositiveParametrization)  # noqa: S101 - from parametrization()
         side = float(fixed.grid.spacing.min())
-        of_fixed = image_gradient(fixed.data, fixed.grid)
+        of_fixed = masked_gradient(fixed.data, fixed.grid, fixed.mask)
         run = Search([parameters.field], settings, on_step)
         while run.goes_on():
             points = chain(parameters(fixed, moving), initial).map_grid(fixed.grid)
@@ -107,7 +107,7 @@ class DemonsStage(IterativeStage):
             padding: Padding = "zeros" if moving.mask is None else "border"
             warped = sample_image(moving, points, fixed.grid, padding=padding)
             difference, mask = fixed.data - warped.data, both_masks(fixed.mask, warped.mask)
-            of_warped = of_fixed if self.force == "fixed" else image_gradient(warped.data, fixed.grid)
+            of_warped = of_fixed if self.force == "fixed" else masked_gradient(warped.data, fixed.grid, warped.mask)
             gradient = (of_fixed + of_warped) / 2 if self.force == "symmetric" else of_warped
             run.record(masked_mean(difference.square(), mask))
             difference = difference if mask is None else difference * mask

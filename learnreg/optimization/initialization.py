@@ -13,7 +13,7 @@ from learnreg.image import Image
 from learnreg.objective import Objective
 from learnreg.optimization.iterative import LinearStage, at_level
 from learnreg.optimization.moments import center_of_mass, mass_moments
-from learnreg.optimization.stage import Stage, StageResult, compose_found
+from learnreg.optimization.stage import Stage, StageResult, check_pair, compose_found
 from learnreg.transforms import Affine, Displacement, Transform, align_centers, spline_through_landmarks
 from learnreg.typing import StepCallback
 
@@ -106,6 +106,7 @@ class LandmarkStart(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        check_pair(fixed, moving)
         if fixed.landmarks is None or moving.landmarks is None:
             return StageResult(Affine.identity(fixed.ndim, dtype=fixed.grid.dtype).to(fixed.data.device))
         marked = ~(fixed.landmarks + moving.landmarks).isnan().any(-1)[0]
@@ -171,6 +172,7 @@ class RotationSearch(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        check_pair(fixed, moving)
         coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
         center = center_of_mass(fixed)[:1]
         tried = sorted({0.0, *self.angles}, key=abs)
@@ -243,6 +245,7 @@ class Moments(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        check_pair(fixed, moving)
         shift = CenterOfMass()(fixed, moving, initial).transform
         assert isinstance(shift, Affine)  # noqa: S101 - CenterOfMass returns a translation
         together = compose_found(shift, initial)

@@ -20,7 +20,7 @@ from learnreg.optimization.descent import Descent, OptimizerFactory, descend
 from learnreg.optimization.linear import LinearParametrization
 from learnreg.optimization.moments import center_of_mass
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
-from learnreg.optimization.stage import LevelHistory, Stage, StageResult
+from learnreg.optimization.stage import LevelHistory, Stage, StageResult, check_pair
 from learnreg.sampling import resize_image
 from learnreg.transforms import Transform
 from learnreg.transforms.affine import LinearKind
@@ -174,11 +174,7 @@ class IterativeStage(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
-        if fixed.batch_size != 1 or moving.batch_size != 1:
-            raise InputError(
-                f"A stage finds the transform of one pair, got batches of {fixed.batch_size} and {moving.batch_size}; "
-                "run it on the pairs one by one."
-            )
+        check_pair(fixed, moving)
         self.check_memory(fixed)
         initial = None if initial is None else initial.to(fixed.grid.dtype)
         # Images with a graph, such as a template that is being learned, are constants here.
@@ -305,6 +301,7 @@ class FieldStage(IterativeStage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
+        check_pair(fixed, moving)  # before the features change the type
         if self.crop is not None:
             fixed = crop_to_content(fixed, margin=self.crop)
         if self.features is not None:

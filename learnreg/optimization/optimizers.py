@@ -110,7 +110,7 @@ class LineSearch(torch.optim.Optimizer):
         halvings: Maximum number of steps to try per iteration.
 
     Raises:
-        InputError: ``step`` is called without a closure.
+        InputError: There is more than one group of parameters, or ``step`` is called without a closure.
 
     Source:
         Nocedal and Wright, Numerical optimization, 2006, algorithm 3.1.
@@ -132,8 +132,18 @@ class LineSearch(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.5, *, decrease: float = 1e-4, halvings: int = 8) -> None:
         super().__init__(params, {"lr": lr, "decrease": decrease, "halvings": halvings})
-        if len(self.param_groups) > 1:
-            raise InputError(f"LineSearch takes one group of parameters, got {len(self.param_groups)}.")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Set the group of parameters; torch calls it when the optimizer is made.
+
+        Raises:
+            InputError: There is a group already.
+        """
+        if self.param_groups:
+            raise InputError(
+                "LineSearch takes one group of parameters, since all share one step; give all parameters in one list."
+            )
+        super().add_param_group(param_group)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]

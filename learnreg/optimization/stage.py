@@ -7,8 +7,10 @@ from collections.abc import Callable, ItemsView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import nn
 
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.transforms import Affine, Transform, chain
 from learnreg.typing import StepCallback
@@ -95,6 +97,21 @@ class Stage(nn.Module):
     def iterations(self) -> int:
         """Maximum number of iterations, for progress bars; 0 for a stage without iterations."""
         return 0
+
+
+def check_pair(fixed: Image, moving: Image) -> None:
+    """Raise ``InputError`` unless the images are one pair, in float32 or float64."""
+    if fixed.batch_size != 1 or moving.batch_size != 1:
+        raise InputError(
+            f"A stage finds the transform of one pair, got batches of {fixed.batch_size} and {moving.batch_size}; "
+            "run it on the pairs one by one."
+        )
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        if image.data.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"A stage needs images in float32 or float64, {name} is in {image.data.dtype}; convert it, such as by "
+                "image.to(torch.float32)."
+            )
 
 
 class StageDict(nn.ModuleDict):

@@ -29,11 +29,11 @@ def bending_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = N
     total = field.new_zeros(())
     axes = [axis for axis in range(grid.ndim) if grid.shape[axis] >= 3]
     for axis in axes:
-        step, along = spacing_along(grid, axis), field.diff(dim=axis + 2)
+        step, along = spacing_along(grid, axis).to(field), field.diff(dim=axis + 2)
         total = total + (cell_mean(along.diff(dim=axis + 2).square(), weight) / step**4).mean()
         for other in axes[axes.index(axis) + 1 :]:
             square = along.diff(dim=other + 2).square()
-            total = total + 2 * (cell_mean(square, weight) / (step * spacing_along(grid, other)) ** 2).mean()
+            total = total + 2 * (cell_mean(square, weight) / (step * spacing_along(grid, other).to(field)) ** 2).mean()
     return total
 
 

@@ -29,7 +29,7 @@ def curvature_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None =
     axes = [axis for axis in range(grid.ndim) if grid.shape[axis] >= 3]
     laplacian = field.new_zeros(())
     for axis in axes:
-        step = spacing_along(grid, axis).reshape(-1, *[1] * (field.ndim - 1))
+        step = spacing_along(grid, axis).to(field).reshape(-1, *[1] * (field.ndim - 1))
         second = field.diff(n=2, dim=axis + 2) / step**2
         for other in axes:
             if other != axis:

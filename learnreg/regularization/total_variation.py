@@ -41,7 +41,7 @@ def total_variation_loss(
     total = field.new_zeros(())
     for axis in range(grid.ndim):
         if grid.shape[axis] > 1:
-            step = spacing_along(grid, axis).reshape(-1, *[1] * (field.ndim - 1))
+            step = spacing_along(grid, axis).to(field).reshape(-1, *[1] * (field.ndim - 1))
             square = (field.diff(dim=axis + 2) / step).square().sum(1, keepdim=True)
             total = total + cell_mean((square + floor**2).sqrt() - floor, weight).mean()
     return total

@@ -70,6 +70,37 @@ def test_each_pair_of_a_batch_has_its_own_labels():
     assert batch.row(1)["dice_by_label"].keys() == {"1"}
 
 
+def test_a_validation_logs_the_means_over_its_batch():
+    """Of pairs that differ in overlap, in the objective and in the transform."""
+    grids = [Grid.regular((12, 14, 16)), Grid.regular((12, 14, 16), (1.0, 1.5, 2.0))]
+    pairs = [
+        (blob_image(grid), blob_image(grid, (shift, 0.0, 0.0))) for grid, shift in zip(grids, (1.0, 4.0), strict=True)
+    ]
+    fields = [size * smooth_field(grid, 1.0) for grid, size in zip(grids, (2.0, 9.0), strict=True)]
+
+    class Known(Network):
+        ndim, in_channels = 3, 1
+
+        def forward(self, fixed, moving):
+            return Displacement(self.field, fixed.grid)
+
+    def logged(batch, field):
+        network, values = Known(), {}
+        network.field = field
+        module = RegistrationModule(network, Objective(MSE()), torch.optim.Adam)
+        module.log = lambda name, value, **kwargs: values.update({name: float(value)})
+        module.eval().validation_step(batch, 0)
+        return values
+
+    one, other = (logged(pair, field) for pair, field in zip(pairs, fields, strict=True))
+    both = logged(tuple(stack(images) for images in zip(*pairs, strict=True)), torch.cat(fields))
+    assert both.keys() == one.keys() >= {"val/loss", "val/dice", "val/sd_log_jacobian", "val/folding"}
+    for name, value in both.items():
+        assert value == pytest.approx((one[name] + other[name]) / 2, rel=1e-5, abs=1e-9), name
+    for name in ("val/loss", "val/dice", "val/sd_log_jacobian", "val/folding"):
+        assert one[name] != pytest.approx(other[name], rel=0.05), name
+
+
 def test_what_is_not_known_is_left_out():
     fixed, moving = pair()
     bare = Image(fixed.data, fixed.grid)

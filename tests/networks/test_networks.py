@@ -7,17 +7,20 @@ from math import log
 import pytest
 import torch
 
+import learnreg.networks
 from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
-from learnreg.image import Image
+from learnreg.image import Image, stack
 from learnreg.networks import (
     AffineNetwork,
     Cascade,
+    ConditionalTemplate,
     Conditioned,
     FieldNetwork,
     KeypointNetwork,
     LaplacianPyramid,
     LearnedTemplate,
+    Network,
     Pyramid,
     SwinNetwork,
     UNet,
@@ -44,7 +47,13 @@ def auxiliary(network, fixed, moving, objective):
     return network.auxiliary_terms(network.predict(fixed, moving), fixed, moving, objective)
 
 
+SHIFTS = (2.0, -1.0, 1.0), (-1.0, 2.0, 0.0)
+
+
 class NetworkLaws:
+    weights = 0.05  # standard deviation of random weights
+    rounding = 1e-4  # share of the displacement by which float32 differs from float64
+
     def make(self, ndim=3):
         raise NotImplementedError
 
@@ -64,6 +73,52 @@ class NetworkLaws:
         grid = Grid.regular((16, 16, 16))
         image = Image(torch.rand(1, 1, *grid.shape), grid)
         assert self.make()(image, image).displacement(grid).abs().max() < 0.1
+
+    def awake(self):
+        """With weights that move points by millimeters; a new network is close to the identity."""
+        torch.manual_seed(0)
+        network = self.make().eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=self.weights)
+        return network
+
+    def two_pairs(self):
+        """On grids that differ in spacing and orientation."""
+        grids = [make_grid(name, (16, 20, 24), s, torch.float32) for name, s in (("LPS", 1.5), ("oblique", 2.0))]
+        return [(blob_image(grid), blob_image(grid, shift)) for grid, shift in zip(grids, SHIFTS, strict=True)]
+
+    def test_a_batch_is_its_members(self):
+        network, pairs = self.awake(), self.two_pairs()
+        batch = [stack(images) for images in zip(*pairs, strict=True)]
+        with torch.no_grad():
+            both = network(*batch).displacement(batch[0].grid)
+            apart = torch.cat([network(*pair).displacement(pair[0].grid) for pair in pairs])
+        assert apart.flatten(1).abs().amax(1).min() > 0.3
+        assert torch.allclose(both, apart, atol=1e-3)  # mm
+
+    def test_the_type_of_the_weights_and_images_is_that_of_the_transform(self):
+        network, pair = self.awake(), self.two_pairs()[0]
+        with torch.no_grad():
+            single = network(*pair).displacement(pair[0].grid)
+            pair = [image.to(torch.float64) for image in pair]
+            double = network.double()(*pair).displacement(pair[0].grid)
+        assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
+        assert (single - double).norm() < self.rounding * double.norm()
+
+    @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+    def test_images_of_another_type_than_the_weights_are_refused(self, kind):
+        with pytest.raises(ValueError, match=f"weights of this network are in torch.float32, fixed is in {kind}"):
+            self.awake()(*(image.to(kind) for image in self.two_pairs()[0]))
+
+    @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+    def test_autocast_gives_coordinates_in_full_precision(self, kind):
+        network, pair = self.awake(), self.two_pairs()[0]
+        with torch.no_grad():
+            exact = network(*pair).displacement(pair[0].grid)
+            with torch.autocast("cpu", dtype=kind):
+                found = network(*pair).displacement(pair[0].grid)
+        assert found.dtype == torch.float32
+        assert (found - exact).norm() < 0.1 * exact.norm()
 
     @pytest.mark.slow
     def test_learns_one_pair(self):
@@ -463,6 +518,10 @@ class TestSwinNetwork(NetworkLaws):
 
 
 class TestUnrolled(NetworkLaws):
+    # Its first gradient is that at the identity, where every point is a sample: the derivative of a linear interpolation
+    # jumps there, and rounding chooses the side.
+    rounding = 0.25
+
     def make(self, ndim=3):
         return Unrolled(MSE(), ndim, width=8, factors=(4, 2), iterations=(1, 2))
 
@@ -506,14 +565,23 @@ class TestConditioned(NetworkLaws):
         assert not torch.allclose(answers[0], answers[2], atol=1e-5)
 
     def test_draws_lie_between(self):
+        torch.manual_seed(0)
         network = Conditioned(UNet(3, (8,)), between=(0.1, 0.4))
         image = blob_image(Grid.regular((16, 16, 16)))
         objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 5.0)})
-        tasks = [network.task(image, image, objective) for _ in range(50)]
+        tasks = [network.task(image, image, objective) for _ in range(400)]
         drawn = [task.objective.penalties["diffusion"].weight for task in tasks]
         assert drawn == [task.weight for task in tasks]
-        assert 0.1 <= min(drawn) < 0.15
-        assert 0.3 < max(drawn) <= 0.4
+        assert 0.1 <= min(drawn) < 0.105
+        assert 0.38 < max(drawn) <= 0.4
+        assert 170 < sum(weight < 0.2 for weight in drawn) < 230  # uniform in the logarithm
+        assert all(
+            task.objective.penalties["diffusion"].term is objective.penalties["diffusion"].term for task in tasks
+        )
+        seen = []
+        network.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(float(inputs[0])))
+        network.predict(image, image, weight=tasks[0].weight)
+        assert seen[0] == pytest.approx(2 * log(drawn[0] / 0.1) / log(4.0) - 1, abs=1e-5)
         assert network.weight == pytest.approx(0.2)  # what a training draws does not change the documented weight
         assert network.eval().task(image, image, objective).weight == network.weight
         with pytest.raises(ValueError, match="weights from 0.1 to 0.4, got 3"):
@@ -586,6 +654,28 @@ class TestLearnedTemplate(NetworkLaws):
             self.make().template(image)
 
 
+class TestConditionalTemplate(NetworkLaws):
+    def make(self, ndim=3):
+        return ConditionalTemplate(UNet(ndim, (8, 16, 16)), (16,) * ndim, [[0, 1]])
+
+    def test_every_weight_gets_a_gradient(self):
+        grid = Grid.regular((16, 16, 16))
+        fixed, network = replace(blob_image(grid), covariates=torch.tensor([[0.8]])), self.make()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        network.eval()
+        Objective(MSE())(fixed, network.template(fixed), network(fixed, network.template(fixed))).total.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+    def test_each_image_of_a_batch_has_the_template_of_its_covariates(self):
+        network, known = self.awake(), torch.tensor([[0.1], [0.9]])
+        with torch.no_grad():
+            both = network.appearance(2, known)
+            apart = torch.cat([network.appearance(1, row[None]) for row in known])
+        assert torch.allclose(both, apart, atol=1e-5)
+        assert not torch.allclose(both[0], both[1], atol=1e-3)
+
+
 class TestFieldNetwork(NetworkLaws):
     def make(self, ndim=3):
         from monai.networks.nets import UNet as MonaiUNet
@@ -616,6 +706,12 @@ class TestFieldNetwork(NetworkLaws):
         image = Image(torch.rand(1, 1, 16, 16, 16), Grid.regular((16, 16, 16)))
         with pytest.raises(ValueError, match="3 output channels"):
             as_network(torch.nn.Conv3d(2, 4, 3, padding=1))(image, image)
+
+
+def test_every_public_network_has_laws():
+    public = (getattr(learnreg.networks, name) for name in learnreg.networks.__all__)
+    public = {kind for kind in public if isinstance(kind, type) and issubclass(kind, Network)}
+    assert public - {Network} == {type(laws().make()) for laws in NetworkLaws.__subclasses__()}
 
 
 def test_voxels_become_mm_along_the_axes_of_the_grid(grid):
@@ -650,6 +746,16 @@ def test_gradient_features_use_the_spacing_of_each_image():
     assert torch.allclose(both, torch.cat(apart), atol=1e-6)
 
 
-def test_a_cascade_takes_no_conditioned_network():
-    with pytest.raises(ValueError, match="make the whole cascade conditioned"):
-        Cascade([AffineNetwork(2, (4,)), Conditioned(UNet(2, (4, 4)))])
+@pytest.mark.parametrize(
+    "wrapped",
+    [Conditioned, lambda n: LearnedTemplate(n, (16, 16)), lambda n: LearnedTemplate(Conditioned(n), (16, 16))],
+)
+def test_a_cascade_takes_no_network_with_a_task_of_its_own(wrapped):
+    """It would not be asked for it: no weight would be drawn, and no template would be used."""
+    parts = AffineNetwork(2, (4, 4)), UNet(2, (4, 4))
+    with pytest.raises(ValueError, match="put the whole cascade into it"):
+        Cascade([parts[0], wrapped(parts[1])])
+    network = wrapped(Cascade(parts))
+    image = Image(torch.rand(1, 1, 16, 16), Grid.regular((16, 16)))
+    task = network.task(image, image, Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)}))
+    assert task.weight is not None or task.moving is not image

@@ -97,6 +97,14 @@ def test_a_line_search_never_climbs():
         optimizer.step()
 
 
+def test_a_line_search_takes_one_group():
+    first, second = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    optimizer = LineSearch([first])
+    with pytest.raises(ValueError, match="one group of parameters"):
+        optimizer.add_param_group({"params": [second]})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_vector_adam_does_not_see_the_axes():
     """Turning all gradients turns the path; Adam by components does not have that."""
     turn = OBLIQUE.float()

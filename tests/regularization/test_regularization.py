@@ -6,6 +6,7 @@ import scipy.ndimage
 import scipy.sparse
 import torch
 
+import learnreg.regularization
 from learnreg.consistency import GradICON, InverseConsistency
 from learnreg.fields import channels_first, jacobian_determinant
 from learnreg.grid import Grid
@@ -17,6 +18,7 @@ from learnreg.regularization import (
     Elasticity,
     Folding,
     LogJacobian,
+    Regularizer,
     Sparsity,
     TotalVariation,
     bending_loss,
@@ -115,6 +117,38 @@ class RegularizerLaws:
         field = torch.rand(2, 2, *grid.shape, dtype=torch.float64)
         each = [float(self.make()(field[i : i + 1], grid)) for i in range(2)]
         assert float(self.make()(field, grid)) == pytest.approx(sum(each) / 2)
+
+    def test_each_pair_of_a_batch_has_its_own_spacing_and_weights(self):
+        grids = [Grid.regular((6, 7, 8), s, dtype=torch.float64) for s in ((1.0, 1.5, 1.2), (2.0, 1.0, 3.0))]
+        both = Grid(grids[0].shape, torch.cat([grid.affine for grid in grids]))
+        field = torch.rand(2, 3, *both.shape, dtype=torch.float64)
+        weight = torch.rand(2, 1, *both.shape, dtype=torch.float64)
+        for weights in (None, weight, weight[:1]):
+            each = [None] * 2 if weights is None else weights.expand(2, -1, -1, -1, -1).split(1)
+            parts = zip(field.split(1), grids, each, strict=True)
+            apart = sum(float(self.make()(*part)) for part in parts) / 2
+            assert float(self.make()(field, both, weights)) == pytest.approx(apart, rel=1e-9)
+
+    @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+    def test_the_value_has_the_type_of_the_field_and_at_least_single_precision(self, kind):
+        """A field in half precision is rounded to 3 digits or more, its differences to fewer."""
+        for of_grid in (torch.float32, torch.float64):
+            grid = Grid.regular((6, 7, 8), (1.0, 1.5, 1.2), dtype=of_grid)
+            field, weight = (torch.rand(1, n, *grid.shape, dtype=torch.float64) for n in (3, 1))
+            value = self.make()(field.to(kind), grid, weight)
+            assert value.dtype == torch.promote_types(kind, torch.float32)
+            exact = float(self.make()(field, grid.to(torch.float64), weight))
+            assert float(value) == pytest.approx(exact, rel=1e-5 if kind.itemsize > 2 else 0.01)
+
+    def test_a_field_changes_nothing_where_the_weight_of_all_its_cells_is_0(self):
+        grid = Grid.regular((9, 10, 11), (1.0, 2.0, 1.5), dtype=torch.float64)
+        field, weight = (torch.rand(1, n, *grid.shape, dtype=torch.float64) for n in (3, 1))
+        weight[..., :6] = 0
+        spoiled = field.clone()
+        spoiled[..., :4] = 9 * torch.rand_like(spoiled[..., :4])
+        value = float(self.make()(field, grid, weight))
+        assert float(self.make()(spoiled, grid, weight)) == pytest.approx(value, rel=1e-9)
+        assert float(self.make()(spoiled, grid)) > 1.5 * float(self.make()(field, grid))
 
     def test_autocast(self):
         grid = Grid.regular((6, 7, 8))
@@ -276,6 +310,12 @@ class TestLogJacobian(RegularizerLaws):
         assert float(log_jacobian_loss(linear(grid, double), grid)) == pytest.approx(
             float(log_jacobian_loss(linear(grid, half), grid)), rel=1e-6
         )
+
+
+def test_every_public_regularizer_has_laws():
+    public = (getattr(learnreg.regularization, name) for name in learnreg.regularization.__all__)
+    public = {kind for kind in public if isinstance(kind, type) and issubclass(kind, Regularizer)}
+    assert public - {Regularizer} == {type(laws().make()) for laws in RegularizerLaws.__subclasses__()}
 
 
 @pytest.mark.parametrize("name", [Diffusion, Bending, Curvature, Elasticity, TotalVariation, Divergence, Sparsity])
