@@ -245,17 +245,26 @@ def jacobian_determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
         >>> round(float(jacobian_determinant(stretched, grid).mean()), 3)
         1.331
     """
+    if displacement.requires_grad and torch.is_grad_enabled():
+        return _determinant(displacement, grid)
+    parts = [part for _, part in determinant_slabs(displacement, grid)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def determinant_slabs(displacement: FieldTensor, grid: Grid) -> Iterator[tuple[slice, ScalarTensor]]:
+    """Yield :func:`jacobian_determinant` slab by slab along the first array axis, with the position of the slab.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled.
+    """
     samples = displacement.shape[2]
     thickness = max(1, SLAB * samples // displacement[:, 0].numel())
-    if thickness >= samples or (displacement.requires_grad and torch.is_grad_enabled()):
-        return _determinant(displacement, grid)
-    parts = []
     for first in range(0, samples, thickness):
         last = min(first + thickness, samples)
         low, high = max(first - 1, 0), min(last + 1, samples)  # central differences take one neighbor on each side
         part = _determinant(displacement.narrow(2, low, high - low), grid)
-        parts.append(part.narrow(1, first - low, last - first))
-    return torch.cat(parts, 1)
+        yield slice(first, last), part.narrow(1, first - low, last - first)
 
 
 def _determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:

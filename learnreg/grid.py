@@ -232,6 +232,11 @@ class Grid(UncachedState):
         affine[:, : self.ndim, self.ndim] += affine[:, : self.ndim, : self.ndim] @ start
         return Grid(tuple(shape), affine.to(self.dtype))
 
+    def rows(self, rows: slice) -> Grid:
+        """Return the part of the grid with some samples of its first array axis, such as a slab of slices."""
+        first, last, _ = rows.indices(self.shape[0])
+        return self.cropped([first, *[0] * (self.ndim - 1)], [last - first, *self.shape[1:]])
+
     def with_spacing(self, spacing: float | Sequence[float]) -> Grid:
         """Return the same field of view at about ``spacing`` mm along ``(x, y, z)``.
 

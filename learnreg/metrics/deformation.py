@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from learnreg.errors import InputError
-from learnreg.fields import jacobian_determinant
+from learnreg.fields import determinant_slabs, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.transforms import Transform
 from learnreg.typing import FieldTensor, ScalarTensor
@@ -26,11 +29,7 @@ def folding_fraction(displacement: FieldTensor, grid: Grid) -> Tensor:
         >>> folding_fraction(-2 * grid.points.movedim(-1, 1), grid)
         tensor([1.])
     """
-    return folded_share(jacobian_determinant(displacement, grid))
-
-
-def folded_share(determinant: ScalarTensor) -> Tensor:
-    """Compute :func:`folding_fraction` from a Jacobian determinant ``(B, *grid)``."""
+    determinant = jacobian_determinant(displacement, grid)
     return (determinant <= 0).flatten(1).to(determinant.dtype).mean(1)
 
 
@@ -85,9 +84,80 @@ def sd_log_jacobian_learn2reg(displacement: FieldTensor, grid: Grid) -> Tensor:
 
 def log_spread_learn2reg(determinant: ScalarTensor) -> Tensor:
     """Compute :func:`sd_log_jacobian_learn2reg` from a Jacobian determinant ``(B, *grid)``."""
-    for axis in range(1, determinant.ndim):
+    return _log_learn2reg(_inner(determinant)).flatten(1).std(1, correction=0)
+
+
+def _inner(determinant: Tensor, first_axis: int = 1) -> Tensor:
+    """Cut off 2 voxels at each border."""
+    for axis in range(first_axis, determinant.ndim):
         determinant = determinant.narrow(axis, 2, determinant.shape[axis] - 4)
-    return (determinant + 3).clamp(1e-9, 1e9).log().flatten(1).std(1, correction=0)
+    return determinant
+
+
+def _log_learn2reg(determinant: Tensor) -> Tensor:
+    return (determinant + 3).clamp(1e-9, 1e9).log()
+
+
+@dataclass(frozen=True, eq=False)
+class Regularity:
+    """Scores of the regularity of a displacement, ``(B,)`` each.
+
+    Args:
+        folding: See :func:`folding_fraction`.
+        sd_log_jacobian: See :func:`sd_log_jacobian`.
+        sd_log_jacobian_learn2reg: See :func:`sd_log_jacobian_learn2reg`; ``None`` for fewer than 5 samples on an axis.
+    """
+
+    folding: Tensor
+    sd_log_jacobian: Tensor
+    sd_log_jacobian_learn2reg: Tensor | None
+
+
+@torch.no_grad()
+def regularity(displacement: FieldTensor, grid: Grid, *, floor: float = 1e-9) -> Regularity:
+    """Score a displacement by its Jacobian determinant, slab by slab: no volume is kept.
+
+    Args:
+        displacement: ``(B, D, *grid.shape)``, mm.
+        grid: Where it is sampled.
+        floor: See :func:`sd_log_jacobian`.
+    """
+    samples, large = grid.shape[0], min(grid.shape) >= 5
+    folded, spread, inner = _Moments(), _Moments(), _Moments()
+    for rows, determinant in determinant_slabs(displacement, grid):
+        folded.add(determinant <= 0)
+        spread.add(determinant.clamp(min=floor).log())
+        first, last = max(rows.start, 2) - rows.start, min(rows.stop, samples - 2) - rows.start
+        if large and first < last:
+            inner.add(_log_learn2reg(_inner(determinant[:, first:last], first_axis=2)))
+    return Regularity(
+        folded.mean.to(displacement.dtype),
+        spread.deviation.to(displacement.dtype),
+        inner.deviation.to(displacement.dtype) if large else None,
+    )
+
+
+class _Moments:
+    """Mean and standard deviation of values that come in parts, merged as by Chan et al. (1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, values: Tensor) -> None:
+        values = values.flatten(1).double()
+        new = values.shape[1]
+        mean = values.mean(1)
+        squares = (values - mean[:, None]).square().sum(1)
+        if self.count == 0:
+            self.count, self.mean, self._squares = new, mean, squares
+            return
+        total, apart = self.count + new, mean - self.mean
+        self._squares = self._squares + squares + apart.square() * (self.count * new / total)
+        self.count, self.mean = total, self.mean + apart * (new / total)
+
+    @property
+    def deviation(self) -> Tensor:
+        return (self._squares / self.count).sqrt()
 
 
 def inverse_consistency(forward: Transform, backward: Transform, grid: Grid) -> Tensor:

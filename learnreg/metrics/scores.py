@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.fields import channels_first, jacobian_determinant
+from learnreg.fields import channels_last
+from learnreg.grid import Grid
 from learnreg.image import Image, label_values
-from learnreg.metrics.deformation import folded_share, log_spread, log_spread_learn2reg
+from learnreg.metrics.deformation import regularity
 from learnreg.metrics.landmarks import target_registration_error
 from learnreg.metrics.overlap import dice_scores
 from learnreg.metrics.surface import hausdorff95
 from learnreg.sampling import sample_labels
+from learnreg.separable import slabs
 from learnreg.transforms import Transform
+from learnreg.typing import FieldTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +98,14 @@ def score(
         1.0
     """
     grid = fixed.grid
-    points = transform.map_grid(grid)
-    displacement = channels_first(points - grid.points).expand(fixed.batch_size, -1, *[-1] * grid.ndim)
+    displacement = transform.displacement(grid).expand(fixed.batch_size, -1, *[-1] * grid.ndim)
     found: dict[str, Any] = {}
     if fixed.labels is not None and moving.labels is not None:
         pairs = zip(fixed.labels.split(1), moving.labels.split(1), strict=True)
         present = [set(label_values(*pair)) for pair in pairs]
         labels = sorted(set().union(*present))
         if labels:
-            warped = sample_labels(moving.labels, moving.grid, points)
+            warped = _warped_labels(moving, displacement, grid)
             known = torch.tensor([[v in own for v in labels] for own in present], device=warped.device)
             found["labels"] = tuple(labels)
             found["dice_by_label"] = dice_scores(warped, fixed.labels, labels).where(known, torch.nan)
@@ -112,16 +114,24 @@ def score(
     if fixed.landmarks is not None and moving.landmarks is not None:
         found["landmark_errors"] = target_registration_error(transform, fixed.landmarks, moving.landmarks)
     if truth is not None:
-        found["error"] = _error(fixed, points, truth)
-    determinant = jacobian_determinant(displacement, grid)  # the most expensive part, so only once
-    if min(grid.shape) >= 5:
-        found["sd_log_jacobian_learn2reg"] = log_spread_learn2reg(determinant)
-    return Scores(log_spread(determinant), folded_share(determinant), **found)
+        found["error"] = _error(fixed, displacement, truth)
+    found |= vars(regularity(displacement, grid))
+    return Scores(**found)
 
 
-def _error(fixed: Image, points: Tensor, truth: Transform) -> Tensor:
+def _warped_labels(moving: Image, displacement: FieldTensor, grid: Grid) -> Tensor:
+    """Sample labels slab by slab, without the mapped points of the whole grid."""
+    assert moving.labels is not None  # noqa: S101 - only images with labels come here
+    parts = []
+    for rows in slabs(grid.shape, displacement.shape[0], displacement.device):
+        points = grid.rows(rows).points + channels_last(displacement[:, :, rows])
+        parts.append(sample_labels(moving.labels, moving.grid, points))
+    return torch.cat(parts, dim=2)
+
+
+def _error(fixed: Image, displacement: FieldTensor, truth: Transform) -> Tensor:
     """``(B,)`` mean distance to the truth, mm, over the labels or the mask of the fixed image, else everywhere."""
-    distance = (points - truth.map_grid(fixed.grid)).norm(dim=-1).flatten(1)
+    distance = (displacement - truth.displacement(fixed.grid)).norm(dim=1).flatten(1)
     inside = fixed.labels if fixed.labels is not None else fixed.mask
     if inside is None:
         return distance.mean(1)

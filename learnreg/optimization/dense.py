@@ -140,7 +140,7 @@ def folded(transform: Displacement, grid: Grid) -> Tensor:
         first, reach = rows_of(None if matrices is None else matrices[0], seen)
         rest = [None] * (grid.ndim - 1) if matrices is None else matrices[1:]
         part = apply_separable(field[:, :, reach], [first, *[None] * (grid.ndim - 1)])
-        own = grid.cropped((seen.start, *[0] * (grid.ndim - 1)), (seen.stop - seen.start, *grid.shape[1:]))
+        own = grid.rows(seen)
         volume = jacobian_determinant(apply_separable(part, [None, *rest]), own)
         # Not `volume < LEAST_VOLUME`: a determinant that is NaN is a fold as well.
         folds[:, 0, rows] = ~(volume[:, rows.start - seen.start : rows.stop - seen.start] >= LEAST_VOLUME)

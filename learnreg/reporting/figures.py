@@ -13,16 +13,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learnreg.fields import channels_first, jacobian_determinant
+from learnreg.fields import channels_first, channels_last, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import write_atomically
-from learnreg.sampling import sample_image
-from learnreg.transforms import Affine, Transform
+from learnreg.sampling import sample
+from learnreg.separable import slabs
+from learnreg.transforms import Affine, Sampled, Transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
 
 Slice = NDArray[np.floating[Any]]
+SAMPLES = 2**21  # voxels from which quantiles are taken
 
 
 def registration_figure(
@@ -40,32 +42,28 @@ def registration_figure(
     Returns:
         A figure with one row per anatomical plane (3-D), or one row (2-D).
     """
-    grid = fixed.grid
     before = initial if initial is not None else Affine.identity(fixed.ndim).to(fixed.data.device)
-    with torch.no_grad():
-        points = transform.map_grid(grid)
-        displacement = channels_first(points - grid.points)
-        start = warp(moving, before, grid).data
-        warped = sample_image(moving, points, grid).data
-        determinant = jacobian_determinant(displacement, grid)[:, None]
-    window = _window(fixed.data)
-    volumes = {
-        "fixed": (fixed.data, window),
-        "moving": (start, _window(moving.data)),
-        "warped": (warped, _window(moving.data)),
-    }
-    bright = _shown(fixed.data, window)
-    planes = {axis: _Plane.through(bright, axis, grid) for axis in _planes(fixed)}
+    limits, moving_limits = _window(fixed.data), _window(moving.data)
+    planes = _planes(fixed, limits)
     figure = Figure(figsize=(2.4 * 7, 2.6 * len(planes) + 0.4), layout="constrained")
     axes = figure.subplots(len(planes), 7, squeeze=False)
-    for row, (axis, plane) in enumerate(planes.items()):  # only the planes are windowed, compared and mapped
-        images = {name: _shown(plane.slice(values), limits) for name, (values, limits) in volumes.items()}
+    for row, plane in enumerate(planes):  # only the planes are warped, windowed and compared
+        with torch.no_grad():
+            displacement = plane.displacement(transform)
+            points = plane.grid.points + channels_last(plane.slice(displacement))
+            start = warp(Image(moving.data, moving.grid), before, plane.grid).data
+            warped = sample(moving.data, moving.grid, points)
+            determinant = plane.slice(jacobian_determinant(displacement, plane.slab)[:, None])
+        images = {
+            "fixed": _shown(plane.flat(fixed.data), limits),
+            "moving": _shown(plane.flat(start), moving_limits),
+            "warped": _shown(plane.flat(warped), moving_limits),
+        }
         images["difference before"] = images["moving"] - images["fixed"]
         images["difference after"] = images["warped"] - images["fixed"]
-        at = points if grid.ndim == 2 else points.narrow(axis + 1, plane.middle, 1)
-        index = grid.to_index(at)[0].cpu()  # the mapped lattice, in voxels of the fixed grid
-        index = index if grid.ndim == 2 else index.squeeze(axis)
-        _row(axes[row], images, plane.slice(determinant)[0, 0].cpu().numpy(), index, plane)
+        lattice = channels_first(fixed.grid.to_index(points))  # in voxels of the fixed grid
+        across = plane.flat(lattice).movedim(0, -1).cpu()
+        _row(axes[row], images, plane.flat(determinant)[0].cpu().numpy(), across, plane)
     for column, name in enumerate([*images, "deformed grid", "Jacobian"]):
         axes[0][column].set_title(name, fontsize=10)
     if title:
@@ -75,16 +73,17 @@ def registration_figure(
 
 def template_figure(template: Image, *, title: str = "") -> Figure:
     """Draw a template in each anatomical plane, with its labels below if it has any."""
-    window, planes = _window(template.data), _planes(template)
-    volumes = [_shown(template.data, window)]
-    if template.labels is not None:
-        volumes.append(template.labels[0, 0].cpu().numpy().astype(np.float32))
-    figure = Figure(figsize=(3.2 * len(planes), 3.2 * len(volumes) + 0.4), layout="constrained")
-    axes = figure.subplots(len(volumes), len(planes), squeeze=False)
-    for row, (volume, colors) in enumerate(zip(volumes, ("gray", "nipy_spectral"), strict=False)):
-        for column, axis in enumerate(planes):
-            plane = _Plane.through(volumes[0], axis, template.grid)
-            axes[row][column].imshow(plane.cut(volume), cmap=colors, aspect=plane.aspect, interpolation="nearest")
+    limits = _window(template.data)
+    planes = _planes(template, limits)
+    rows = 1 if template.labels is None else 2
+    figure = Figure(figsize=(3.2 * len(planes), 3.2 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, len(planes), squeeze=False)
+    for column, plane in enumerate(planes):
+        pictures = [(_shown(plane.flat(template.data), limits), "gray")]
+        if template.labels is not None:
+            pictures.append((plane.flat(template.labels)[0].cpu().numpy().astype(np.float32), "nipy_spectral"))
+        for row, (picture, colors) in enumerate(pictures):
+            axes[row][column].imshow(plane.turned(picture), cmap=colors, aspect=plane.aspect, interpolation="nearest")
             axes[row][column].set_axis_off()
     if title:
         figure.suptitle(title, fontsize=11)
@@ -97,24 +96,42 @@ def save_figure(figure: Figure, path: PathLike, *, dpi: int = 100) -> None:
     write_atomically(path, lambda part: figure.savefig(part, dpi=dpi))
 
 
-def _planes(image: Image) -> list[int]:
-    """Return the array axes to cut across: all three of a volume, that of its single sample of a slice."""
-    if image.ndim == 2:
-        return [0]
+def _planes(image: Image, limits: tuple[float, float]) -> list[_Plane]:
+    """Return the planes to draw, through the middle of what is bright.
+
+    They are all three of a volume, that of the single sample of a slice, or a 2-D image itself.
+    """
     single = [axis for axis, n in enumerate(image.grid.shape) if n == 1]
-    return single or [0, 1, 2]
+    axes = [0] if image.ndim == 2 else single or [0, 1, 2]
+    profiles = _profiles(image.data, limits)
+    return [_Plane.through(axis, _middle(profiles[axis]), image.grid) for axis in axes]
 
 
 def _window(data: Tensor) -> tuple[float, float]:
-    values = data[0, 0].detach().float().cpu().numpy()
+    """Return two quantiles of the first image; of a large one, of every few samples along each axis."""
+    step = max(1, round((data[0, 0].numel() / SAMPLES) ** (1 / (data.ndim - 2))))
+    values = data[0, 0].detach()[(slice(None, None, step),) * (data.ndim - 2)].float().cpu().numpy()
     low, high = np.quantile(values, [0.01, 0.995])
     return float(low), float(high if high > low else low + 1)
 
 
-def _shown(data: Tensor, window: tuple[float, float]) -> Slice:
-    low, high = window
-    shown: Slice = np.clip((data[0, 0].detach().float().cpu().numpy() - low) / (high - low), 0, 1).astype(np.float32)
+def _shown(plane: Tensor, limits: tuple[float, float]) -> Slice:
+    """Return ``(C, rows, columns)`` intensities as brightness in [0, 1]; the first channel."""
+    low, high = limits
+    shown: Slice = np.clip((plane[0].detach().float().cpu().numpy() - low) / (high - low), 0, 1).astype(np.float32)
     return shown
+
+
+def _profiles(data: Tensor, limits: tuple[float, float]) -> list[Slice]:
+    """Return the sum of the brightness of each slice, per array axis."""
+    shape = data.shape[2:]
+    profiles: list[Slice] = [np.zeros(n) for n in shape]
+    for part in slabs(shape, 1, data.device):
+        shown = _shown(data[0, :, part], limits)
+        for axis, profile in enumerate(profiles):
+            total = shown.sum(axis=tuple(a for a in range(shown.ndim) if a != axis), dtype=np.float64)
+            profile[part if axis == 0 else slice(None)] += total
+    return profiles
 
 
 def _row(
@@ -125,11 +142,11 @@ def _row(
     for ax, (name, image) in zip(axes, images.items(), strict=False):
         signed = name.startswith("difference")
         colors = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if signed else {"cmap": "gray", "vmin": 0, "vmax": 1}
-        ax.imshow(plane.cut(image), aspect=plane.aspect, **colors)
+        ax.imshow(plane.turned(image), aspect=plane.aspect, **colors)
     lattice = lattice if plane.rows < plane.columns else lattice.transpose(0, 1)
     across = lattice[..., [ndim - 1 - plane.columns, ndim - 1 - plane.rows]]
     _draw_grid(axes[5], across.numpy(), plane.aspect, plane.flips)
-    shown = axes[6].imshow(plane.cut(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=plane.aspect)
+    shown = axes[6].imshow(plane.turned(determinant), cmap="PuOr", vmin=0, vmax=2, aspect=plane.aspect)
     axes[6].figure.colorbar(shown, ax=axes[6], fraction=0.046)
     for ax in axes:
         ax.set_axis_off()
@@ -137,8 +154,9 @@ def _row(
 
 @dataclass(frozen=True)
 class _Plane:
-    """A cut across one array axis, turned upright."""
+    """A plane across one array axis; ``whole`` is the grid that it is a part of."""
 
+    whole: Grid
     axis: int
     middle: int
     rows: int
@@ -147,29 +165,64 @@ class _Plane:
     flips: tuple[bool, bool]
 
     @staticmethod
-    def through(volume: Slice, axis: int, grid: Grid) -> _Plane:
-        """Through the middle of what is bright."""
+    def through(axis: int, middle: int, grid: Grid) -> _Plane:
         spacing = grid.spacing[0].flip(0).tolist()
         rows, columns = _upright([a for a in range(grid.ndim) if grid.ndim == 2 or a != axis], grid)
         flips = _is_reversed(grid, rows), _is_reversed(grid, columns)
-        return _Plane(axis, _middle(volume, axis), rows, columns, spacing[rows] / spacing[columns], flips)
+        return _Plane(grid, axis, middle, rows, columns, spacing[rows] / spacing[columns], flips)
+
+    @property
+    def grid(self) -> Grid:
+        """The samples of the plane."""
+        return self._cropped(self.middle, self.middle + 1)
+
+    @property
+    def slab(self) -> Grid:
+        """The plane and its two neighbors, from which differences are taken."""
+        return self._cropped(*self._ends)
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        return max(self.middle - 1, 0), min(self.middle + 2, self.whole.shape[self.axis])
+
+    def _cropped(self, low: int, high: int) -> Grid:
+        if self.whole.ndim == 2:
+            return self.whole
+        first, shape = [0] * self.whole.ndim, list(self.whole.shape)
+        first[self.axis], shape[self.axis] = low, high - low
+        return self.whole.cropped(first, shape)
+
+    def displacement(self, transform: Transform) -> Tensor:
+        """Return the displacement on :attr:`slab`; a field that was sampled on the whole grid is not computed again."""
+        if isinstance(transform, Sampled) and transform.grid.matches(self.whole):
+            low, high = self._ends
+            return transform.field if self.whole.ndim == 2 else transform.field.narrow(self.axis + 2, low, high - low)
+        return transform.displacement(self.slab)
 
     def slice(self, values: Tensor) -> Tensor:
-        """Return the plane of ``(B, C, *grid)``, as ``(B, C, rows, columns)``."""
-        return values if values.ndim == 4 else values.select(self.axis + 2, self.middle)
+        """Return the plane of values on :attr:`slab`, on :attr:`grid`."""
+        if self.whole.ndim == 2:
+            return values
+        return values.narrow(self.axis + 2, self.middle - self._ends[0], 1)
 
-    def cut(self, volume: Slice) -> Slice:
-        plane: Slice = volume if volume.ndim == 2 else np.moveaxis(volume, self.axis, 0)[self.middle]
-        plane = plane if self.rows < self.columns else plane.T
-        return plane[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
+    def flat(self, values: Tensor) -> Tensor:
+        """Return the plane of the first image, ``(C, rows, columns)``; values lie on the whole grid or on the plane."""
+        if self.whole.ndim == 2:
+            return values[0]
+        single = values.shape[self.axis + 2] == 1
+        return values[0].select(self.axis + 1, 0 if single else self.middle)
+
+    def turned(self, picture: Slice) -> Slice:
+        """Turn a picture upright."""
+        picture = picture if self.rows < self.columns else picture.T
+        return picture[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
 
 
-def _middle(volume: Slice, axis: int) -> int:
+def _middle(profile: Slice) -> int:
     """Return the slice through the middle of the bright voxels."""
-    profile = volume.sum(axis=tuple(a for a in range(volume.ndim) if a != axis))
     total = float(profile.sum())
     if total <= 0:
-        return volume.shape[axis] // 2
+        return len(profile) // 2
     return int(np.clip(round(float((profile * np.arange(len(profile))).sum()) / total), 0, len(profile) - 1))
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from learnreg.fields import channels_first, channels_last
 from learnreg.grid import Grid
 from learnreg.sampling import SeparableMap
+from learnreg.separable import slabs
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.composite import Composite, chain
@@ -55,10 +58,17 @@ class Sampled(Transform):
         """``(B, D, *grid.shape)``, mm, displacement of the whole transform on the grid."""
         if self.deforming == 0:
             return self.transform.displacement(self.grid)
-        points = self.grid.points + channels_last(self.deformation)
-        for part in self.parts()[self.deforming :]:
-            points = part(points)
-        return channels_first(points - self.grid.points)
+        linear = self.parts()[self.deforming :]
+        if not linear:
+            return self.deformation
+        moved = []
+        for rows in slabs(self.grid.shape, self.deformation.shape[0], self.deformation.device):
+            slab = self.grid.rows(rows)
+            points = slab.points + channels_last(self.deformation[:, :, rows])
+            for part in linear:
+                points = part(points)
+            moved.append(channels_first(points - slab.points))
+        return torch.cat(moved, dim=2)
 
     @property
     def ndim(self) -> int:

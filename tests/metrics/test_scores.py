@@ -14,16 +14,17 @@ from learnreg.data.datasets import Case, collate
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
 from learnreg.io import write_image
+from learnreg.memory import free_memory, peak_memory
 from learnreg.methods import IterativeMethod, Method, Registration
 from learnreg.methods.evaluation import evaluate
-from learnreg.metrics import score
+from learnreg.metrics import score, sd_log_jacobian, sd_log_jacobian_learn2reg
 from learnreg.networks import Network
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.objective import Objective
 from learnreg.optimization import CenterOfView, FieldStage
 from learnreg.similarity import MSE
 from learnreg.training import RegistrationModule
-from learnreg.transforms import Affine, Displacement
+from learnreg.transforms import Affine, Displacement, Sampled
 from tests.conftest import blob_image, make_grid
 from tests.test_fields import smooth_field
 
@@ -205,3 +206,17 @@ def test_a_label_that_is_warped_away_leaves_a_file_that_json_reads():
     assert away["dice"] == 0
     assert "hd95_mm" not in away
     json.dumps(away, allow_nan=False)
+
+
+@pytest.mark.skipif(free_memory() is None, reason="the system does not tell")
+def test_scores_keep_no_volume_but_the_displacement():
+    grid = Grid.regular((160, 160, 160))
+    image = Image(torch.rand(1, 1, *grid.shape), grid)
+    transform = Displacement(0.1 * torch.rand(1, 3, *grid.shape), grid)
+    score(*[Image(torch.rand(1, 1, 8, 8, 8), Grid.regular((8, 8, 8)))] * 2, Affine.identity(3))  # imports do not count
+    with peak_memory() as peak:
+        found = score(image, image, Sampled(transform, grid))
+    assert peak.bytes < 14 * image.data.numel() * image.data.element_size()  # 9; 21 with points and determinant whole
+    assert float(found.sd_log_jacobian) == pytest.approx(float(sd_log_jacobian(transform.field, grid)), rel=1e-5)
+    expected = sd_log_jacobian_learn2reg(transform.field, grid)
+    assert float(found.sd_log_jacobian_learn2reg) == pytest.approx(float(expected), rel=1e-5)
