@@ -182,7 +182,7 @@ class RegistrationModule(pl.LightningModule):
             batch_index: Index of the batch in this process.
             batch_size: Number of pairs, the weight in the mean.
         """
-        world, rank = self.trainer.world_size, self.trainer.global_rank
+        world, rank = (1, 0) if self._trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         self.scores.add(batch_index * world + rank, {name: float(v) for name, v in values.items()}, batch_size)
 
     def on_validation_epoch_start(self) -> None:

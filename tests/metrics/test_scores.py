@@ -52,9 +52,9 @@ def test_all_who_score_a_pair_agree():
     both = score(blob_image(GRID), blob_image(GRID, (1.0, 0.0, 0.0)), Affine.identity(3))
     assert wanted == pytest.approx(float(both.dice), abs=0.01)  # the labels of one image alone do not count
 
-    module, logged = RegistrationModule(Still(), Objective(MSE()), torch.optim.Adam), {}
-    module.log = lambda name, value, **kwargs: logged.update({name: float(value)})
+    module = RegistrationModule(Still(), Objective(MSE()), torch.optim.Adam)
     module.eval().validation_step((fixed, moving), 0)
+    logged = module.scores.means()
     rows = evaluate([Case("a", fixed, moving)], {"still": IterativeMethod({"center": CenterOfView()})})
     found = measure(Registration(Affine.identity(3), fixed, moving))
     assert [logged["val/dice"], rows[1]["dice"], found["after"]["dice"]] == pytest.approx([wanted] * 3)
@@ -86,12 +86,12 @@ def test_a_validation_logs_the_means_over_its_batch():
             return Displacement(self.field, fixed.grid)
 
     def logged(batch, field):
-        network, values = Known(), {}
+        network = Known()
         network.field = field
         module = RegistrationModule(network, Objective(MSE()), torch.optim.Adam)
-        module.log = lambda name, value, **kwargs: values.update({name: float(value)})
+        module.on_validation_epoch_start()
         module.eval().validation_step(batch, 0)
-        return values
+        return module.scores.means()
 
     one, other = (logged(pair, field) for pair, field in zip(pairs, fields, strict=True))
     both = logged(tuple(stack(images) for images in zip(*pairs, strict=True)), torch.cat(fields))
