@@ -470,7 +470,7 @@ class TestDataOfATraining:
         assert self.train(folder).returncode == 0
         before = (folder / "run" / "checkpoints" / "last.ckpt").read_bytes()
         done = self.train(folder)
-        assert "already holds a run; continue it with resume=" in done.stderr
+        assert "already holds a run; continue it with resume=auto" in done.stderr
         assert (folder / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
         resumed = self.train(folder, f"resume={folder}/run/checkpoints/last.ckpt", "trainer.max_steps=3")
         assert resumed.returncode == 0, resumed.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import math
 import os
 import re
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from learnreg.apps.environment import let_threads_sleep
-from learnreg.apps.errors import logging_errors, reporting_errors
+from learnreg.apps.errors import input_error, logging_errors, one_line, reporting_errors
+from learnreg.apps.launch import FAILED, check_folder, checkpoint_to_resume
 from learnreg.configs.checks import check_targets, places, unknown_key
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir
-from learnreg.configs.schema import register_schema
+from learnreg.configs.schema import TrainConfig, register_schema
 from learnreg.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -39,24 +41,45 @@ def main() -> None:
 
         with _one_line_each(sys.argv[1:]):
             hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+        if FAILED:
+            raise SystemExit(1)
 
 
 def _task(config: DictConfig) -> float | None:
+    """Run one training. A job of a sweep that fails leaves its error in its folder, and the others go on."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        with reporting_errors():
+            return _trained(config)
+    try:
+        return _trained(config)
+    except Exception as error:
+        known = input_error(error)
+        kind = "" if known else f"{type(error).__name__}: "
+        print(f"error: job {HydraConfig.get().job.num}: {kind}{one_line(known or error)}", file=sys.stderr)
+        return math.nan
+
+
+def _trained(config: DictConfig) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with reporting_errors():
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    check_folder(folder, config.resume)
+    with logging_errors(folder):
         try:
             plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
         except OmegaConfBaseException as error:
             raise InputError(_explain(error)) from error
+        for key in plain:
+            if key not in TrainConfig.__dataclass_fields__:
+                raise InputError(unknown_key(key, key, list(TrainConfig.__dataclass_fields__)))
         check_targets(plain)
-        from hydra.core.hydra_config import HydraConfig
-
-        folder = HydraConfig.get().runtime.output_dir
-        _check_folder(Path(folder), plain["resume"])
-        with logging_errors(folder):
-            return run(plain)
+        plain["resume"] = checkpoint_to_resume(plain["resume"], folder)
+        return run(plain)
 
 
 def _check_folders(arguments: list[str]) -> None:
@@ -66,24 +89,7 @@ def _check_folders(arguments: list[str]) -> None:
     folder = given.get("hydra.sweep.dir" if sweep else "hydra.run.dir")
     if folder and "${" not in folder:
         for run in Path(folder).glob("*/") if sweep else [Path(folder)]:
-            _check_folder(run, given.get("resume"))
-
-
-def _check_folder(folder: Path, resume: str | None) -> None:
-    """Check that a folder holds no other run. The first process checks for all: the others come after it.
-
-    Raises:
-        InputError: The folder holds a run, and ``resume`` is not a checkpoint of it.
-    """
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-        return
-    if resume and Path(resume).expanduser().resolve().is_relative_to(folder.resolve()):
-        return
-    if any((folder / name).exists() for name in ("config.yaml", "checkpoints", "metrics")):
-        raise InputError(
-            f"{folder} already holds a run; continue it with resume={folder / 'checkpoints' / 'last.ckpt'}, or give "
-            "another folder (hydra.run.dir=..., of a sweep hydra.sweep.dir=...)."
-        )
+            check_folder(run, given.get("resume"))
 
 
 def _by_group(argument: str) -> str:
@@ -227,7 +233,6 @@ def run(config: dict[str, Any]) -> float | None:
     )
     from learnreg.networks.checkpoint import load_checkpoint
 
-    check_launch(config)
     _quieten()
     trust = trusted(config)
     if config["resume"]:
@@ -245,6 +250,7 @@ def run(config: dict[str, Any]) -> float | None:
         logger=build_loggers(config),
         _convert_="all",
     )
+    check_launch(trainer)
     folder = HydraConfig.get().runtime.output_dir
     if trainer.is_global_zero:
         weights = sum(p.numel() for p in module.network.parameters())

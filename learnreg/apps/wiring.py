@@ -74,16 +74,24 @@ def close(loggers: Iterable[Logger]) -> None:
         wandb.finish()
 
 
-def check_launch(config: dict[str, Any]) -> None:
-    """Refuse a sweep whose ranks would draw different hyperparameters."""
-    strategy = str(config["trainer"].get("strategy") or "")
-    if HydraConfig.get().mode == RunMode.MULTIRUN and strategy.startswith("ddp"):
-        launcher = HydraConfig.get().runtime.choices.get("hydra/launcher")
-        if launcher != "submitit_slurm":
-            raise InputError(
-                "A sweep (-m) with trainer.strategy=ddp gives each rank other values; "
-                "set trainer=default trainer.devices=1, or hydra/launcher=submitit_slurm."
-            )
+def check_launch(trainer: Trainer) -> None:
+    """Check what depends on how many processes train, and in which precision.
+
+    Raises:
+        InputError: It is a sweep whose processes would draw different hyperparameters, or all numbers would be of 16 or
+            64 bits.
+    """
+    hydra = HydraConfig.get()
+    launcher = hydra.runtime.choices.get("hydra/launcher")
+    if hydra.mode == RunMode.MULTIRUN and trainer.world_size > 1 and launcher != "submitit_slurm":
+        raise InputError(
+            f"A sweep (-m) with {trainer.world_size} processes gives each of them other values; "
+            "set trainer=default trainer.devices=1, or hydra/launcher=submitit_slurm."
+        )
+    if str(trainer.precision) in ("64-true", "16-true", "bf16-true"):
+        raise InputError(
+            f"trainer.precision={trainer.precision} would also compute coordinates in it; set 32-true or bf16-mixed."
+        )
 
 
 def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from learnreg.configs.processes import run_stamp
+
 
 @dataclass
 class TrainConfig:
@@ -26,7 +28,8 @@ class TrainConfig:
         features: Channels that the objective compares instead of the intensities; ``None`` compares the intensities.
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
-        resume: A checkpoint of an earlier run to continue.
+        resume: A checkpoint of an earlier run to continue; ``auto`` is the newest of the run folder, if there is one. A
+            job that SLURM or torchrun starts again has ``auto``.
         start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
         trust: Packages whose classes the files of ``resume`` and ``start`` can name, such as ``[mylab]``. Packages that
             this configuration names itself are trusted.
@@ -58,8 +61,9 @@ class TrainConfig:
 def register_schema() -> None:
     """Register the schema and the resolvers of the configs with Hydra.
 
-    ``${run_name:...}`` is the name of the experiment, or ``unnamed``. ``${precision:...}`` is the fastest precision of
-    an accelerator, see :func:`fastest_precision`.
+    ``${run_name:...}`` is the name of the experiment, or ``unnamed``. ``${run_stamp:...}`` is the time, equal in all
+    processes, or the number of a SLURM job, see :func:`learnreg.configs.processes.run_stamp`. ``${precision:...}`` is
+    the fastest precision of an accelerator, see :func:`fastest_precision`.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -67,6 +71,7 @@ def register_schema() -> None:
     schema = OmegaConf.structured(TrainConfig)
     schema._get_node("trainer")._set_flag("struct", False)  # any argument of Lightning's Trainer can be set
     ConfigStore.instance().store(name="schema", node=schema)
+    OmegaConf.register_new_resolver("run_stamp", run_stamp, replace=True)
     OmegaConf.register_new_resolver("run_name", lambda experiment: experiment or "unnamed", replace=True)
     OmegaConf.register_new_resolver("precision", fastest_precision, replace=True)
 

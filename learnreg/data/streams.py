@@ -70,6 +70,11 @@ class StreamSampler(DistributedSampler[Any]):
         self.num_samples = batches * batch_size
         self._begun = 0
 
+    def indices(self, batch: int) -> list[int]:
+        """Return the indices of this process in a batch, counted from the first batch of the training."""
+        first = batch * self.batch_size
+        return [sample * self.num_replicas + self.rank for sample in range(first, first + self.batch_size)]
+
     def __iter__(self) -> Iterator[int]:
         if self.trainer is None:
             done, self._begun = self._begun, self._begun + self.num_samples
@@ -101,6 +106,13 @@ class Stream(Dataset[ImagePair]):
         """Return the place in the data set of an index of the stream."""
         turn, place = divmod(index, len(self))
         return shuffled(place, len(self), "order", self.seed, turn) if self.shuffle else place
+
+    def name(self, index: int) -> str:
+        """Return the names of the fixed and the moving subject of an index, as far as they have names."""
+        pair = getattr(self.pairs, "pair", None)
+        if pair is None:
+            return f"pair {index}"
+        return " < ".join(str(getattr(subject, "image", "an image")) for subject in pair(self.place(index)))
 
     def __getitem__(self, index: int) -> ImagePair:
         with seeded("pair", self.seed, index):

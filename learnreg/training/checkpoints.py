@@ -165,6 +165,12 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
         self._validated = False
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is None:  # a table that is there is of a run that was killed before its first checkpoint
+            for table in trainer.loggers:
+                if isinstance(table, MetricsTable):
+                    table.cut(0)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from learnreg.consistency import Consistency
+from learnreg.data.streams import Stream, StreamSampler
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
@@ -123,10 +124,25 @@ class RegistrationModule(pl.LightningModule):
             back = self.way_back(task, through=self.consistency.term.through)
             terms["consistency"] = self.consistency.term(transform, back, task.fixed.grid)
             total = total + self.consistency.weight * terms["consistency"]
+        self._check_finite(total, terms, step)
         size = task.fixed.batch_size
         self.log("train/loss", total, prog_bar=True, batch_size=size)
         self.log_dict({f"train/{name}": value for name, value in terms.items()}, batch_size=size)
         return total
+
+    def _check_finite(self, total: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
+        """Stop a training that has diverged; on a GPU, which would have to wait, at every tenth step."""
+        if (total.device.type != "cpu" and step % 10) or total.isfinite():
+            return
+        wrong = [name for name, value in terms.items() if not value.isfinite()]
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None) if self._trainer else None
+        names = ""
+        if isinstance(sampler, StreamSampler) and isinstance(sampler.dataset, Stream):
+            names = f" for {', '.join(map(sampler.dataset.name, sampler.indices(step)))}"
+        raise InputError(
+            f"The training diverged at step {step}: no finite {', '.join(wrong) or 'objective'}{names}. Use a smaller "
+            "learning rate (optimizer.lr) or full precision (trainer.precision=32-true), or check these images."
+        )
 
     def task(self, batch: Batch) -> Task:
         """Return the pair and the objective to train on, see :meth:`learnreg.networks.Network.task`."""

@@ -135,7 +135,7 @@ def test_a_run_is_not_overwritten(images, tmp_path, capsys, monkeypatch):
             main()
         line = capsys.readouterr().err.strip()
         assert ended.value.code == 2
-        assert f"{run} already holds a run; continue it with resume={run}/checkpoints/last.ckpt, or give" in line
+        assert f"{run} already holds a run; continue it with resume=auto, or give" in line
         assert "\n" not in line
         if "$" not in arguments[0]:
             assert (run / ".hydra" / "overrides.yaml").read_text() == "kept"

@@ -14,7 +14,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from learnreg.consistency import InverseConsistency
 from learnreg.data import RandomTransform
 from learnreg.data.datasets import OrderedPairs, PairDataset
+from learnreg.data.formats import Subject
 from learnreg.data.streams import shuffled, training_loader, validation_loader
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.networks import (
     AffineNetwork,
@@ -197,8 +199,19 @@ def test_a_pass_visits_each_pair_once():
     assert shuffled(0, 10_000 * 9_999, 0) < 10_000 * 9_999  # no list of 10^8 numbers
 
 
-def resumable(folder, minutes=1e-6, **kwargs):
-    """A training of 30 steps with validations after 7, 14, ... steps, whose state is kept in a folder."""
+class _StopAt(pl.Callback):
+    """Ends a process at a step, as a kill would, but after the checkpoint of that step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os._exit(0)
+
+
+def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
+    """A training with validations after 7, 14, ... steps, whose state is kept in a folder."""
     callbacks = [
         ModelCheckpoint(
             folder, filename="best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
@@ -209,11 +222,11 @@ def resumable(folder, minutes=1e-6, **kwargs):
     trained = module(optimizer=partial(torch.optim.AdamW, lr=1e-2), network="conditioned")
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_steps=30,
+        max_steps=steps,
         limit_train_batches=7,
         log_every_n_steps=3,
         num_sanity_val_steps=0,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *([] if stop is None else [_StopAt(stop)])],
         logger=MetricsTable(folder),
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
@@ -271,3 +284,46 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
     assert one["best"] == other["best"]
     assert (killed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert not list(killed.glob(".part-*"))
+
+
+def test_a_divergence_names_the_term_and_the_pair(tmp_path):
+    class Files(Blobs):
+        """Pairs whose subjects have files; the third image is not a number."""
+
+        def train_dataloader(self):
+            subjects = [Subject(tmp_path / f"s{k}.nii.gz") for k in range(3)]
+            images = dict(zip(subjects, self.images, strict=False))
+            images[subjects[2]] = replace(images[subjects[2]], data=torch.full((1, 1, 16, 16), torch.nan))
+            return training_loader(OrderedPairs(subjects, images.get), self.trainer, seed=0, batch_size=1)
+
+    with pytest.raises(InputError, match=r"no finite similarity.* for .*s2.nii.gz"):
+        fit(tmp_path, module(), Files())
+
+
+def test_the_parts_of_a_step_add_up_when_gradients_are_accumulated(tmp_path):
+    """Saved between two batches of one step, a training would lose the first one's gradients."""
+    make = partial(resumable, accumulate_grad_batches=2)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    in_a_process(partial(make, whole))
+    in_a_process(partial(make, stopped, stop=5))
+    assert torch.load(stopped / "last.ckpt", weights_only=True)["global_step"] == 5
+    in_a_process(partial(make, stopped))
+    one, other = (torch.load(folder / "result.pt", weights_only=True)["weights"] for folder in (whole, stopped))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_terminated_training_is_saved(tmp_path):
+    """SLURM sends SIGTERM before it ends a job."""
+    child = os.fork()
+    if child == 0:
+        resumable(tmp_path, minutes=1e6, steps=10**6)
+        os._exit(0)
+    while not (tmp_path / "last.ckpt").exists():
+        time.sleep(0.1)
+    before = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
+    time.sleep(0.5)
+    os.kill(child, signal.SIGTERM)
+    os.waitpid(child, 0)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > before
