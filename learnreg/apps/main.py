@@ -38,6 +38,8 @@ def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
 def _run(options: argparse.Namespace) -> None:
     if options.command == "register":
         from learnreg.apps.register import run
+    elif options.command == "batch":
+        from learnreg.apps.batch import run
     elif options.command == "evaluate":
         from learnreg.apps.evaluate import run
     elif options.command == "apply":
@@ -106,6 +108,45 @@ def parser() -> argparse.ArgumentParser:
     )
     register.add_argument("--fill", type=float, metavar="VALUE", help=FILL)
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
+
+    batch = commands.add_parser(
+        "batch", parents=[common, trusting, computing, solving], help="register the pairs of a table"
+    )
+    batch.add_argument(
+        "pairs", help="a CSV with the columns fixed,moving (and name, fixed_labels, ...), see docs/scaling.md"
+    )
+    batch.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="folder for one folder a pair and results.csv"
+    )
+    batch.add_argument("--method", help="a preset (see `learnreg methods`) or a YAML file (default: deformable)")
+    batch.add_argument("--checkpoint", metavar="FILE", help="a trained network, or the name of a model")
+    batch.add_argument("--weight", type=float, metavar="W", help="for a network of network=conditioned")
+    batch.add_argument(
+        "--save",
+        nargs="+",
+        choices=("transform", "warped", "figure", "metrics"),
+        default=["transform", "metrics"],
+        help="what to write for each pair (default: transform metrics)",
+    )
+    batch.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    batch.add_argument(
+        "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th pair from the I-th on, such as 3/8"
+    )
+    batch.add_argument(
+        "--on",
+        choices=("slurm", "ray"),
+        help="run all shards on SLURM (through submitit) or on a Ray cluster, and wait",
+    )
+    batch.add_argument("--shards", type=_positive, default=1, metavar="N", help="with --on: number of shards")
+    batch.add_argument(
+        "--engine",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="with --on: parameters of submitit, such as timeout_min=60 slurm_partition=cpu cpus_per_task=4, or of "
+        "ray.init, such as address=auto",
+    )
+    batch.add_argument("--retry", action="store_true", help="try the pairs that failed before again")
 
     evaluate = commands.add_parser(
         "evaluate", parents=[common, trusting, computing, solving], help="compare methods on labeled pairs"
@@ -184,6 +225,13 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
     return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    own, _, count = text.partition("/")
+    if not (own.isdigit() and count.isdigit() and 1 <= int(own) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 3/8, got {text!r}")
+    return int(own), int(count)
 
 
 def _block(text: str) -> tuple[int, int]:

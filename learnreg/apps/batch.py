@@ -1,0 +1,400 @@
+"""``learnreg batch``: register many pairs, from a table to a folder per pair."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from learnreg import __version__
+from learnreg.apps.engines import submit
+from learnreg.apps.errors import one_line
+from learnreg.apps.output import check_folder
+from learnreg.apps.register import measure, set_device
+from learnreg.data.formats import Subject, read_pairs
+from learnreg.errors import InputError, MissingFileError
+from learnreg.image import Image
+from learnreg.io import distinct_names, write_atomically, write_image
+from learnreg.methods import Registration, register
+from learnreg.methods.api import choose_method
+from learnreg.methods.base import Method
+from learnreg.reporting.figures import registration_figure, save_figure
+from learnreg.transforms.itk import read_transform
+
+FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
+FAILED = "failed"
+COLUMNS = ("pair", "status", "reason", "fixed", "moving", "seconds", "folding_percent", "sd_log_jacobian")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the table.
+
+    Args:
+        name: Name of the pair and of its folder.
+        fixed: Files of the fixed image.
+        moving: Files of the moving image.
+        initial: Transform to start from.
+    """
+
+    name: str
+    fixed: Subject
+    moving: Subject
+    initial: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is equal for all pairs; see the options of ``learnreg batch``."""
+
+    output: Path
+    method: str = "deformable"
+    checkpoint: str | None = None
+    refine: int = 0
+    weight: float | None = None
+    save: tuple[str, ...] = ("transform", "metrics")
+    trust: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    def load(self) -> Method:
+        """Return the method."""
+        return choose_method(
+            self.method,
+            checkpoint=self.checkpoint,
+            refine=self.refine,
+            weight=self.weight,
+            trust=self.trust,
+            device=self.device,
+        )
+
+    def fingerprint(self, job: Job) -> str:
+        """Return a hash of what the result of a pair depends on."""
+        known = hashlib.blake2b(digest_size=12)
+        for name in (self.checkpoint or self.method,):
+            known.update(Path(name).read_bytes() if Path(name).is_file() else name.encode())
+        known.update(repr((self.refine, self.weight, self.save, job)).encode())
+        return known.hexdigest()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Register the pairs of a shard that are not done; exit with status 1 if some failed."""
+    settings = Settings(
+        Path(options.output),
+        options.method or "deformable",
+        options.checkpoint,
+        options.refine,
+        options.weight,
+        tuple(dict.fromkeys(options.save)),
+        tuple(options.trust),
+        options.device,
+    )
+    if options.checkpoint is not None and options.method is not None:
+        raise InputError("Give --method or --checkpoint, not both.")
+    check_folder(settings.output)
+    set_device(options)
+    jobs = read_jobs(options.pairs)
+    settings.load()  # an error of the method is one of all pairs
+    if options.on:
+        submit(options, _for_a_shard(options), len(jobs))
+        return
+    first, shards = options.shard
+    own = jobs[first - 1 :: shards]
+    settings.output.mkdir(parents=True, exist_ok=True)
+    _remove_parts(settings.output)
+    left = to_do(own, settings, retry=options.retry)
+    if not options.quiet:
+        print(f"{len(own)} pairs, {len(own) - len(left)} done or failed before, {len(left)} to do", flush=True)
+    try:
+        finished = _in_processes(left, settings, options.jobs, options.threads) if options.jobs > 1 else None
+        results = finished or _in_this_process(left, settings)
+        with tqdm(total=len(left), unit="pair", disable=options.quiet or not sys.stderr.isatty()) as bar:
+            failed = 0
+            for row in results:
+                failed += row["status"] == "failed"
+                bar.set_postfix(failed=failed)
+                bar.update()
+    finally:
+        name = "results.csv" if shards == 1 else f"results-{first}-of-{shards}.csv"
+        rows = write_results(own, settings.output, name)
+        if shards > 1 and all(_is_settled(job, settings.output) for job in jobs):
+            write_results(jobs, settings.output, "results.csv")
+    wrong = sum(row["status"] == "failed" for row in rows)
+    if not options.quiet:
+        print(f"Wrote {settings.output}: {name}, {sum(row['status'] == 'done' for row in rows)} pairs")
+    if wrong:
+        print(f"{wrong} of {len(own)} pairs failed; see {settings.output / FAILED}, and --retry", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _for_a_shard(options: argparse.Namespace) -> list[str]:
+    """Return the arguments of this command without those of the engine."""
+    arguments = [str(Path(options.pairs).absolute()), "-o", str(Path(options.output).absolute())]
+    for name in ("method", "checkpoint", "refine", "weight", "jobs", "threads", "device"):
+        value = getattr(options, name)
+        if value:
+            is_file = name in ("method", "checkpoint") and Path(value).is_file()
+            arguments += [f"--{name}", str(Path(value).absolute() if is_file else value)]
+    for package in options.trust:
+        arguments += ["--trust", package]
+    return [*arguments, "--save", *options.save, *(["--retry"] if options.retry else [])]
+
+
+def read_jobs(table: str) -> list[Job]:
+    """Read a table of pairs.
+
+    Args:
+        table: A CSV with the columns of :func:`learnreg.data.read_pairs`, and ``name`` and ``initial`` if wanted; or a
+            ``dataset.json`` with pairs.
+
+    Raises:
+        InputError: It has no pairs, or two pairs have one name.
+    """
+    pairs = read_pairs(table)
+    if not pairs:
+        raise InputError(f"{table} has no pairs; give a CSV with the columns fixed,moving.")
+    images = [subject.image for pair in pairs for subject in pair]
+    files = dict(zip(dict.fromkeys(images), distinct_names(list(dict.fromkeys(images))), strict=True))
+    rows: list[dict[str, str]] = [{} for _ in pairs]
+    if Path(table).suffix == ".csv":
+        with Path(table).expanduser().open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    jobs = []
+    for (fixed, moving), row in zip(pairs, rows, strict=True):
+        name = (row.get("name") or "").strip() or f"{files[fixed.image]}__{files[moving.image]}"
+        start = (row.get("initial") or "").strip()
+        initial = Path(table).expanduser().parent / Path(start).expanduser() if start else None
+        if initial is not None and not initial.exists():
+            raise MissingFileError(f"No such file: {initial}, the initial transform of {name} in {table}.")
+        jobs.append(Job(name.replace("/", "-"), fixed, moving, initial))
+    seen: dict[str, int] = {}
+    for number, job in enumerate(jobs, start=1):
+        if job.name in seen or job.name in ("", FAILED) or job.name.startswith("."):
+            same = f"rows {seen[job.name]} and {number} are" if job.name in seen else f"row {number} is"
+            raise InputError(f"{table}: {same} named {job.name!r}; give each pair its own name in the column `name`.")
+        seen[job.name] = number
+    return jobs
+
+
+def to_do(jobs: Sequence[Job], settings: Settings, *, retry: bool = False) -> list[Job]:
+    """Return the pairs without a result.
+
+    Raises:
+        InputError: A result was made with other options or from other files.
+    """
+    left = []
+    for job in jobs:
+        row = _read_row(job, settings.output)
+        if row is None or (row["status"] == "failed" and retry):
+            left.append(job)
+        elif row["status"] == "done" and row["fingerprint"] != settings.fingerprint(job):
+            raise InputError(
+                f"{settings.output / job.name} was made with other options or from other files; give another folder "
+                "(-o), or remove it."
+            )
+    return left
+
+
+def _in_this_process(jobs: Sequence[Job], settings: Settings) -> Iterator[Row]:
+    """Register one pair after the other, while the next one is read and the last one is written."""
+    method = settings.load()
+    with ThreadPoolExecutor(2) as pool:
+        reading = [pool.submit(_read, job) for job in jobs[:1]]
+        writing: Future[Row] | None = None
+        for number, job in enumerate(jobs):
+            ready = reading.pop()
+            result: Registration | Exception
+            if number + 1 < len(jobs):
+                reading.append(pool.submit(_read, jobs[number + 1]))
+            try:
+                result = _registered(ready.result(), job, method, settings)
+            except Exception as error:
+                result = error
+            if writing is not None:
+                yield writing.result()
+            writing = pool.submit(_finish, job, result, settings)
+        if writing is not None:
+            yield writing.result()
+
+
+def _in_processes(jobs: Sequence[Job], settings: Settings, count: int, threads: int | None) -> Iterator[Row]:
+    each = threads or max(1, (os.cpu_count() or 1) // count)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, context, _begin_worker, (settings, each)) as pool:
+        tasks = [pool.submit(_one, job) for job in jobs]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A process was killed, perhaps because memory ran out. What is done is kept: run the command again "
+                f"to go on, with fewer --jobs than {count}."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_worker: tuple[Settings, Method]
+
+
+def _begin_worker(settings: Settings, threads: int) -> None:
+    global _worker
+    torch.set_num_threads(threads)
+    _worker = settings, settings.load()
+
+
+def _one(job: Job) -> Row:
+    settings, method = _worker
+    result: Registration | Exception
+    try:
+        result = _registered(_read(job), job, method, settings)
+    except Exception as error:
+        result = error
+    return _finish(job, result, settings)
+
+
+def _read(job: Job) -> tuple[Image, Image]:
+    return job.fixed.read(), job.moving.read()
+
+
+def _registered(pair: tuple[Image, Image], job: Job, method: Method, settings: Settings) -> Registration:
+    fixed, moving = pair
+    initial = None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
+    return register(fixed, moving, method, initial=initial, device=settings.device, progress=False)
+
+
+def _finish(job: Job, result: Registration | Exception, settings: Settings) -> Row:
+    """Write a result, or the reason why there is none."""
+    if isinstance(result, Exception):
+        return _fail(job, result, settings)
+    try:
+        return _save(job, result, settings)
+    except Exception as error:
+        return _fail(job, error, settings)
+
+
+def _save(job: Job, result: Registration, settings: Settings) -> Row:
+    """Write a pair's folder, which appears when it is whole."""
+    settings.output.mkdir(parents=True, exist_ok=True)
+    part = settings.output / f".part-{socket.gethostname()}-{os.getpid()}-{job.name}"
+    part.mkdir()
+    try:
+        if "transform" in settings.save:
+            result.save_transform(part / FILES["transform"])
+        if "warped" in settings.save:
+            write_image(result.warped.data[0], result.fixed.grid, part / FILES["warped"])
+        if "figure" in settings.save:
+            figure = registration_figure(result.fixed, result.moving, result.sampled, title=job.name)
+            save_figure(figure, part / FILES["figure"])
+        row: Row = {"pair": job.name, "status": "done", "fixed": str(job.fixed.image), "moving": str(job.moving.image)}
+        row |= {"fingerprint": settings.fingerprint(job), "learnreg": __version__}
+        row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method}
+        row |= measure(result) if "metrics" in settings.save else {"seconds": round(result.seconds, 3)}
+        (part / FILES["metrics"]).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+        with suppress(OSError):  # another process has finished the same pair
+            part.rename(settings.output / job.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    (settings.output / FAILED / f"{job.name}.json").unlink(missing_ok=True)
+    return row
+
+
+def _fail(job: Job, error: Exception, settings: Settings) -> Row:
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    row = {"pair": job.name, "status": "failed", "reason": kind + one_line(error)}
+    row |= {"fixed": str(job.fixed.image), "moving": str(job.moving.image)}
+    lines = [] if isinstance(error, InputError) else traceback.format_exception(error)
+    text = json.dumps({**row, "traceback": "".join(lines).splitlines()}, indent=2) + "\n"
+    write_atomically(
+        settings.output / FAILED / f"{job.name}.json", lambda part: Path(part).write_text(text, encoding="utf-8")
+    )
+    return row
+
+
+def _read_row(job: Job, output: Path) -> Row | None:
+    for file in (output / job.name / FILES["metrics"], output / FAILED / f"{job.name}.json"):
+        try:
+            row = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise InputError(f"{file} is damaged; remove it.") from error
+        if not isinstance(row, dict) or not {"status", "pair"} <= row.keys():
+            raise InputError(f"{file.parent} was not made by `learnreg batch`; give another folder (-o).")
+        return row
+    return None
+
+
+def _is_settled(job: Job, output: Path) -> bool:
+    return any(file.exists() for file in (output / job.name / FILES["metrics"], output / FAILED / f"{job.name}.json"))
+
+
+def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:
+    """Write a table with a row per pair, as far as they are done, and return the rows.
+
+    With pandas and pyarrow, a table of all pairs is also written as ``results.parquet``.
+    """
+    rows = [row for job in jobs if (row := _read_row(job, output)) is not None]
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in flat for key in row)]))
+
+    def write(part: str) -> None:
+        with Path(part).open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.DictWriter(lines, columns)
+            writer.writeheader()
+            writer.writerows(flat)
+
+    write_atomically(output / name, write)
+    if name == "results.csv":
+        with suppress(ImportError):
+            import pandas  # type: ignore[import-untyped]
+
+            frame = pandas.DataFrame(flat, columns=columns)
+            write_atomically(output / "results.parquet", lambda part: frame.to_parquet(part, engine="pyarrow"))
+    return rows
+
+
+def _flat(row: Row) -> Row:
+    """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``."""
+    flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key != "fingerprint"}
+    for side in ("before", "after"):
+        measures = row.get(side, {})
+        flat |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}
+    return flat
+
+
+def _remove_parts(output: Path) -> None:
+    """Remove what processes of this machine that were killed have left half-written."""
+    begin = f".part-{socket.gethostname()}-"
+    for folder in output.glob(f"{begin}*"):
+        process = folder.name.removeprefix(begin).partition("-")[0]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

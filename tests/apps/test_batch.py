@@ -1,0 +1,210 @@
+"""Many pairs: each is registered once, whatever fails or is killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from learnreg.apps.batch import read_jobs
+from learnreg.apps.main import main
+from learnreg.errors import InputError
+from learnreg.grid import Grid
+from learnreg.io import write_image
+from learnreg.transforms.itk import read_transform
+from tests.conftest import blob_image
+
+GRID = Grid.regular((12, 12, 12), 2.0)
+
+
+def make_pairs(folder, count, *, extra=()):
+    """Write images, shifted by 0, 1, 2, 3 mm, and a table of pairs."""
+    (folder / "images").mkdir(parents=True)
+    for k in range(4):
+        image = blob_image(GRID, (float(k), 0.0, 0.0))
+        write_image(image.data[0], GRID, folder / "images" / f"s{k}.nii.gz")
+    rows = [f"p{k},images/s{k % 4}.nii.gz,images/s{(k + 1) % 4}.nii.gz" for k in range(count)]
+    (folder / "pairs.csv").write_text("\n".join(["name,fixed,moving", *rows, *extra]) + "\n")
+    return folder / "pairs.csv"
+
+
+def batch(*arguments):
+    """Run ``learnreg batch`` and return its exit status."""
+    try:
+        main(["batch", *map(str, arguments), "--quiet"])
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def rows_of(file):
+    with file.open(newline="") as lines:
+        return {row["pair"]: row for row in csv.DictReader(lines)}
+
+
+def test_a_folder_and_a_row_per_pair(tmp_path):
+    table = make_pairs(tmp_path, 3)
+    assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 0
+    rows = rows_of(tmp_path / "out" / "results.csv")
+    assert list(rows) == ["p0", "p1", "p2"]
+    for name, row in rows.items():
+        assert row["status"] == "done"
+        assert float(row["ncc_after"]) > float(row["ncc_before"])
+        assert sorted(file.name for file in (tmp_path / "out" / name).iterdir()) == ["metrics.json", "transform.h5"]
+        shift = read_transform(tmp_path / "out" / name / "transform.h5", ndim=3)(torch.zeros(1, 1, 3)).flatten()
+        assert shift.tolist() == pytest.approx([1, 0, 0], abs=0.2)
+
+
+def test_only_what_is_asked_for_is_written(tmp_path):
+    table = make_pairs(tmp_path, 1)
+    assert batch(table, "-o", tmp_path / "out", "--method", "rigid", "--save", "warped", "figure") == 0
+    written = sorted(file.name for file in (tmp_path / "out" / "p0").iterdir())
+    assert written == ["figure.png", "metrics.json", "warped.nii.gz"]
+
+
+def test_a_pair_that_fails_has_its_reason_and_the_others_are_done(tmp_path, capsys):
+    table = make_pairs(tmp_path, 2, extra=["bad,images/bad.nii.gz,images/s0.nii.gz"])
+    (tmp_path / "images" / "bad.nii.gz").write_bytes((tmp_path / "images" / "s0.nii.gz").read_bytes()[:500])
+    arguments = (table, "-o", tmp_path / "out", "--method", "rigid")
+    assert batch(*arguments) == 1
+    assert "1 of 3 pairs failed" in capsys.readouterr().err
+    rows = rows_of(tmp_path / "out" / "results.csv")
+    assert [row["status"] for row in rows.values()] == ["done", "done", "failed"]
+    assert "bad.nii.gz" in rows["bad"]["reason"]
+    assert not (tmp_path / "out" / "bad").exists()
+
+    write_image(blob_image(GRID).data[0], GRID, tmp_path / "images" / "bad.nii.gz")
+    before = (tmp_path / "out" / "p0" / "transform.h5").stat().st_mtime_ns
+    assert batch(*arguments) == 1  # what failed is not tried again unasked
+    assert batch(*arguments, "--retry") == 0
+    assert {row["status"] for row in rows_of(tmp_path / "out" / "results.csv").values()} == {"done"}
+    assert (tmp_path / "out" / "p0" / "transform.h5").stat().st_mtime_ns == before
+    assert not list((tmp_path / "out" / "failed").iterdir())
+
+
+def test_a_bug_in_one_pair_keeps_its_traceback(tmp_path, monkeypatch):
+    table = make_pairs(tmp_path, 2)
+
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("learnreg.apps.batch.measure", broken)
+    assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 1
+    failed = json.loads((tmp_path / "out" / "failed" / "p0.json").read_text())
+    assert failed["reason"] == "ZeroDivisionError: a bug"
+    assert failed["traceback"][-1] == "ZeroDivisionError: a bug"
+    assert not (tmp_path / "out" / "p0").exists()
+
+
+def test_shards_are_disjoint_and_complete(tmp_path):
+    table = make_pairs(tmp_path, 5)
+    out = tmp_path / "out"
+    assert batch(table, "-o", out, "--method", "rigid", "--shard", "2/2") == 0
+    assert list(rows_of(out / "results-2-of-2.csv")) == ["p1", "p3"]
+    assert not (out / "results.csv").exists()
+    assert batch(table, "-o", out, "--method", "rigid", "--shard", "1/2") == 0
+    assert list(rows_of(out / "results.csv")) == ["p0", "p1", "p2", "p3", "p4"]
+
+
+def test_other_options_in_a_used_folder_are_refused(tmp_path, capsys):
+    table = make_pairs(tmp_path, 1)
+    assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 0
+    assert batch(table, "-o", tmp_path / "out", "--method", "affine") == 2
+    assert "was made with other options or from other files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,fixed,moving\na,images/s0.nii.gz,images/s1.nii.gz\na,images/s1.nii.gz,images/s2.nii.gz\n", "named 'a'"),
+        ("fixed,moving\nimages/s0.nii.gz,images/s1.nii.gz\nimages/s0.nii.gz,images/s1.nii.gz\n", "rows 1 and 2"),
+        ("image\nimages/s0.nii.gz\n", "columns fixed,moving"),
+        ("fixed,moving,initial\nimages/s0.nii.gz,images/s1.nii.gz,no.h5\n", "No such file: .*no.h5"),
+        ("name,fixed,moving\nfailed,images/s0.nii.gz,images/s1.nii.gz\n", "row 1 is named 'failed'"),
+    ],
+)
+def test_tables_are_checked_before_the_work(content, message, tmp_path):
+    table = make_pairs(tmp_path, 1)
+    table.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_jobs(str(table))
+
+
+def test_pairs_without_names_are_named_by_their_files(tmp_path):
+    table = make_pairs(tmp_path, 1)
+    table.write_text("fixed,moving\nimages/s0.nii.gz,images/s1.nii.gz\n")
+    assert [job.name for job in read_jobs(str(table))] == ["s0__s1"]
+
+
+def test_an_initial_transform_per_pair(tmp_path):
+    table = make_pairs(tmp_path, 1)
+    out = tmp_path / "out"
+    assert batch(table, "-o", out, "--method", "rigid") == 0
+    table.write_text("name,fixed,moving,initial\nq,images/s0.nii.gz,images/s1.nii.gz,out/p0/transform.h5\n")
+    assert read_jobs(str(table))[0].initial == out / "p0" / "transform.h5"
+    assert batch(table, "-o", out, "--method", "rigid") == 0
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_results(tmp_path):
+    table = make_pairs(tmp_path, 4)
+    for jobs in (1, 2):
+        assert batch(table, "-o", tmp_path / f"out{jobs}", "--method", "rigid", "--jobs", jobs, "--threads", 1) == 0
+    one, two = (rows_of(tmp_path / f"out{jobs}" / "results.csv") for jobs in (1, 2))
+    for name, row in one.items():
+        assert float(row["ncc_after"]) == pytest.approx(float(two[name]["ncc_after"]), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_killed_batch_goes_on(tmp_path):
+    """Two shards, one killed halfway and started again; each pair is there once and whole."""
+    table, out = make_pairs(tmp_path, 40), tmp_path / "out"
+
+    def start(shard):
+        command = [sys.executable, "-m", "learnreg.apps.main", "batch", table, "-o", out, "--method", "rigid"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*map(str, command), "--shard", shard, "--quiet"], env=environment)
+
+    first, second = start("1/2"), start("2/2")
+    while len(list(out.glob("p*"))) < 6:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    whole = {folder.name: folder.stat().st_mtime_ns for folder in out.glob("p*")}
+    assert len(whole) < 40
+    for folder in out.glob("p*"):
+        assert {file.name for file in folder.iterdir()} == {"transform.h5", "metrics.json"}
+    assert start("1/2").wait() == 0
+    assert second.wait() == 0
+    rows = rows_of(out / "results.csv")
+    assert len(rows) == 40
+    assert all((out / name).stat().st_mtime_ns == changed for name, changed in whole.items())
+    assert not list(out.glob(".part-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [("slurm", ["cluster=local", "timeout_min=10"]), ("ray", ["num_cpus=1", "include_dashboard="])],
+)
+def test_engines_run_all_shards(engine, settings, tmp_path):
+    pytest.importorskip("submitit" if engine == "slurm" else "ray")
+    table = make_pairs(tmp_path, 4, extra=["bad,images/bad.nii.gz,images/s0.nii.gz"])
+    (tmp_path / "images" / "bad.nii.gz").write_bytes(b"nothing")
+    arguments = ["-o", str(tmp_path / "out"), "--method", "rigid", "--on", engine, "--shards", "2"]
+    command = [sys.executable, "-m", "learnreg.apps.main", "batch", str(table), *arguments, "--quiet"]
+    done = subprocess.run([*command, *(["--engine", *settings] if settings else [])], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr  # one pair cannot be read
+    rows = rows_of(tmp_path / "out" / "results.csv")
+    assert [row["status"] for row in rows.values()] == ["done"] * 4 + ["failed"]
+
+
+def test_parameters_of_an_engine_are_pairs(tmp_path, capsys):
+    table = make_pairs(tmp_path, 1)
+    assert batch(table, "-o", tmp_path / "out", "--on", "slurm", "--engine", "fast") == 2
+    assert "--engine takes KEY=VALUE" in capsys.readouterr().err
