@@ -232,6 +232,7 @@ def run(config: dict[str, Any]) -> float | None:
         validate_last,
     )
     from learnreg.networks.checkpoint import load_checkpoint
+    from learnreg.training.checkpoints import TERMINATED
 
     _quieten()
     trust = trusted(config)
@@ -260,7 +261,12 @@ def run(config: dict[str, Any]) -> float | None:
         save_config(config, folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
-    trainer.fit(module, datamodule=data, ckpt_path=config["resume"], weights_only=True if config["resume"] else None)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=config["resume"], weights_only=bool(config["resume"]) or None)
+    except SystemExit as ended:
+        if ended.code == TERMINATED and trainer.is_global_zero:
+            print(f"Stopped by SIGTERM at step {trainer.global_step}; resume=auto goes on: {folder}", flush=True)
+        raise
     validate_last(trainer, module, data)
     close(trainer.loggers)
     if trainer.is_global_zero:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from learnreg.errors import InputError
 from learnreg.io import write_atomically
 from learnreg.typing import PathLike
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit status of a training that SIGTERM has stopped."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -141,9 +145,9 @@ class MetricsTable(Logger):
 class LastCheckpoint(Checkpoint):
     """Callback that keeps the newest state of a training in ``last.ckpt``, for ``resume``.
 
-    It saves after a validation, every ``minutes``, on SIGTERM (which SLURM sends before it ends or moves a job), and at
-    the end. A training that is resumed from it ends with the weights and with the table of :class:`MetricsTable` of one
-    that was never stopped.
+    It saves after a validation, every ``minutes``, at the end, and on SIGTERM, which SLURM sends before it ends a job;
+    the training then exits with status 143. A training that is resumed from it ends with the weights and with the table
+    of :class:`MetricsTable` of one that was never stopped.
 
     Args:
         folder: Folder of ``last.ckpt``.
@@ -163,13 +167,19 @@ class LastCheckpoint(Checkpoint):
         self.file, self.minutes = Path(folder) / "last.ckpt", float(minutes)
         self._saved_at = time.monotonic()
         self._saved_step = -1
-        self._validated = False
+        self._validated = self._terminated = False
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # Lightning's own handler waits for the other processes, which may be waiting for this one elsewhere.
+            signal.signal(signal.SIGTERM, self._terminate)
         if trainer.ckpt_path is None:  # a table that is there is of a run that was killed before its first checkpoint
             for table in trainer.loggers:
                 if isinstance(table, MetricsTable):
                     table.cut(0)
+
+    def _terminate(self, *_: Any) -> None:
+        self._terminated = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = not trainer.sanity_checking
@@ -180,13 +190,12 @@ class LastCheckpoint(Checkpoint):
         logged = steps > 1 and trainer.global_step % steps == 0
         if trainer.is_last_batch or logged or _between_steps(trainer) or _validates(trainer):
             return
-        due = self._validated or time.monotonic() - self._saved_at > 60 * self.minutes
-        if trainer.strategy.reduce_boolean_decision(due, all=False):
-            self._save(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException):
-            self._save(trainer)
+        due = self._validated or self._terminated or time.monotonic() - self._saved_at > 60 * self.minutes
+        if not trainer.strategy.reduce_boolean_decision(due, all=False):
+            return
+        self._save(trainer)
+        if trainer.strategy.reduce_boolean_decision(self._terminated, all=False):
+            raise SystemExit(TERMINATED)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._saved_step:

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import traceback
 from dataclasses import replace
 from functools import partial
 
@@ -41,6 +42,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*fork"),
+    pytest.mark.filterwarnings("ignore:.*`srun` command is available"),
     pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
 ]
@@ -238,39 +240,48 @@ def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
     torch.save(state, folder / "result.pt")
 
 
-def in_a_process(action, *, kill_after=None):
-    """Run a function in a forked process; kill it after so many seconds; return whether it came to its end."""
+def begun(action):
+    """Run a function in a forked process; return its number."""
     child = os.fork()
-    if child == 0:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            import traceback
+    if child:
+        return child
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        action()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert kill_after is not None or status == 0
-    return status == 0
+
+def status_of(child):
+    """Wait for a process; return its exit status, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def in_a_process(action):
+    assert status_of(begun(action)) == 0
 
 
 def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
-    begun = time.monotonic()
+    before = time.monotonic()
     in_a_process(partial(resumable, whole))
-    duration = time.monotonic() - begun
+    duration = time.monotonic() - before
     generator = torch.Generator().manual_seed(0)
     kills = 0
     while kills < int(os.environ.get("LEARNREG_KILLS", "6")):
         share = 0.2 + 0.5 * float(torch.rand((), generator=generator))
-        if in_a_process(partial(resumable, killed), kill_after=share * duration):
+        child = begun(partial(resumable, killed))
+        time.sleep(share * duration)
+        os.kill(child, signal.SIGKILL)
+        if status_of(child) == 0:
             for file in killed.iterdir():  # it ended before it was killed: begin anew
                 file.unlink()
             continue
@@ -314,16 +325,18 @@ def test_the_parts_of_a_step_add_up_when_gradients_are_accumulated(tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_terminated_training_is_saved(tmp_path):
-    """SLURM sends SIGTERM before it ends a job."""
-    child = os.fork()
-    if child == 0:
-        resumable(tmp_path, minutes=1e6, steps=10**6)
-        os._exit(0)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_terminated_training_is_saved(processes, tmp_path):
+    """SLURM sends SIGTERM to all processes before it ends a job."""
+    strategy = {"strategy": "ddp_fork", "devices": 2} if processes == 2 else {}
+    child = begun(partial(resumable, tmp_path, minutes=1e6, steps=10**6, **strategy))
     while not (tmp_path / "last.ckpt").exists():
+        assert os.waitpid(child, os.WNOHANG)[0] == 0, "it ended early"
         time.sleep(0.1)
     before = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     time.sleep(0.5)
-    os.kill(child, signal.SIGTERM)
-    os.waitpid(child, 0)
+    os.killpg(child, signal.SIGTERM)
+    status = status_of(child)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > before
+    if processes == 1:
+        assert status == 143
