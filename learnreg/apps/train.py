@@ -208,6 +208,8 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*ended before the epoch ended.*",  # its data are resumed by their index
+        ".*Using `DistributedSampler` with the dataloaders.*",  # what it repeats does not count
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
