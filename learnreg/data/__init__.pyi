@@ -2,7 +2,6 @@ from .augmentation import RandomTransform as RandomTransform
 from .datamodule import RegistrationData as RegistrationData
 from .datasets import (
     Case as Case,
-    ImageCache as ImageCache,
     OrderedPairs as OrderedPairs,
     PairDataset as PairDataset,
     centered as centered,
@@ -14,4 +13,5 @@ from .formats import Subject as Subject, read_pairs as read_pairs, read_subjects
 from .mni152 import MNI152Data as MNI152Data, mni152_template as mni152_template
 from .preprocessing import ModelSpace as ModelSpace, normalized as normalized, onto_grid as onto_grid
 from .shapes import ShapesData as ShapesData
+from .store import ImageStore as ImageStore
 from .synthesis import changed_intensities as changed_intensities, random_velocity as random_velocity

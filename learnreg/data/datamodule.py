@@ -13,7 +13,6 @@ from learnreg.data.checks import check_subjects
 from learnreg.data.datasets import (
     Augmentation,
     Case,
-    ImageCache,
     ImagePair,
     OrderedPairs,
     PairDataset,
@@ -23,6 +22,7 @@ from learnreg.data.datasets import (
 )
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.store import ImageStore
 from learnreg.errors import InputError
 from learnreg.typing import PathLike
 
@@ -42,11 +42,15 @@ class RegistrationData(pl.LightningDataModule):
         batch_size: Pairs per step and device.
         validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
-        num_workers: Processes that load; 0 loads in the main process, which keeps the cache.
+        num_workers: Processes that load; 0 loads in the main process.
         pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups of the column ``group`` of a CSV.
         atlas: An image file that is the fixed image of every pair.
         atlas_labels: Its segmentation.
         covariates: Columns of a CSV of unpaired images that hold numbers, see :attr:`learnreg.image.Image.covariates`.
+        cache: A folder that keeps the prepared images for all processes and for later runs, see
+            :class:`learnreg.data.ImageStore`; ``None`` writes nothing.
+        cache_size: GB that the folder may take.
+        memory: GB that prepared images may take in memory, without ``cache``.
 
     Raises:
         InputError: The pairing is unknown, a block is not ``[first, last)``, or a number is too small.
@@ -67,6 +71,9 @@ class RegistrationData(pl.LightningDataModule):
         atlas: PathLike | None = None,
         atlas_labels: PathLike | None = None,
         covariates: Sequence[str] = (),
+        cache: PathLike | None = None,
+        cache_size: float = 20.0,
+        memory: float = 4.0,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -85,7 +92,7 @@ class RegistrationData(pl.LightningDataModule):
         files = [None if file is None else Path(file).expanduser() for file in (atlas, atlas_labels)]
         self.atlas = None if files[0] is None else Subject(files[0], files[1])
         self.covariates = tuple(covariates)
-        self.load = ImageCache(space)
+        self.load = ImageStore(space, cache, size=cache_size, memory=memory)
         self._pairs: list[Pair] | None = None
         self._subjects: list[Subject] = []
 
