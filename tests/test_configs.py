@@ -429,7 +429,7 @@ class TestDataOfATraining:
     def folder(self, tmp_path, *, unlabeled=()):
         grid = Grid.regular((16, 16, 16))
         for k in range(6):
-            image = blob_image(grid, (k % 3 - 1.0, 0.0, 0.0))
+            image = blob_image(grid, (0.4 * k - 1.0, 0.0, 0.0))
             write_image(image.data[0], grid, tmp_path / "images" / f"s.{k}.nii.gz")
             if k not in unlabeled:
                 write_image(image.labels[0].to(torch.uint8), grid, tmp_path / "labels" / f"s.{k}.nii.gz")

@@ -13,5 +13,6 @@ from .formats import Subject as Subject, read_pairs as read_pairs, read_subjects
 from .mni152 import MNI152Data as MNI152Data, mni152_template as mni152_template
 from .preprocessing import ModelSpace as ModelSpace, normalized as normalized, onto_grid as onto_grid
 from .shapes import ShapesData as ShapesData
+from .splits import check_apart as check_apart, duplicates as duplicates, fold_of as fold_of
 from .store import ImageStore as ImageStore
 from .synthesis import changed_intensities as changed_intensities, random_velocity as random_velocity

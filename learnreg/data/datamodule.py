@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -22,13 +22,14 @@ from learnreg.data.datasets import (
 )
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.splits import Choice, T, check_apart, chosen, fold_of, positions
 from learnreg.data.store import ImageStore
 from learnreg.errors import InputError
 from learnreg.typing import PathLike
 
 
 class RegistrationData(pl.LightningDataModule):
-    """Pairs from a folder, a CSV or a Learn2Reg ``dataset.json``.
+    """Pairs from a folder, BIDS, a CSV or TSV, or a Learn2Reg ``dataset.json``.
 
     Unpaired images train as all ordered pairs, shuffled; ``trainer.limit_train_batches`` sets the length of an epoch.
     Validation pairs each image of its block with the block in reversed order. If the data set prescribes pairs (a CSV
@@ -37,8 +38,11 @@ class RegistrationData(pl.LightningDataModule):
     Args:
         path: See :func:`learnreg.data.read_subjects` and :func:`learnreg.data.read_pairs`.
         space: The grid to which all images are resampled.
-        train: ``[first, last)`` positions in the order of the data set.
-        validation: ``[first, last)`` positions, apart from ``train``.
+        train: ``[first, last)`` positions in the order of the data set, or names of images or groups; ``None`` takes
+            those whose column ``split`` is ``train``.
+        validation: The same, apart from ``train``.
+        folds: Instead of both: number of parts for cross-validation, see :func:`learnreg.data.fold_of`.
+        fold: The part to validate with, from 0.
         batch_size: Pairs per step and device.
         validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
@@ -61,8 +65,10 @@ class RegistrationData(pl.LightningDataModule):
         path: PathLike,
         space: ModelSpace,
         *,
-        train: Sequence[int],
-        validation: Sequence[int],
+        train: Choice = None,
+        validation: Choice = None,
+        folds: int | None = None,
+        fold: int = 0,
         batch_size: int = 1,
         validation_pairs: int | None = None,
         augmentation: Augmentation | None = None,
@@ -82,7 +88,13 @@ class RegistrationData(pl.LightningDataModule):
         if validation_pairs is not None and validation_pairs < 1:
             raise InputError(f"data.validation_pairs must be at least 1, or null for all, got {validation_pairs}.")
         self.path, self.space = path, space
-        self.blocks = {"train": _block("train", train), "validation": _block("validation", validation)}
+        self.choices = {"train": train, "validation": validation}
+        for name, choice in self.choices.items():
+            if choice is not None and folds is not None:
+                raise InputError(f"data.folds splits the data; set data.{name}=null.")
+            if choice is not None and not any(isinstance(value, str) for value in choice):
+                positions(name, choice)
+        self.folds, self.fold = folds, fold
         self.batch_size = batch_size
         self.validation_pairs, self.augmentation = validation_pairs, augmentation
         self.num_workers = num_workers
@@ -93,8 +105,8 @@ class RegistrationData(pl.LightningDataModule):
         self.atlas = None if files[0] is None else Subject(files[0], files[1])
         self.covariates = tuple(covariates)
         self.load = ImageStore(space, cache, size=cache_size, memory=memory)
-        self._pairs: list[Pair] | None = None
-        self._subjects: list[Subject] = []
+        self._paired = False
+        self._blocks: dict[str, list[Any]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the list of subjects; images are read when they are needed.
@@ -102,21 +114,46 @@ class RegistrationData(pl.LightningDataModule):
         Raises:
             InputError: A block is empty, exceeds the data or holds no pair.
         """
-        if self._subjects or self._pairs:
+        if self._blocks:
             return
-        self._pairs = read_pairs(self.path)
-        self._subjects = [] if self._pairs else read_subjects(self.path, self.covariates)
-        count = len(self._pairs or self._subjects)
-        for name, (first, last) in self.blocks.items():
-            if not 0 <= first < last <= count:
-                kind = "pairs" if self._pairs else "images"
+        pairs = read_pairs(self.path)
+        self._paired = pairs is not None
+        blocks: dict[str, list[Any]] = (
+            self._split(pairs) if pairs else self._split(read_subjects(self.path, self.covariates))
+        )
+        for name, items in blocks.items():
+            if not self._pairs_of(items):
                 raise InputError(
-                    f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}."
+                    f"{self._said(name)} holds {'one image' if items else 'no image'}, and a pair needs two; set a "
+                    "block of at least two."
                 )
-            if not self._pairs_of(name):
-                raise InputError(
-                    f"data.{name}=[{first}, {last}] holds one image, and a pair needs two; set a block of at least two."
-                )
+        self._blocks = blocks
+
+    def _split(self, items: list[T]) -> dict[str, list[T]]:
+        if self.folds is not None:
+            train, validation = fold_of(items, self.folds, self.fold)
+            return {"train": train, "validation": validation}
+        return {name: chosen(name, items, choice, self.path) for name, choice in self.choices.items()}
+
+    def _said(self, name: str) -> str:
+        """Return a block as it was given, for error messages."""
+        if self.folds is not None:
+            return f"data.{name} of data.fold={self.fold}"
+        choice = self.choices[name]
+        return f"data.{name} by the column split" if choice is None else f"data.{name}={list(choice)}"
+
+    def subjects(self, name: str = "train") -> list[Subject]:
+        """Return the images of a block, each once."""
+        self.setup()
+        items = self._blocks[name]
+        return list(
+            dict.fromkeys(subject for item in items for subject in (item if isinstance(item, tuple) else (item,)))
+        )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the first image, from its header."""
+        return self.subjects()[0].channel_count()
 
     def check(self, needs: Sequence[str] = ()) -> None:
         """Check the files of both blocks by their headers, before the training.
@@ -125,23 +162,26 @@ class RegistrationData(pl.LightningDataModule):
             needs: What the training needs of every image, see :attr:`learnreg.training.RegistrationModule.needs`.
 
         Raises:
-            InputError: An image lacks what is needed, or files do not fit together.
+            InputError: An image lacks what is needed, files do not fit together, or the blocks share an image or group.
         """
-        for name in self.blocks:
-            first, last = self.blocks[name]
-            paired = [subject for pair in self.pairs(name) for subject in pair]
-            check_subjects(list(dict.fromkeys([*self._subjects[first:last], *paired])), needs, self.space.shape or ())
+        blocks = {name: self.subjects(name) for name in ("train", "validation")}
+        for subjects in blocks.values():
+            atlas = [] if self.atlas is None else [self.atlas]
+            check_subjects(list(dict.fromkeys([*atlas, *subjects])), needs, self.space.shape or ())
+        common = {None} if not self._paired else {f for block in ("train", "validation") for f, _ in self.pairs(block)}
+        shared = common if len(common) == 1 else set()  # the atlas of all pairs
+        check_apart({name: [s for s in subjects if s not in shared] for name, subjects in blocks.items()}, content=True)
 
     def pairs(self, name: str = "validation") -> list[Pair]:
         """Return the pairs of a block."""
         self.setup()
-        return self._pairs_of(name)
+        return self._pairs_of(self._blocks[name])
 
-    def _pairs_of(self, name: str) -> list[Pair]:
-        first, last = self.blocks[name]
-        if self._pairs:
-            return self._pairs[first:last]
-        subjects = self._subjects[first:last]
+    def _pairs_of(self, items: Sequence[Subject] | Sequence[Pair]) -> list[Pair]:
+        pairs = [item for item in items if isinstance(item, tuple)]
+        subjects = [item for item in items if isinstance(item, Subject)]
+        if pairs or not subjects:
+            return pairs
         if self.atlas is not None:
             return [(self.atlas, subject) for subject in subjects]
         return within_groups(subjects) if self.pairing == "within" else reversed_pairs(subjects)
@@ -153,11 +193,10 @@ class RegistrationData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
         self.setup()
-        if self._pairs is None and self.atlas is None and self.pairing == "all":
-            first, last = self.blocks["train"]
-            ordered = OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
+        if not self._paired and self.atlas is None and self.pairing == "all":
+            ordered = OrderedPairs(self.subjects("train"), self.load, augmentation=self.augmentation)
             return self._loader(ordered, shuffle=True)
-        augmentation = None if self._pairs or self.atlas else self.augmentation  # prescribed pairs are not changed
+        augmentation = None if self._paired or self.atlas else self.augmentation  # prescribed pairs are not changed
         return self._loader(PairDataset(self.pairs("train"), self.load, augmentation=augmentation), shuffle=True)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
@@ -174,9 +213,3 @@ class RegistrationData(pl.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=False,
         )
-
-
-def _block(name: str, ends: Sequence[int]) -> tuple[int, int]:
-    if len(ends) != 2:
-        raise InputError(f"data.{name} takes [first, last), got {list(ends)}.")
-    return int(ends[0]), int(ends[1])

@@ -42,7 +42,7 @@ GIGABYTE = 1e9
 # An image that is stored depends on these files; a change of any of them makes all stored images stale.
 SOURCES = (
     *("grid", "separable", "numerics", "interpolation", "image", "headers", "io", "landmarks", "sampling"),
-    *("data.datasets", "data.files", "data.formats", "data.preprocessing", "data.store"),
+    *("data.bids", "data.datasets", "data.files", "data.formats", "data.preprocessing", "data.store"),
 )
 
 
@@ -117,7 +117,7 @@ class ImageStore:
 
     def _stored(self, subject: Subject, folder: Path) -> dict[str, Tensor]:
         if subject not in self._files:
-            content = content_of((subject.image, subject.labels, subject.mask, subject.landmarks))
+            content = content_of(subject.files)
             key = hashlib.sha256(f"{content} {_recipe(self.space)}".encode()).hexdigest()[:32]
             self._files[subject] = folder / f"{key}{SUFFIX}"
         file = self._files[subject]
