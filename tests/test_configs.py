@@ -468,7 +468,7 @@ class TestDataOfATraining:
         folder = self.folder(tmp_path)
         rows = ["image,landmarks"]
         for k in range(6):
-            points = [f"{name},{x + k % 3 - 1.0},0,{x}" for name, x in (("b", 3.0), ("a", -3.0))]
+            points = [f"{name},{x + 0.4 * k - 1.0},0,{x}" for name, x in (("b", 3.0), ("a", -3.0))]
             (folder / f"{k}.csv").write_text("name,x,y,z\n" + "\n".join(points if k % 2 else points[::-1]) + "\n")
             rows.append(f"images/s.{k}.nii.gz,{k}.csv")
         (folder / "all.csv").write_text("\n".join(rows) + "\n")

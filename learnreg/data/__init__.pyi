@@ -15,4 +15,5 @@ from .preprocessing import ModelSpace as ModelSpace, normalized as normalized, o
 from .shapes import ShapesData as ShapesData
 from .splits import check_apart as check_apart, duplicates as duplicates, fold_of as fold_of
 from .store import ImageStore as ImageStore
+from .survey import Entry as Entry, Finding as Finding, survey as survey
 from .synthesis import changed_intensities as changed_intensities, random_velocity as random_velocity

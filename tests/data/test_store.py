@@ -14,9 +14,11 @@ import SimpleITK as sitk
 import torch
 from torch.utils.data import DataLoader
 
+from learnreg.apps.errors import input_error, one_line
 from learnreg.data import ImageStore, ModelSpace, PairDataset, RegistrationData, read_subjects, reversed_pairs
 from learnreg.data.datasets import collate
 from learnreg.data.files import content_of
+from learnreg.errors import InputError
 from tests.data.test_data import write
 
 SPACE = ModelSpace(1.0, (16, 16, 16))
@@ -242,3 +244,23 @@ def test_the_content_of_a_header_is_that_of_its_values(tmp_path):
     assert len({content_of([series]), before, content_of([series, None]), content_of([None, series])}) == 4
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         content_of([Path("nowhere.nii")])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["truncated", "text", "gone"])
+def test_a_corrupt_file_is_named_on_one_line(workers, damage, folder):
+    data = RegistrationData(folder, SPACE, train=[0, 2], validation=[2, 4], num_workers=workers)
+    data.setup()
+    file = folder / "images" / "1.nii.gz"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:500])
+    elif damage == "text":
+        file.write_text("no image")
+    else:
+        file.unlink()
+    with pytest.raises(InputError) as found:
+        list(data.train_dataloader())
+    line = one_line(input_error(found.value))
+    assert str(file) in line
+    assert "Traceback" not in line
+    assert len(line) < 400
