@@ -10,6 +10,7 @@ from .datasets import (
     within_groups as within_groups,
 )
 from .formats import Subject as Subject, read_pairs as read_pairs, read_subjects as read_subjects
+from .intensity import Compose as Compose, Intensity as Intensity
 from .mni152 import MNI152Data as MNI152Data, mni152_template as mni152_template
 from .preprocessing import ModelSpace as ModelSpace, normalized as normalized, onto_grid as onto_grid
 from .shapes import ShapesData as ShapesData
