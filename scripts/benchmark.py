@@ -1,6 +1,6 @@
 """Benchmarks against peers, in one run: ``python scripts/benchmark.py hippocampus DATA``.
 
-Others are ``brain``, ``training``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their options.
+Others are ``brain``, ``training``, ``data``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their options.
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
 
@@ -9,20 +9,24 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import peers
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from learnreg.configs.schema import fastest_precision
 from learnreg.data.datamodule import RegistrationData
-from learnreg.data.datasets import Case, centered, reversed_pairs
+from learnreg.data.datasets import Case, PairDataset, centered, collate, reversed_pairs
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.data.preprocessing import ModelSpace, normalized
+from learnreg.data.store import ImageStore
 from learnreg.data.synthesis import changed_intensities, random_velocity
 from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
@@ -236,6 +240,41 @@ def training(options: argparse.Namespace) -> None:
         print(row, flush=True)
 
 
+def data(options: argparse.Namespace) -> None:
+    """Reading brains for a training: the first epoch and the ones after it, by number of workers, kept how."""
+    subjects = read_subjects(options.data)[: options.count]
+    space = ModelSpace(1.0, (144, 192, 160), content=True)
+    pairs = [(fixed, moving) for fixed in subjects for moving in subjects if fixed is not moving]
+    print(f"{len(subjects)} brains of 144x192x160 with labels, {len(pairs)} pairs an epoch; {options.threads} threads")
+    print("| kept | workers | first epoch, s a pair | later epochs | next run, first epoch |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for kept in ("nothing", "in memory", "in a folder"):
+            for workers in (0, 1, 2):
+                cache = Path(folder, f"{workers}") if kept.endswith("folder") else None
+                seconds: list[float] = []
+                for epochs in (3, 1):
+                    store = ImageStore(space, cache, memory=0.0 if kept == "nothing" else 4.0)
+                    loader = DataLoader(
+                        PairDataset(pairs, store),
+                        collate_fn=collate,
+                        num_workers=workers,
+                        persistent_workers=workers > 0,
+                        multiprocessing_context="fork" if workers else None,
+                    )
+                    for _ in range(epochs):
+                        began = time.perf_counter()
+                        for fixed, moving in loader:
+                            fixed.data.sum(), moving.data.sum()
+                        seconds.append((time.perf_counter() - began) / len(pairs))
+                print(
+                    f"| {kept} | {workers} | {seconds[0]:.3f} | {min(seconds[1:3]):.3f} | {seconds[3]:.3f} |",
+                    flush=True,
+                )
+    fixed, _ = next(iter(loader))
+    sizes = fixed.data.nbytes, fixed.labels.nbytes if fixed.labels is not None else 0
+    print(f"an image takes {sum(sizes) / 1e6:.0f} MB, kept {(sizes[0] + sizes[1] / 8) / 1e6:.0f} MB")
+
+
 def flow(options: argparse.Namespace) -> None:
     """Error of scaling and squaring compared with the flow of a smooth velocity, and of the inverse."""
     n = options.size
@@ -325,6 +364,10 @@ def main() -> None:
     step.add_argument("--repeats", type=int, default=5)
     step.add_argument("--minutes", type=float, default=0, help="then train each for so long, and score it")
     step.set_defaults(run=training)
+    reading = commands.add_parser("data")
+    reading.add_argument("data", help="the folder brain of LEARNREG_DATA")
+    reading.add_argument("--count", type=int, default=4, help="brains")
+    reading.set_defaults(run=data)
     real = commands.add_parser("hippocampus")
     real.add_argument("data", help="the folder hippocampus of LEARNREG_DATA")
     real.add_argument("--method", action="append", default=[])

@@ -440,7 +440,7 @@ class TestDataOfATraining:
     def folder(self, tmp_path, *, unlabeled=()):
         grid = Grid.regular((16, 16, 16))
         for k in range(6):
-            image = blob_image(grid, (k % 3 - 1.0, 0.0, 0.0))
+            image = blob_image(grid, (k - 2.5, 0.0, 0.0))
             write_image(image.data[0], grid, tmp_path / "images" / f"s.{k}.nii.gz")
             if k not in unlabeled:
                 write_image(image.labels[0].to(torch.uint8), grid, tmp_path / "labels" / f"s.{k}.nii.gz")
@@ -479,7 +479,7 @@ class TestDataOfATraining:
         folder = self.folder(tmp_path)
         rows = ["image,landmarks"]
         for k in range(6):
-            points = [f"{name},{x + k % 3 - 1.0},0,{x}" for name, x in (("b", 3.0), ("a", -3.0))]
+            points = [f"{name},{x + k - 2.5},0,{x}" for name, x in (("b", 3.0), ("a", -3.0))]
             (folder / f"{k}.csv").write_text("name,x,y,z\n" + "\n".join(points if k % 2 else points[::-1]) + "\n")
             rows.append(f"images/s.{k}.nii.gz,{k}.csv")
         (folder / "all.csv").write_text("\n".join(rows) + "\n")

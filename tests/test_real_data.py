@@ -9,9 +9,10 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.apps.main import main
-from learnreg.data.datasets import ImageCache, reversed_pairs
+from learnreg.data.datasets import reversed_pairs
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.store import ImageStore
 from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image
 from learnreg.io import read_image
@@ -44,7 +45,7 @@ def same_as_sitk(fixed, moving, output):
 
 def test_hippocampus_starts_where_the_protocol_says(real_data):
     """Files 161-200 against the reversed order, 64^3, centered: mean Dice 0.5."""
-    cache = ImageCache(ModelSpace(1.0, (64, 64, 64)))
+    cache = ImageStore(ModelSpace(1.0, (64, 64, 64)))
     pairs = reversed_pairs(read_subjects(real_data / "hippocampus")[160:200])
     assert len(pairs) == 40
     scores = [float(dice_scores(cache(m).labels, cache(f).labels, [1, 2]).mean()) for f, m in pairs]

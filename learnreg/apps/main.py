@@ -44,6 +44,8 @@ def _run(options: argparse.Namespace) -> None:
         from learnreg.apps.evaluate import run
     elif options.command == "apply":
         from learnreg.apps.apply import run
+    elif options.command == "check":
+        from learnreg.apps.check import run
     elif options.command == "template":
         from learnreg.apps.template import run
     elif options.command == "export":
@@ -170,6 +172,10 @@ def parser() -> argparse.ArgumentParser:
         "--shape", type=_count, nargs="+", metavar="N", help="bring images to this shape (z y x), centered"
     )
     evaluate.add_argument("--spacing", type=_length, default=1.0, help="mm, with --shape (default: 1)")
+
+    check = commands.add_parser("check", parents=[common], help="read every file of a data set, and tell what is wrong")
+    check.add_argument("data", help="a folder (images/, labels/), BIDS, a CSV or TSV, or a Learn2Reg dataset.json")
+    check.add_argument("--quiet", action="store_true", help="what is wrong only, without the table")
 
     apply = commands.add_parser("apply", parents=[common], help="resample an image through a saved transform")
     apply.add_argument("transform", help="an ITK transform (.h5, .tfm) or displacement field in mm (.nii.gz)")

@@ -131,12 +131,13 @@ def check_data(config: dict[str, Any], module: RegistrationModule, data: Any) ->
     if not isinstance(data, RegistrationData):  # the others make their images
         return
     ndim = len(data.space.shape or ())
-    if module.network.ndim != ndim or module.network.in_channels != 1:
+    if module.network.ndim != ndim or module.network.in_channels != data.channels:
         keys = [key for key in places(config["network"], "network") if key.endswith(".ndim")]
-        remedy = " ".join(f"{key}={ndim} {key.replace('ndim', 'in_channels')}=1" for key in keys)
+        remedy = " ".join(f"{key}={ndim} {key.replace('ndim', 'in_channels')}={data.channels}" for key in keys)
         raise InputError(
             f"The network takes {module.network.ndim}-D images of {module.network.in_channels} channel(s), but "
-            f"data.space.shape has {ndim} sizes and images have 1 channel; set {remedy or 'both in its configuration'}."
+            f"data.space.shape has {ndim} sizes and images have {data.channels} channel(s); set "
+            f"{remedy or 'both in its configuration'}."
         )
     data.check(module.needs)
     best = config["callbacks"].get("best") or {}

@@ -46,6 +46,11 @@ def check_subjects(subjects: Sequence[Subject], needs: Sequence[str], shape: Seq
 def _checked_size(subject: Subject, ndim: int) -> tuple[int, ...]:
     """Return the size of an image from its header, after comparing it to those of its labels and mask."""
     size = _size(subject.image)
+    if len(size) == 4:
+        raise InputError(
+            f"{subject.image} is 4-D, which is read as several time points; write one 3-D file per time point, for "
+            "example with nibabel's four_to_three or fslsplit."
+        )
     if len(size) != ndim:
         raise InputError(
             f"{subject.image} is {len(size)}-D, but data.space.shape has {ndim} sizes; give {ndim}-D images, or set "

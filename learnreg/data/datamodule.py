@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset
@@ -13,7 +13,6 @@ from learnreg.data.checks import check_subjects
 from learnreg.data.datasets import (
     Augmentation,
     Case,
-    ImageCache,
     ImagePair,
     OrderedPairs,
     PairDataset,
@@ -22,13 +21,15 @@ from learnreg.data.datasets import (
 )
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.splits import Choice, T, check_apart, chosen, fold_of, positions
+from learnreg.data.store import ImageStore
 from learnreg.data.streams import training_loader, validation_loader
 from learnreg.errors import InputError
 from learnreg.typing import PathLike
 
 
 class RegistrationData(pl.LightningDataModule):
-    """Pairs from a folder, a CSV or a Learn2Reg ``dataset.json``.
+    """Pairs from a folder, BIDS, a CSV or TSV, or a Learn2Reg ``dataset.json``.
 
     Unpaired images train as all ordered pairs, shuffled; ``trainer.limit_train_batches`` sets the length of an epoch,
     and the next epoch goes on where it stopped. A training pair and its augmentation depend on the seed and on the
@@ -41,8 +42,11 @@ class RegistrationData(pl.LightningDataModule):
     Args:
         path: See :func:`learnreg.data.read_subjects` and :func:`learnreg.data.read_pairs`.
         space: The grid to which all images are resampled.
-        train: ``[first, last)`` positions in the order of the data set.
-        validation: ``[first, last)`` positions, apart from ``train``.
+        train: ``[first, last)`` positions in the order of the data set, or names of images or groups; ``None`` takes
+            those whose column ``split`` is ``train``.
+        validation: The same, apart from ``train``.
+        folds: Instead of both: number of parts for cross-validation, see :func:`learnreg.data.fold_of`.
+        fold: The part to validate with, from 0.
         batch_size: Pairs per step and device.
         validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
@@ -52,6 +56,10 @@ class RegistrationData(pl.LightningDataModule):
         atlas_labels: Its segmentation.
         covariates: Columns of a CSV of unpaired images that hold numbers, see :attr:`learnreg.image.Image.covariates`.
         seed: Of the order of the pairs and of the augmentation.
+        cache: A folder that keeps the prepared images for all processes and for later runs, see
+            :class:`learnreg.data.ImageStore`; ``None`` writes nothing.
+        cache_size: GB that the folder may take.
+        memory: GB that prepared images may take in memory, without ``cache``.
 
     Raises:
         InputError: The pairing is unknown, a block is not ``[first, last)``, or a number is too small.
@@ -62,8 +70,10 @@ class RegistrationData(pl.LightningDataModule):
         path: PathLike,
         space: ModelSpace,
         *,
-        train: Sequence[int],
-        validation: Sequence[int],
+        train: Choice = None,
+        validation: Choice = None,
+        folds: int | None = None,
+        fold: int = 0,
         batch_size: int = 1,
         validation_pairs: int | None = None,
         augmentation: Augmentation | None = None,
@@ -73,6 +83,9 @@ class RegistrationData(pl.LightningDataModule):
         atlas_labels: PathLike | None = None,
         covariates: Sequence[str] = (),
         seed: int = 0,
+        cache: PathLike | None = None,
+        cache_size: float = 20.0,
+        memory: float = 4.0,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -81,7 +94,13 @@ class RegistrationData(pl.LightningDataModule):
         if validation_pairs is not None and validation_pairs < 1:
             raise InputError(f"data.validation_pairs must be at least 1, or null for all, got {validation_pairs}.")
         self.path, self.space = path, space
-        self.blocks = {"train": _block("train", train), "validation": _block("validation", validation)}
+        self.choices = {"train": train, "validation": validation}
+        for name, choice in self.choices.items():
+            if choice is not None and folds is not None:
+                raise InputError(f"data.folds splits the data; set data.{name}=null.")
+            if choice is not None and not any(isinstance(value, str) for value in choice):
+                positions(name, choice)
+        self.folds, self.fold = folds, fold
         self.batch_size = batch_size
         self.validation_pairs, self.augmentation = validation_pairs, augmentation
         self.num_workers = num_workers
@@ -92,9 +111,9 @@ class RegistrationData(pl.LightningDataModule):
         self.atlas = None if files[0] is None else Subject(files[0], files[1])
         self.covariates = tuple(covariates)
         self.seed = int(seed)
-        self.load = ImageCache(space)
-        self._pairs: list[Pair] | None = None
-        self._subjects: list[Subject] = []
+        self.load = ImageStore(space, cache, size=cache_size, memory=memory)
+        self._paired = False
+        self._blocks: dict[str, list[Any]] = {}
 
     def setup(self, stage: str | None = None) -> None:
         """Read the list of subjects; images are read when they are needed.
@@ -102,21 +121,46 @@ class RegistrationData(pl.LightningDataModule):
         Raises:
             InputError: A block is empty, exceeds the data or holds no pair.
         """
-        if self._subjects or self._pairs:
+        if self._blocks:
             return
-        self._pairs = read_pairs(self.path)
-        self._subjects = [] if self._pairs else read_subjects(self.path, self.covariates)
-        count = len(self._pairs or self._subjects)
-        for name, (first, last) in self.blocks.items():
-            if not 0 <= first < last <= count:
-                kind = "pairs" if self._pairs else "images"
+        pairs = read_pairs(self.path)
+        self._paired = pairs is not None
+        blocks: dict[str, list[Any]] = (
+            self._split(pairs) if pairs else self._split(read_subjects(self.path, self.covariates))
+        )
+        for name, items in blocks.items():
+            if not self._pairs_of(items):
                 raise InputError(
-                    f"data.{name}=[{first}, {last}] does not lie within the {count} {kind} of {self.path}."
+                    f"{self._said(name)} holds {'one image' if items else 'no image'}, and a pair needs two; set a "
+                    "block of at least two."
                 )
-            if not self._pairs_of(name):
-                raise InputError(
-                    f"data.{name}=[{first}, {last}] holds one image, and a pair needs two; set a block of at least two."
-                )
+        self._blocks = blocks
+
+    def _split(self, items: list[T]) -> dict[str, list[T]]:
+        if self.folds is not None:
+            train, validation = fold_of(items, self.folds, self.fold)
+            return {"train": train, "validation": validation}
+        return {name: chosen(name, items, choice, self.path) for name, choice in self.choices.items()}
+
+    def _said(self, name: str) -> str:
+        """Return a block as it was given, for error messages."""
+        if self.folds is not None:
+            return f"data.{name} of data.fold={self.fold}"
+        choice = self.choices[name]
+        return f"data.{name} by the column split" if choice is None else f"data.{name}={list(choice)}"
+
+    def subjects(self, name: str = "train") -> list[Subject]:
+        """Return the images of a block, each once."""
+        self.setup()
+        items = self._blocks[name]
+        return list(
+            dict.fromkeys(subject for item in items for subject in (item if isinstance(item, tuple) else (item,)))
+        )
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the first image, from its header."""
+        return self.subjects()[0].channel_count()
 
     def check(self, needs: Sequence[str] = ()) -> None:
         """Check the files of both blocks by their headers, before the training.
@@ -125,23 +169,26 @@ class RegistrationData(pl.LightningDataModule):
             needs: What the training needs of every image, see :attr:`learnreg.training.RegistrationModule.needs`.
 
         Raises:
-            InputError: An image lacks what is needed, or files do not fit together.
+            InputError: An image lacks what is needed, files do not fit together, or the blocks share an image or group.
         """
-        for name in self.blocks:
-            first, last = self.blocks[name]
-            paired = [subject for pair in self.pairs(name) for subject in pair]
-            check_subjects(list(dict.fromkeys([*self._subjects[first:last], *paired])), needs, self.space.shape or ())
+        blocks = {name: self.subjects(name) for name in ("train", "validation")}
+        for subjects in blocks.values():
+            atlas = [] if self.atlas is None else [self.atlas]
+            check_subjects(list(dict.fromkeys([*atlas, *subjects])), needs, self.space.shape or ())
+        common = {None} if not self._paired else {f for block in ("train", "validation") for f, _ in self.pairs(block)}
+        shared = common if len(common) == 1 else set()  # the atlas of all pairs
+        check_apart({name: [s for s in subjects if s not in shared] for name, subjects in blocks.items()}, content=True)
 
     def pairs(self, name: str = "validation") -> list[Pair]:
         """Return the pairs of a block."""
         self.setup()
-        return self._pairs_of(name)
+        return self._pairs_of(self._blocks[name])
 
-    def _pairs_of(self, name: str) -> list[Pair]:
-        first, last = self.blocks[name]
-        if self._pairs:
-            return self._pairs[first:last]
-        subjects = self._subjects[first:last]
+    def _pairs_of(self, items: Sequence[Subject] | Sequence[Pair]) -> list[Pair]:
+        pairs = [item for item in items if isinstance(item, tuple)]
+        subjects = [item for item in items if isinstance(item, Subject)]
+        if pairs or not subjects:
+            return pairs
         if self.atlas is not None:
             return [(self.atlas, subject) for subject in subjects]
         return within_groups(subjects) if self.pairing == "within" else reversed_pairs(subjects)
@@ -162,18 +209,11 @@ class RegistrationData(pl.LightningDataModule):
         )
 
     def _training_pairs(self) -> Dataset[ImagePair]:
-        if self._pairs is None and self.atlas is None and self.pairing == "all":
-            first, last = self.blocks["train"]
-            return OrderedPairs(self._subjects[first:last], self.load, augmentation=self.augmentation)
-        augmentation = None if self._pairs or self.atlas else self.augmentation  # prescribed pairs are not changed
+        if not self._paired and self.atlas is None and self.pairing == "all":
+            return OrderedPairs(self.subjects("train"), self.load, augmentation=self.augmentation)
+        augmentation = None if self._paired or self.atlas else self.augmentation  # prescribed pairs are not changed
         return PairDataset(self.pairs("train"), self.load, augmentation=augmentation)
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
         pairs = PairDataset(self.pairs()[: self.validation_pairs], self.load)
         return validation_loader(pairs, num_workers=self.num_workers)
-
-
-def _block(name: str, ends: Sequence[int]) -> tuple[int, int]:
-    if len(ends) != 2:
-        raise InputError(f"data.{name} takes [first, last), got {list(ends)}.")
-    return int(ends[0]), int(ends[1])

@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 from torch.utils.data import Dataset
 
 from learnreg.data.formats import Pair, Subject
-from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
@@ -36,31 +35,6 @@ class Case:
     fixed: Image
     moving: Image
     truth: Transform | None = None
-
-
-class ImageCache:
-    """Read, normalize and resample each subject once, centered at 0.
-
-    All images lie on the same grid with their centers at 0, so two of them are a pair with aligned centers.
-
-    Args:
-        space: The model's grid; its ``shape`` is needed.
-
-    Raises:
-        InputError: ``space`` has no shape.
-    """
-
-    def __init__(self, space: ModelSpace) -> None:
-        if space.shape is None:
-            raise InputError("Training needs one shape for all images; set data.space.shape, for example [64, 64, 64].")
-        self.space = space
-        self._images: dict[Subject, Image] = {}
-
-    def __call__(self, subject: Subject) -> Image:
-        if subject not in self._images:
-            image = normalized(self.space.seen(subject.read()), name=str(subject.image))
-            self._images[subject] = centered(self.space.place(image))
-        return self._images[subject]
 
 
 def centered(image: Image) -> Image:

@@ -1,25 +1,42 @@
-"""Read the subjects and pairs of a data set from folders, CSV and Learn2Reg JSON."""
+"""Read the subjects and pairs of a data set from folders, BIDS, CSV, TSV and Learn2Reg JSON."""
 
 from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import SimpleITK as sitk
 import torch
 
+from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
-from learnreg.io import SUFFIXES, read_image, subject_name
+from learnreg.io import SUFFIXES, image_from_sitk, itk_reason, read_image, read_sitk, subject_name
 from learnreg.landmarks import read_named_landmarks
 from learnreg.typing import PathLike
+
+VECTORS = ".mha", ".mhd", ".nrrd"
+TABLES = ".csv", ".tsv"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Files of one image, its group (such as a patient with several visits), its covariates and its landmarks."""
+    """Files of one image, and what is known of it.
+
+    Args:
+        image: A file, or a folder with a DICOM series.
+        labels: Segmentation.
+        mask: Non-zero where the image counts.
+        group: What several images share, such as the patient.
+        covariates: Numbers.
+        landmarks: A file of :func:`learnreg.landmarks.read_landmarks`.
+        channels: Further files on the same grid, the other channels of the image.
+        split: ``"train"``, ``"validation"``, ``"test"`` or ``None``.
+    """
 
     image: Path
     labels: Path | None = None
@@ -27,13 +44,53 @@ class Subject:
     group: str | None = None
     covariates: tuple[float, ...] = ()
     landmarks: Path | None = None
+    channels: tuple[Path, ...] = ()
+    split: str | None = None
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """All files, ``None`` for one that the subject lacks."""
+        return (self.image, self.labels, self.mask, self.landmarks, *self.channels)
+
+    def channel_count(self) -> int:
+        """Return the number of channels, from the headers."""
+        if self.channels or not self.image.name.lower().endswith(VECTORS):
+            return 1 + len(self.channels)
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(self.image))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise InputError(f"{self.image} cannot be read as an image: {itk_reason(error)}.") from error
+        return int(reader.GetNumberOfComponents())
 
     def read(self) -> Image:
-        """Read the image with its labels, mask, landmarks and covariates.
+        """Read the image with its channels, labels, mask, landmarks and covariates.
 
-        Landmarks with names come in the order of their names, so that those of all images correspond.
+        A file of vectors has a channel for each component. Landmarks with names come in the order of their names, so
+        that those of all images correspond.
+
+        Raises:
+            InputError: A file cannot be read, or does not fit the others; the message names it.
         """
-        image = read_image(self.image, labels=self.labels, mask=self.mask)
+        try:
+            return self._read()
+        except InputError:
+            raise
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"{self.image} or a file that belongs to it cannot be read: {reason}") from error
+
+    def _read(self) -> Image:
+        image = _read_channels(self.image, self.labels, self.mask)
+        for file in self.channels:
+            other = read_image(file)
+            if other.grid.shape != image.grid.shape or not other.grid.matches(image.grid, tolerance=0.1):
+                raise InputError(
+                    f"{file} and {self.image} are channels of one image, but lie on different grids: {other.grid} and "
+                    f"{image.grid}; resample one of them onto the other's grid."
+                )
+            image = image.with_data(torch.cat([image.data, other.data], 1))
         known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
         points = None
         if self.landmarks is not None:
@@ -49,41 +106,60 @@ class Subject:
 Pair = tuple[Subject, Subject]
 
 
+def _read_channels(file: Path, labels: Path | None, mask: Path | None) -> Image:
+    """Read an image whose pixels can be vectors of intensities; colors are refused as for any image."""
+    if not file.name.lower().endswith(VECTORS):
+        return read_image(file, labels=labels, mask=mask)
+    stored = read_sitk(file)
+    count = stored.GetNumberOfComponentsPerPixel()
+    if count == 1:
+        return read_image(file, labels=labels, mask=mask)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "channel.nrrd"
+        sitk.WriteImage(sitk.VectorIndexSelectionCast(stored, 0), str(first))
+        image = read_image(first, labels=labels, mask=mask)
+    others = [image_from_sitk(sitk.VectorIndexSelectionCast(stored, k), name=str(file)) for k in range(1, count)]
+    return image.with_data(torch.cat([image.data, *(other.data for other in others)], 1))
+
+
 def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subject]:
     """Read the list of images of a data set, in a fixed order.
 
     Args:
         path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or with the images
-            themselves), a CSV with the columns ``image[,labels][,mask][,landmarks][,group]``, or a Learn2Reg
-            ``dataset.json``. Landmarks are files of :func:`learnreg.landmarks.read_landmarks`.
-        covariates: Further columns of a CSV that hold a number per image.
+            themselves; an image can be a folder with a DICOM series), a BIDS data set, a CSV or TSV with the columns
+            ``image[,labels][,mask][,landmarks][,group][,split]``, or a Learn2Reg ``dataset.json``. In a table, ``;``
+            separates the files of the channels of one image.
+        covariates: Further columns of a table, or of the ``participants.tsv`` of BIDS, that hold a number per image.
 
     Raises:
         MissingFileError: The path or a file that it names does not exist.
         InputError: There are no images, or a column is missing.
     """
     file = _existing(path)
-    if covariates and file.suffix != ".csv":
-        raise InputError(f"Covariates ({', '.join(covariates)}) need a CSV, {file} is not one.")
+    if file.is_dir() and not (file / "dataset.json").exists() and is_bids(file):
+        return [_subject(row, file, covariates) for row in bids_rows(file)]
+    if covariates and file.suffix not in TABLES:
+        raise InputError(f"Covariates ({', '.join(covariates)}) need a CSV or TSV, {file} is not one.")
     if file.is_dir():
         if (file / "dataset.json").exists():
             return read_subjects(file / "dataset.json")
         return _from_folder(file)
     if file.suffix == ".json":
         return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
-    rows = _csv_rows(file)
+    rows = _table_rows(file)
     if "image" not in rows[0]:
         raise InputError(
             f"{file} needs a column `image` (and may have `labels`, `mask`, `landmarks`), got {', '.join(rows[0])}."
         )
-    return [replace(_csv_subject(row, "", file), covariates=_numbers(row, covariates, file)) for row in rows]
+    return [_subject(row, file, covariates) for row in rows]
 
 
 def read_pairs(path: PathLike) -> list[Pair] | None:
     """Read the pairs that a data set prescribes; ``None`` for unpaired images.
 
     Args:
-        path: A CSV with the columns ``fixed,moving`` and, as ``fixed_X`` and ``moving_X``, those of
+        path: A CSV or TSV with the columns ``fixed,moving`` and, as ``fixed_X`` and ``moving_X``, those of
             :func:`read_subjects`; or a Learn2Reg ``dataset.json``.
     """
     file = _existing(path)
@@ -92,10 +168,10 @@ def read_pairs(path: PathLike) -> list[Pair] | None:
     if file.suffix == ".json":
         items = _json_items(file, ("registration_val", "training_paired_images", "paired_images"), required=False)
         return [_json_pair(item, file) for item in items] or None
-    rows = _csv_rows(file)
+    rows = _table_rows(file)
     if "fixed" not in rows[0] or "moving" not in rows[0]:
         return None
-    return [(_csv_subject(row, "fixed", file), _csv_subject(row, "moving", file)) for row in rows]
+    return [(_member_of(row, "fixed", file), _member_of(row, "moving", file)) for row in rows]
 
 
 def _existing(path: PathLike) -> Path:
@@ -109,44 +185,67 @@ def _is_image(file: Path) -> bool:
     return file.is_file() and file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
 
 
+def _is_series(folder: Path) -> bool:
+    return folder.is_dir() and any(part.name.lower().endswith((".dcm", ".ima")) for part in folder.iterdir())
+
+
 def _from_folder(folder: Path) -> list[Subject]:
     images = folder / "images" if (folder / "images").is_dir() else folder
-    files = sorted(file for file in images.iterdir() if _is_image(file))
+    files = sorted(file for file in images.iterdir() if _is_image(file) or _is_series(file))
     if not files:
-        raise InputError(f"{images} holds no images ({', '.join(SUFFIXES)}).")
+        raise InputError(f"{images} holds no images ({', '.join(SUFFIXES)}, or folders with a DICOM series).")
     if images is folder:
         return [Subject(file) for file in files]
     return [Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file)) for file in files]
 
 
 def _beside(folder: Path, image: Path) -> Path | None:
-    file = folder / image.name
-    return file if file.exists() else None
+    """Return the file of a folder with the name of an image, in any format."""
+    names = [image.name, *(f"{subject_name(image)}{suffix}" for suffix in SUFFIXES)]
+    return next((folder / name for name in names if (folder / name).exists()), None)
 
 
-def _csv_rows(file: Path) -> list[dict[str, str]]:
+def _table_rows(file: Path) -> list[dict[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
+            rows = list(csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not a CSV; give a folder, a CSV or a dataset.json.") from error
+        raise InputError(f"{file} is not a CSV; give a folder, a CSV, a TSV or a dataset.json.") from error
     if not rows:
         raise InputError(f"{file} has no rows; give a header line and one line an image or pair.")
     return rows
 
 
-def _csv_subject(row: Mapping[str, str], prefix: str, file: Path) -> Subject:
-    def path(column: str) -> Path | None:
-        value = (row.get(column) or "").strip()
-        return _member(value, file.parent) if value else None
+def _subject(row: Mapping[str, str], file: Path, covariates: Sequence[str]) -> Subject:
+    return replace(_member_of(row, "", file), covariates=_numbers(row, covariates, file))
 
-    image = path(prefix or "image")
-    if image is None:
-        raise InputError(f"{file} has a row without `{prefix or 'image'}`.")
+
+def _member_of(row: Mapping[str, str], prefix: str, file: Path) -> Subject:
+    """Return the subject of a row of a table."""
     before = f"{prefix}_" if prefix else ""
-    group = (row.get("group") or "").strip() or None
-    labels = path(f"{before}labels") or path(f"{before}label")
-    return Subject(image, labels, path(f"{before}mask"), group, landmarks=path(f"{before}landmarks"))
+    folder = file if file.is_dir() else file.parent
+
+    def text(column: str) -> str:
+        return (row.get(column) or "").strip()
+
+    def path(column: str) -> Path | None:
+        return _member(text(column), folder) if text(column) else None
+
+    images = [_member(part.strip(), folder) for part in text(prefix or "image").split(";") if part.strip()]
+    if not images:
+        raise InputError(f"{file} has a row without `{prefix or 'image'}`.")
+    split = text("split") or None
+    if split not in (None, "train", "validation", "test"):
+        raise InputError(f"{file} has split {split!r} for {images[0]}; it is train, validation or test.")
+    return Subject(
+        images[0],
+        path(f"{before}labels") or path(f"{before}label"),
+        path(f"{before}mask"),
+        text(f"{before}group") or text("group") or text("subject") or None,
+        landmarks=path(f"{before}landmarks"),
+        channels=tuple(images[1:]),
+        split=split,
+    )
 
 
 def _numbers(row: Mapping[str, str], columns: Sequence[str], file: Path) -> tuple[float, ...]:

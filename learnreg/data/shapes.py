@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from learnreg.data.datasets import Case, ImageCache, ImagePair
+from learnreg.data.datasets import Case, ImagePair
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
+from learnreg.data.store import ImageStore
 from learnreg.data.streams import training_loader, validation_loader
 from learnreg.data.synthesis import numbered, painted, random_shapes, random_velocity
 from learnreg.errors import InputError
@@ -86,7 +87,7 @@ class ShapesData(pl.LightningDataModule):
         if self.path is None or self.maps:
             return
         first, last = self.block or (0, None)
-        load = ImageCache(self.space)
+        load = ImageStore(self.space)
         for subject in read_subjects(self.path)[first:last]:
             labels = load(subject).labels
             if labels is None:

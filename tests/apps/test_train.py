@@ -25,9 +25,8 @@ SMALL = ("network=unet", "network.channels=[4,4]", "debug=step", "trainer.accele
 
 def write(file, shape=(12, 13, 14), value=None):
     file.parent.mkdir(parents=True, exist_ok=True)
-    made = (
-        np.random.default_rng(0).random(shape).astype(np.float32) if value is None else np.full(shape, value, np.uint8)
-    )
+    random = np.random.default_rng(list(file.name.encode())).random(shape)  # no two images are the same
+    made = random.astype(np.float32) if value is None else np.full(shape, value, np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(made), str(file))
 
 
@@ -66,7 +65,7 @@ def refused(capsys, monkeypatch, tmp_path, *arguments):
         (["data.validation=[5,9]"], "does not lie within the 6 images"),
         (["data.validation_pairs=0"], "data.validation_pairs must be at least 1"),
         (["data.batch_size=0"], "data.batch_size must be at least 1"),
-        (["data.space.shape=[16,16]"], "data.space.shape has 2 sizes and images have 1 channel; set network.ndim=2"),
+        (["data.space.shape=[16,16]"], "data.space.shape has 2 sizes and images have 1 channel(s); set network.ndim=2"),
         (["data.space.shape=[16,16]", "network.ndim=2"], "s0.nii.gz is 3-D, but data.space.shape has 2 sizes"),
         (["network.in_channels=2"], "set network.ndim=3 network.in_channels=1."),
         (["network=conditioned", "network.network.ndim=2"], "set network.network.ndim=3"),
@@ -221,10 +220,11 @@ def test_landmarks_of_a_csv(images):
         data.check(["landmarks"])
     (images / "pairs.csv").write_text(
         "fixed,moving,fixed_landmarks,moving_landmarks\nimages/s0.nii.gz,images/s1.nii.gz,s0.csv,s1.csv\n"
+        "images/s4.nii.gz,images/s5.nii.gz,,\n"
     )
-    pairs = RegistrationData(images / "pairs.csv", ModelSpace(shape=[16, 16, 16]), train=[0, 1], validation=[0, 1])
-    pairs.check(["landmarks"])
-    assert pairs.pairs()[0][1].landmarks == images / "s1.csv"
+    pairs = RegistrationData(images / "pairs.csv", ModelSpace(shape=[16, 16, 16]), train=[0, 1], validation=[1, 2])
+    pairs.check()
+    assert pairs.pairs("train")[0][1].landmarks == images / "s1.csv"
 
 
 def test_what_a_training_needs():

@@ -7,9 +7,10 @@ import torch
 
 from learnreg.data.augmentation import RandomTransform
 from learnreg.data.datamodule import RegistrationData
-from learnreg.data.datasets import ImageCache, OrderedPairs, PairDataset, collate, reversed_pairs
+from learnreg.data.datasets import OrderedPairs, PairDataset, collate, reversed_pairs
 from learnreg.data.formats import read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace, normalized, onto_grid
+from learnreg.data.store import ImageStore
 from learnreg.data.synthesis import changed_intensities, random_velocity
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
@@ -160,7 +161,7 @@ def test_learn2reg_json(folder):
 
 
 def test_datasets(folder):
-    cache = ImageCache(ModelSpace(1.0, (16, 16, 16)))
+    cache = ImageStore(ModelSpace(1.0, (16, 16, 16)))
     subjects = read_subjects(folder)
     pairs = OrderedPairs(subjects, cache)
     assert len(pairs) == 20
@@ -169,12 +170,12 @@ def test_datasets(folder):
     assert all(a != b for a, b in seen)
     fixed, moving = collate([pairs[0], pairs[5]])
     assert fixed.data.shape == moving.labels.shape == (2, 1, 16, 16, 16)
-    assert cache(subjects[0]) is cache(subjects[0])
+    assert cache(subjects[0]).data is cache(subjects[0]).data  # read once
     assert cache(subjects[0]).grid.center.abs().max() < 1e-5
     assert [(f.name, m.name) for f, m in reversed_pairs(subjects)] == [("0", "4"), ("1", "3"), ("3", "1"), ("4", "0")]
     assert len(PairDataset(reversed_pairs(subjects), cache)) == 4
     with pytest.raises(ValueError, match="one shape for all"):
-        ImageCache(ModelSpace(1.0))
+        ImageStore(ModelSpace(1.0))
     with pytest.raises(ValueError, match="at least 2 subjects"):
         OrderedPairs(subjects[:1], cache)
 
