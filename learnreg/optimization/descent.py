@@ -31,6 +31,12 @@ class Descent:
         window: Number of iterations to average; convergence is checked once per window.
         optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``; any optimizer of torch, including L-BFGS, or of
             :mod:`learnreg.optimization.optimizers`.
+        final_rate: Learning rate of the last iteration, as a share of ``learning_rate``: the rate decreases by the same
+            factor after each iteration. 1 is a constant rate. Adam moves each parameter by about the learning rate, so
+            with a constant rate it ends within a step of the minimum, and not at it.
+
+    Raises:
+        InputError: ``final_rate`` is not in (0, 1].
 
     Example:
         >>> Descent(iterations=100, learning_rate=0.5, optimizer=torch.optim.SGD).tolerance
@@ -42,6 +48,16 @@ class Descent:
     tolerance: float = 0.01
     window: int = 10
     optimizer: OptimizerFactory = torch.optim.Adam
+    final_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.final_rate <= 1:
+            raise InputError(f"final_rate must be in (0, 1], got {self.final_rate}; 1 is a constant rate.")
+
+    @property
+    def decay(self) -> float:
+        """Factor between the learning rates of two iterations."""
+        return float(self.final_rate ** (1 / max(self.iterations - 1, 1)))
 
 
 def descend(
@@ -85,6 +101,7 @@ def descend(
     """
     parameters = [p for p in parametrization.parameters() if p.numel()]
     optimizer = settings.optimizer(parameters, lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.decay)
     search = Search(parameters, settings, on_step)
 
     score = objective.prepare(fixed, moving, initial)
@@ -99,6 +116,7 @@ def descend(
 
     while search.goes_on():
         optimizer.step(evaluate)  # type: ignore[arg-type]
+        schedule.step()
         parametrization.after_step(fixed)
     if search.losses:
         # The loss of the last iterate is not known yet: each loss belongs to the parameters before a step.

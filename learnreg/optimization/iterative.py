@@ -43,6 +43,7 @@ class IterativeStage(Stage):
         rate_growth: The learning rate of a level with factor ``f`` is multiplied by ``f^rate_growth``.
         tolerance: See :class:`Descent`.
         optimizer: ``(parameters, lr=) -> torch.optim.Optimizer``.
+        final_rate: See :class:`Descent`; it holds in each level.
 
     Raises:
         InputError: ``factors`` and ``iterations`` differ in length, or are empty.
@@ -69,6 +70,7 @@ class IterativeStage(Stage):
         rate_growth: float = 0.5,
         tolerance: float = 0.01,
         optimizer: OptimizerFactory = torch.optim.Adam,
+        final_rate: float = 1.0,
     ) -> None:
         super().__init__()
         if len(factors) != len(iterations) or not factors:
@@ -83,7 +85,7 @@ class IterativeStage(Stage):
             float(rate_growth),
             float(tolerance),
         )
-        self.optimizer = optimizer
+        self.optimizer, self.final_rate = optimizer, float(final_rate)
 
     @property
     def iterations(self) -> int:
@@ -187,7 +189,7 @@ class IterativeStage(Stage):
             grid = level_fixed.grid
             parameters = self.parametrization(fixed, grid) if parameters is None else parameters.refined(grid)
             rate = self.learning_rate * side * factor**self.rate_growth
-            settings = Descent(limit, rate, self.tolerance, optimizer=self.optimizer)
+            settings = Descent(limit, rate, self.tolerance, optimizer=self.optimizer, final_rate=self.final_rate)
             losses = self.search(parameters, level_fixed, level_moving, settings, initial=initial, on_step=on_step)
             history.append(LevelHistory(type(self).__name__, grid.shape, tuple(losses)))
         assert parameters is not None  # noqa: S101 - there is at least one level
@@ -213,6 +215,8 @@ class LinearStage(IterativeStage):
         iterations: See :class:`IterativeStage`.
         learning_rate: See :class:`IterativeStage`.
         tolerance: See :class:`Descent`.
+        rate_growth: See :class:`IterativeStage`.
+        final_rate: See :class:`Descent`.
 
     Example:
         >>> grid = learnreg.Grid.regular((16, 16))
@@ -236,8 +240,18 @@ class LinearStage(IterativeStage):
         iterations: Sequence[int] = (60, 30),
         learning_rate: float = 0.5,
         tolerance: float = 0.01,
+        rate_growth: float = 0.5,
+        final_rate: float = 1.0,
     ) -> None:
-        super().__init__(objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance)
+        super().__init__(
+            objective,
+            factors,
+            iterations,
+            learning_rate=learning_rate,
+            rate_growth=rate_growth,
+            tolerance=tolerance,
+            final_rate=final_rate,
+        )
         self.kind = kind
 
     def parametrization(self, fixed: Image, grid: Grid) -> LinearParametrization:

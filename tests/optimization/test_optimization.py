@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.objective import Objective
@@ -195,3 +196,29 @@ def test_features_are_matched_and_the_history_says_so():
     pulled = sample_image(channels[1], channels[0].grid.points, channels[0].grid)
     expected = (pulled.data - channels[0].data).square().mean()
     assert history.losses[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_rate_that_decreases_ends_at_a_known_shift():
+    """A blob, shifted by (1.3, -0.7) samples: found to 0.01 samples."""
+    grid = Grid.regular((40, 40))
+    shift = torch.tensor([1.3, -0.7])
+    blobs = [torch.exp(-(grid.points - c).square().sum(-1) / 50)[:, None] for c in (torch.zeros(2), shift)]
+    pair = [Image(blob, grid) for blob in blobs]
+    stage = LinearStage(
+        Objective(MSE()), "translation", factors=(1,), iterations=(60,), learning_rate=0.3, tolerance=0, final_rate=0.01
+    )
+    found = stage(*pair).transform(torch.zeros(1, 1, 2))[0, 0]
+    assert float(shift.norm()) > 1.4
+    assert float((found - shift).norm()) < 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
+def test_a_final_rate_outside_of_its_range_is_refused(share):
+    with pytest.raises(InputError, match=r"final_rate must be in \(0, 1\]"):
+        Descent(10, 0.1, final_rate=share)
+
+
+def test_the_rate_decreases_to_its_share():
+    settings = Descent(11, 0.5, final_rate=0.1)
+    assert 0.5 * settings.decay**10 == pytest.approx(0.05)
+    assert Descent(11, 0.5).decay == 1
