@@ -132,7 +132,7 @@ def test_a_training_of_the_readme(words, here, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [w for w in OTHERS if w[0] in ("register", "template", "apply", "evaluate")], ids=" ".join
+    "words", [w for w in OTHERS if w[0] in ("register", "template", "apply", "evaluate", "check")], ids=" ".join
 )
 def test_a_command_of_the_readme(words, here, tmp_path):
     """`OUT/transform.h5` of `apply` is that of a registration."""
@@ -150,7 +150,7 @@ def test_a_command_of_the_readme(words, here, tmp_path):
 
 def test_every_command_is_tried():
     assert len(TRAININGS) >= 18
-    assert {words[0] for words in OTHERS} == {"register", "template", "apply", "evaluate", "runs", "export"}
+    assert {words[0] for words in OTHERS} == {"register", "template", "apply", "evaluate", "check", "runs", "export"}
 
 
 def test_export_and_register_of_the_readme(here, tmp_path):

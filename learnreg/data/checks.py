@@ -56,7 +56,7 @@ def _checked_size(subject: Subject, ndim: int) -> tuple[int, ...]:
             f"{subject.image} is {len(size)}-D, but data.space.shape has {ndim} sizes; give {ndim}-D images, or set "
             f"{len(size)} sizes and network.ndim={len(size)}."
         )
-    for kind, file in (("labels", subject.labels), ("mask", subject.mask)):
+    for kind, file in (("labels", subject.labels), ("mask", subject.mask), *(("channel", c) for c in subject.channels)):
         if file is not None and _size(file) != size:
             raise InputError(
                 f"The {kind} {file} have size {_size(file)}, but the image {subject.image} has {size}; resample them "

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from learnreg.data.files import content_of, parts_of
+from learnreg.data.files import content_of, parts_of, samples_of
 from learnreg.data.formats import Pair, Subject
 from learnreg.errors import InputError
 
@@ -125,7 +125,7 @@ def check_apart(blocks: Mapping[str, Sequence[Subject]], *, content: bool = Fals
 
     Args:
         blocks: Subjects by the name of their block.
-        content: Compare the content of files, too. Only files of the same size are read.
+        content: Compare the content of files, too, see :func:`duplicates`.
 
     Raises:
         InputError: Two blocks share a file, a group, or the content of two files.
@@ -159,7 +159,7 @@ def _check_key(placed: Sequence[tuple[str, Subject]], what: str, keys: Mapping[S
 
 
 def duplicates(files: Sequence[Path]) -> list[list[Path]]:
-    """Return the lists of files with the same content; only files of the same size are read.
+    """Return the lists of files with the same content; only files that are alike in size and samples are read.
 
     Raises:
         InputError: A file cannot be read.
@@ -171,7 +171,8 @@ def duplicates(files: Sequence[Path]) -> list[list[Path]]:
         return [found for found in lists if len(found) > 1]
 
     sized = equal(list(dict.fromkeys(files)), lambda file: [part.stat().st_size for part in parts_of(file)])
-    return [found for like in sized for found in equal(like, lambda file: content_of([file]))]
+    alike = [found for like in sized for found in equal(like, lambda file: list(map(samples_of, parts_of(file))))]
+    return [found for like in alike for found in equal(like, lambda file: content_of([file]))]
 
 
 def _subjects(item: Item) -> tuple[Subject, ...]:

@@ -3,7 +3,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from learnreg.data import ImageStore, ModelSpace, RegistrationData, fold_of, read_pairs, read_subjects
+from learnreg.data import ImageStore, ModelSpace, RegistrationData, duplicates, fold_of, read_pairs, read_subjects
 from learnreg.data.checks import check_subjects
 from tests.data.test_data import write
 
@@ -191,3 +191,15 @@ def test_a_file_of_time_points_is_refused_with_the_remedy(tmp_path):
         read_subjects(tmp_path)[0].read()
     with pytest.raises(ValueError, match="a.nii.gz is 4-D, which is read as several time points; write one 3-D file"):
         check_subjects(read_subjects(tmp_path), (), (16, 16, 16))
+
+
+def test_duplicates_are_equal_in_every_byte(tmp_path):
+    """Files that differ in one byte, at a place that no sample covers."""
+    content = bytearray(10**6)
+    for name, place in (("a", None), ("b", 123_456), ("c", None), ("d", 999_999)):
+        changed = content.copy()
+        if place is not None:
+            changed[place] = 1
+        (tmp_path / name).write_bytes(changed)
+    files = [tmp_path / name for name in "abcd"]
+    assert duplicates(files) == [[tmp_path / "a", tmp_path / "c"]]
