@@ -6,6 +6,7 @@ import argparse
 
 import SimpleITK as sitk
 
+from learnreg.apps.output import recorded_warnings
 from learnreg.errors import InputError
 from learnreg.image import background
 from learnreg.io import (
@@ -25,7 +26,14 @@ from learnreg.warping import warp
 
 
 def run(options: argparse.Namespace) -> None:
-    """Read, resample, write."""
+    """Read, resample, write; show warnings about headers."""
+    with recorded_warnings():
+        resample(options)
+    print(f"Wrote {options.output}")
+
+
+def resample(options: argparse.Namespace) -> None:
+    """Write the resampled image or segmentation."""
     check_output(options.output, overwrite=options.overwrite)
     if options.labels and options.fill is not None:
         raise InputError("--fill is for intensities; beyond a segmentation lies label 0.")
@@ -46,4 +54,3 @@ def run(options: argparse.Namespace) -> None:
         moving = image_from_sitk(stored, name=str(options.moving))
         fill = background(moving) if options.fill is None else options.fill
         write_image(warp(moving, transform, reference.grid, fill=fill).data[0], reference.grid, options.output)
-    print(f"Wrote {options.output}")

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.output import check_folder
+from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> None:
     methods = choose_methods(options)
     rows: list[Row] = []
     names = f"{len(pairs)} pairs, {', '.join(methods)}"
-    for case in tqdm(
-        _cases(pairs, options), total=len(pairs), desc=names, disable=options.quiet or not sys.stderr.isatty()
-    ):
-        rows += evaluate([case], methods, device=options.device)
+    hidden = options.quiet or not sys.stderr.isatty()
+    with recorded_warnings() as noticed:
+        for case in tqdm(_cases(pairs, options), total=len(pairs), desc=names, disable=hidden):
+            rows += evaluate([case], methods, device=options.device)
     print(table(rows))
     if options.output:
-        write(rows, Path(options.output), options)
+        write(rows, Path(options.output), options, noticed)
         print(f"Wrote {options.output}: table.md, cases.csv, metrics.json")
 
 
@@ -98,8 +98,8 @@ def _read(subject: Subject, options: argparse.Namespace) -> Image:
     return image
 
 
-def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> None:
-    """Write the table, every case, and both as JSON."""
+def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace, noticed: Sequence[str] = ()) -> None:
+    """Write the table, every case, and both as JSON, with the warnings that were ``noticed``."""
     columns = ["case", "method", *(key for key, _, _ in METRICS if any(key in row for row in rows))]
 
     def cases(part: str) -> None:
@@ -115,6 +115,7 @@ def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace) -> Non
         "settings": settings,
         "threads": torch.get_num_threads(),
         "learnreg": __version__,
+        **({"warnings": list(noticed)} if noticed else {}),
         "summary": summarize(rows),
         "cases": list(rows),
     }

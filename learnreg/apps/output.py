@@ -1,8 +1,11 @@
-"""Check where results go before anything is computed."""
+"""Check where results go before anything is computed, and collect the warnings that belong to them."""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from learnreg.errors import InputError
@@ -19,3 +22,18 @@ def check_folder(output: Path) -> None:
         raise InputError(f"-o {output} cannot be made, because {existing} is a file; give a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"-o {output} cannot be written: {existing} is protected; give another folder.")
+
+
+@contextmanager
+def recorded_warnings() -> Iterator[list[str]]:
+    """Show each warning of learnreg once when the block ends, and collect their messages for ``metrics.json``."""
+    noticed: list[str] = []
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield noticed
+    finally:  # the warnings explain an error, too
+        for message, warning in {str(warning.message): warning for warning in caught}.items():
+            noticed.append(message)
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)

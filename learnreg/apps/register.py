@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from learnreg import __version__
 from learnreg.apps.errors import one_line
-from learnreg.apps.output import check_folder
+from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.data.preprocessing import normalized
 from learnreg.errors import InputError
 from learnreg.image import Image, with_field_of_view
@@ -73,18 +72,6 @@ def run(options: argparse.Namespace) -> None:
     if not options.quiet:
         print(summary(metrics))
         print(f"Wrote {output}: {', '.join(name for name in FILES if (output / name).exists())}")
-
-
-@contextmanager
-def recorded_warnings() -> Iterator[list[str]]:
-    """Show the warnings of learnreg, and collect them for ``metrics.json``."""
-    noticed: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield noticed
-    for warning in caught:
-        noticed.append(str(warning.message))
-        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _check(options: argparse.Namespace, output: Path) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from learnreg import __version__
+from learnreg.apps.errors import one_line
 from learnreg.apps.evaluate import within
-from learnreg.apps.output import check_folder
+from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.errors import InputError
@@ -35,23 +39,39 @@ def run(options: argparse.Namespace) -> None:
     set_device(options)
     subjects = within(read_subjects(options.data), options.block, options.data)
     names = distinct_names([subject.image for subject in subjects])
-    images = [subject.read().to(options.device) for subject in subjects]
-    shown = not options.quiet and sys.stderr.isatty()
-    with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
-        template = build_template(
-            images, choose_method(options.method, trust=options.trust), rounds=options.rounds, on_pair=bar.update
-        )
-    save(template, dict(zip(names, subjects, strict=True)), output, options)
+    with recorded_warnings() as noticed:
+        images = [subject.read().to(options.device) for subject in subjects]
+        shown = not options.quiet and sys.stderr.isatty()
+        with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
+            template = build_template(
+                images, choose_method(options.method, trust=options.trust), rounds=options.rounds, on_pair=bar.update
+            )
+    save(template, dict(zip(names, subjects, strict=True)), output, options, noticed)
     if not options.quiet:
         for number, done in enumerate(template.rounds, 1):
             print(f"round {number}: spread {done.spread:.4f}, drift {done.drift:.3f} mm, change {done.change:.4f}")
-        print(f"Wrote {output}: {', '.join(FILES)}")
+        print(f"Wrote {output}: {', '.join(name for name in FILES if (output / name).exists())}")
 
 
-def save(template: GroupTemplate, subjects: dict[str, Subject], output: Path, options: argparse.Namespace) -> None:
-    """Write all files; the keys of ``subjects`` name the transforms."""
+def save(
+    template: GroupTemplate,
+    subjects: dict[str, Subject],
+    output: Path,
+    options: argparse.Namespace,
+    noticed: Sequence[str] = (),
+) -> None:
+    """Write all files together. A figure that fails costs neither the template nor the transforms.
+
+    Args:
+        template: What was built.
+        subjects: Its images; the keys name the transforms.
+        output: Folder of the files.
+        options: Of the command line.
+        noticed: Warnings so far, for ``metrics.json``.
+    """
     image = template.image.to("cpu")
-    metrics = {
+    noticed = list(noticed)
+    metrics: dict[str, Any] = {
         "images": [str(subject.image) for subject in subjects.values()],
         "method": options.method,
         "rounds": [asdict(done) for done in template.rounds],
@@ -63,5 +83,10 @@ def save(template: GroupTemplate, subjects: dict[str, Subject], output: Path, op
             write_image(image.labels[0].to(smallest_type(image.labels)), image.grid, part / "labels.nii.gz")
         for name, transform in zip(subjects, template.transforms, strict=True):
             write_transform(transform.to("cpu"), image.grid, part / FILES[1] / f"{name}.h5")
-        save_figure(template_figure(image, title=f"mean of {len(subjects)} images"), part / FILES[2])
+        try:
+            save_figure(template_figure(image, title=f"mean of {len(subjects)} images"), part / FILES[2])
+        except (RuntimeError, MemoryError, ArithmeticError, ValueError) as error:
+            noticed.append(f"the figure could not be drawn: {type(error).__name__}: {one_line(error)}")
+            warnings.warn(noticed[-1], stacklevel=2)
+        metrics |= {"warnings": noticed} if noticed else {}
         (part / FILES[3]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")

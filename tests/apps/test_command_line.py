@@ -3,6 +3,7 @@ import shutil
 import time
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -306,6 +307,47 @@ def test_a_template_is_written_with_its_transforms(files, capsys):
     with pytest.raises(SystemExit):
         call(*arguments)
     assert "already holds" in capsys.readouterr().err
+
+
+def contradict(path):
+    """Shift the sform of a NIfTI file by 40 mm from its qform."""
+    image = nibabel.load(path)
+    shifted = image.affine.copy()
+    shifted[0, 3] += 40
+    image.set_sform(shifted, 1)
+    nibabel.save(image, path)
+
+
+def test_a_template_survives_its_figure_and_records_headers(files, monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError("not enough")
+
+    monkeypatch.setattr("learnreg.apps.template.template_figure", broken)
+    folder = files / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(files / "fixed.nii.gz", folder / f"{name}.nii.gz")
+    contradict(folder / "b.nii.gz")
+    with pytest.warns(UserWarning, match="sform and qform|could not be drawn"):
+        call("template", folder, "-o", files / "out", "--method", "affine", "--rounds", "1")
+    assert {file.name for file in (files / "out").iterdir()} == {"template.nii.gz", "transforms", "metrics.json"}
+    told = json.loads((files / "out" / "metrics.json").read_text())["warnings"]
+    assert "sform and qform" in told[0]
+    assert told[1:] == ["the figure could not be drawn: MemoryError: not enough"]
+
+
+def test_an_evaluation_records_each_header_once(files):
+    for kind, suffix in (("images", ""), ("labels", "_labels")):
+        (files / "set" / kind).mkdir(parents=True)
+        for name in ("fixed", "moving"):
+            shutil.copy(files / f"{name}{suffix}.nii.gz", files / "set" / kind / f"{name}.nii.gz")
+    for kind in ("images", "labels"):
+        contradict(files / "set" / kind / "moving.nii.gz")
+    with pytest.warns(UserWarning, match="sform and qform"):
+        call("evaluate", files / "set", "--method", "rigid", "-o", files / "out", "--quiet")
+    told = json.loads((files / "out" / "metrics.json").read_text())["warnings"]
+    assert len(told) == 2
+    assert all("sform and qform" in line for line in told)
 
 
 def test_a_symmetric_result_is_mapped_once(files, monkeypatch):
