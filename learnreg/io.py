@@ -419,6 +419,34 @@ def check_output(path: PathLike, *, overwrite: bool, suffixes: Sequence[str] = S
         raise InputError(f"{file} exists already; give another name, or --overwrite.")
 
 
+def check_pixels(path: PathLike, pixel: int, ndim: int) -> None:
+    """Check that the format of a file holds a type of pixel, by a trial with a tiny image, before anything is computed.
+
+    Args:
+        path: The output.
+        pixel: Pixel type of SimpleITK, such as ``sitk.sitkFloat32``.
+        ndim: Dimension of the image.
+
+    Raises:
+        InputError: The format has no such pixels, or holds 2-D images only.
+    """
+    image = sitk.Image([2] * ndim, pixel)
+    name = Path(path).name.lower()
+    reason = "the format holds 2-D images only"
+    with tempfile.TemporaryDirectory() as folder:
+        trial = str(Path(folder) / f"trial{max((s for s in SUFFIXES if name.endswith(s)), key=len, default='')}")
+        try:
+            sitk.WriteImage(image, trial)
+            if sitk.ReadImage(trial).GetNumberOfPixels() == image.GetNumberOfPixels():
+                return
+        except RuntimeError as error:
+            reason = itk_reason(error)
+    kind = image.GetPixelIDTypeAsString()
+    raise InputError(
+        f"{path} cannot hold a {ndim}-D result of {kind} pixels: {reason}. Give another suffix, such as .nii.gz."
+    )
+
+
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
 

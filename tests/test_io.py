@@ -9,6 +9,7 @@ import torch
 
 from learnreg.errors import InputError
 from learnreg.io import (
+    check_pixels,
     distinct_names,
     image_from_sitk,
     read_image,
@@ -185,3 +186,11 @@ def test_equal_names_are_told_apart_by_their_folders():
     assert distinct_names([]) == []
     with pytest.raises(ValueError, match=r"t1\.nii\.gz have one name"):
         distinct_names([files[0], files[0]])
+
+
+def test_a_format_of_planes_holds_no_volume():
+    check_pixels("a.png", sitk.sitkUInt8, 2)
+    check_pixels("a.nii.gz", sitk.sitkFloat32, 3)
+    check_pixels("a.tif", sitk.sitkFloat32, 3)
+    with pytest.raises(InputError, match=r"a\.png cannot hold a 3-D result"):
+        check_pixels("a.png", sitk.sitkUInt8, 3)

@@ -11,6 +11,7 @@ from learnreg.errors import InputError
 from learnreg.image import background
 from learnreg.io import (
     check_output,
+    check_pixels,
     grid_from_sitk,
     image_from_sitk,
     labels_from_sitk,
@@ -37,6 +38,8 @@ def resample(options: argparse.Namespace) -> None:
     check_output(options.output, overwrite=options.overwrite)
     if options.labels and options.fill is not None:
         raise InputError("--fill is for intensities; beyond a segmentation lies label 0.")
+    if not options.labels:
+        check_pixels(options.output, sitk.sitkFloat32, 2)
     reference = read_image(options.reference)
     stored = read_sitk(options.moving)
     if reference.ndim != stored.GetDimension():
@@ -44,6 +47,7 @@ def resample(options: argparse.Namespace) -> None:
             f"The reference is {reference.ndim}-D and the image {stored.GetDimension()}-D; give images of one "
             "dimension."
         )
+    check_pixels(options.output, stored.GetPixelID() if options.labels else sitk.sitkFloat32, reference.ndim)
     transform = read_transform(options.transform, ndim=reference.ndim)
     if options.labels:
         labels = labels_from_sitk(stored, name=str(options.moving))

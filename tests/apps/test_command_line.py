@@ -476,6 +476,24 @@ def test_outputs_that_cannot_be_written_are_told_first(files, capsys, monkeypatc
     assert not list(files.glob(".part-*"))
 
 
+def test_a_format_that_cannot_hold_the_result_is_told_first(files, capsys, monkeypatch):
+    shift = files / "shift.tfm"
+    sitk.WriteTransform(sitk.AffineTransform(3), str(shift))
+    for name in ("read_transform", "warp", "sample_labels"):
+        monkeypatch.setattr(f"learnreg.apps.apply.{name}", lambda *_, **__: pytest.fail("has begun"))
+    arguments = "apply", shift, files / "moving_labels.nii.gz", "-r", files / "fixed.nii.gz", "-o"
+    for suffix, options, message in (
+        ("png", (), "PNG supports"),
+        ("jpg", (), "JPEG supports"),
+        ("png", ("--labels",), "PNG supports"),
+        ("bmp", ("--labels",), "BMP"),
+    ):
+        told = fails(capsys, *arguments, files / f"out.{suffix}", *options)
+        assert message in told
+        assert "Give another suffix, such as .nii.gz" in told
+        assert len(told.splitlines()) == 1
+
+
 def test_a_transform_of_another_dimension_is_one_line(files, capsys):
     flat = files / "flat.tfm"
     sitk.WriteTransform(sitk.AffineTransform(2), str(flat))
