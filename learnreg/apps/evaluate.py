@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
 
 def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
     """Return the methods to compare, by their name in the table."""
-    methods = {Path(name).stem: choose_method(name, trust=options.trust) for name in options.method}
+    methods = {shown: choose_method(name, trust=options.trust) for shown, name in method_names(options.method).items()}
     if options.refine and not options.checkpoint:
         raise InputError("--refine improves the answer of a network; give --checkpoint too.")
     for checkpoint in dict.fromkeys(options.checkpoint):
@@ -73,6 +73,19 @@ def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
                 checkpoint=checkpoint, refine=options.refine, trust=options.trust, device=options.device
             )
     return methods or {"deformable": choose_method("deformable")}
+
+
+def method_names(methods: Sequence[str]) -> dict[str, str]:
+    """Return the presets and files of ``methods`` by unique names: a preset's own, the end of a file's path.
+
+    Example:
+        >>> method_names(["affine", "a/mine.yaml", "b/mine.yaml", "b/affine.yaml"])
+        {'affine': 'affine', 'a_mine': 'a/mine.yaml', 'b_mine': 'b/mine.yaml', 'b/affine.yaml': 'b/affine.yaml'}
+    """
+    unique = list(dict.fromkeys(methods))
+    files = [name for name in unique if Path(name).suffix]
+    short = dict(zip(files, distinct_names([Path(name).with_suffix("") for name in files]), strict=True))
+    return {name if short.get(name, name) in unique else short[name]: name for name in unique}
 
 
 def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list[T]:

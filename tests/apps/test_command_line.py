@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from matplotlib.image import imread
 
+from learnreg.apps.evaluate import method_names
 from learnreg.apps.main import main
 from learnreg.configs.files import model_files
 from learnreg.io import read_image, to_sitk, write_image
@@ -348,6 +349,16 @@ def test_an_evaluation_records_each_header_once(files):
     told = json.loads((files / "out" / "metrics.json").read_text())["warnings"]
     assert len(told) == 2
     assert all("sform and qform" in line for line in told)
+
+
+def test_methods_of_one_stem_have_names_of_their_own():
+    methods = ["affine", "a/mine.yaml", "b/mine.yaml", "b/affine.yaml", "affine"]
+    assert method_names(methods) == {
+        "affine": "affine",
+        "a_mine": "a/mine.yaml",
+        "b_mine": "b/mine.yaml",
+        "b/affine.yaml": "b/affine.yaml",
+    }
 
 
 def test_a_symmetric_result_is_mapped_once(files, monkeypatch):
