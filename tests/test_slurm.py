@@ -148,7 +148,7 @@ def test_an_array_job_registers_each_pair_once(cluster, tmp_path):
     table = make_pairs(tmp_path, 6)
     script = str(ROOT / "scripts/slurm/batch.sh")
     job = told(
-        cluster, "sbatch", "--parsable", "--array=1-2", script, str(table), "-o", "out", "--method", "rigid",
+        cluster, "sbatch", "--parsable", "--array=1-2", "--cpus-per-task=1", script, str(table), "-o", "out", "--method", "rigid",
         folder=tmp_path,
     )  # fmt: skip
     wait(lambda: all(ended(cluster, f"{job}_{task}") for task in (1, 2)))
