@@ -66,6 +66,14 @@ SUPERVISIONS = {
 SIMILARITIES = {"lncc": lambda: LNCC(5), "mutual information": lambda: MutualInformation(bins=16)}
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_launch(monkeypatch):
+    """Forget the port and the ranks of trainings that ran in this process before: another one may use the port."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 class Blobs(pl.LightningDataModule):
     """Five blobs with labels and landmarks; three validation pairs, of which the last one may have no labels."""
 
