@@ -12,11 +12,12 @@ import shutil
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from learnreg.apps.engines import submit
 from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder
 from learnreg.apps.register import measure, set_device
-from learnreg.data.formats import Subject, read_pairs
+from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
 from learnreg.io import distinct_names, write_atomically, write_image
@@ -86,13 +87,16 @@ class Settings:
             device=self.device,
         )
 
+    @cached_property
+    def source(self) -> str:
+        """Hash of the file of the method or model, or of its name."""
+        name = self.checkpoint or self.method
+        return hashlib.sha256(Path(name).read_bytes() if Path(name).is_file() else name.encode()).hexdigest()
+
     def fingerprint(self, job: Job) -> str:
         """Return a hash of what the result of a pair depends on."""
-        known = hashlib.blake2b(digest_size=12)
-        for name in (self.checkpoint or self.method,):
-            known.update(Path(name).read_bytes() if Path(name).is_file() else name.encode())
-        known.update(repr((self.refine, self.weight, self.save, job)).encode())
-        return known.hexdigest()
+        known = repr((self.source, self.refine, self.weight, self.save, job))
+        return hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -112,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
     check_folder(settings.output)
     set_device(options)
     jobs = read_jobs(options.pairs)
-    settings.load()  # an error of the method is one of all pairs
+    method = settings.load()  # an error of the method is one of all pairs
     if options.on:
         submit(options, _for_a_shard(options), len(jobs))
         return
@@ -124,8 +128,10 @@ def run(options: argparse.Namespace) -> None:
     if not options.quiet:
         print(f"{len(own)} pairs, {len(own) - len(left)} done or failed before, {len(left)} to do", flush=True)
     try:
-        finished = _in_processes(left, settings, options.jobs, options.threads) if options.jobs > 1 else None
-        results = finished or _in_this_process(left, settings)
+        if options.jobs > 1:
+            results = _in_processes(left, settings, options.jobs, options.threads)
+        else:
+            results = _in_this_process(left, settings, method)
         with tqdm(total=len(left), unit="pair", disable=options.quiet or not sys.stderr.isatty()) as bar:
             failed = 0
             for row in results:
@@ -135,7 +141,7 @@ def run(options: argparse.Namespace) -> None:
     finally:
         name = "results.csv" if shards == 1 else f"results-{first}-of-{shards}.csv"
         rows = write_results(own, settings.output, name)
-        if shards > 1 and all(_is_settled(job, settings.output) for job in jobs):
+        if shards > 1 and all(any(file.exists() for file in _records(job, settings.output)) for job in jobs):
             write_results(jobs, settings.output, "results.csv")
     wrong = sum(row["status"] == "failed" for row in rows)
     if not options.quiet:
@@ -174,9 +180,8 @@ def read_jobs(table: str) -> list[Job]:
     images = [subject.image for pair in pairs for subject in pair]
     files = dict(zip(dict.fromkeys(images), distinct_names(list(dict.fromkeys(images))), strict=True))
     rows: list[dict[str, str]] = [{} for _ in pairs]
-    if Path(table).suffix == ".csv":
-        with Path(table).expanduser().open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines))
+    if Path(table).suffix in TABLES:
+        rows = table_rows(Path(table).expanduser())
     jobs = []
     for (fixed, moving), row in zip(pairs, rows, strict=True):
         name = (row.get("name") or "").strip() or f"{files[fixed.image]}__{files[moving.image]}"
@@ -213,21 +218,16 @@ def to_do(jobs: Sequence[Job], settings: Settings, *, retry: bool = False) -> li
     return left
 
 
-def _in_this_process(jobs: Sequence[Job], settings: Settings) -> Iterator[Row]:
+def _in_this_process(jobs: Sequence[Job], settings: Settings, method: Method) -> Iterator[Row]:
     """Register one pair after the other, while the next one is read and the last one is written."""
-    method = settings.load()
     with ThreadPoolExecutor(2) as pool:
         reading = [pool.submit(_read, job) for job in jobs[:1]]
         writing: Future[Row] | None = None
         for number, job in enumerate(jobs):
             ready = reading.pop()
-            result: Registration | Exception
             if number + 1 < len(jobs):
                 reading.append(pool.submit(_read, jobs[number + 1]))
-            try:
-                result = _registered(ready.result(), job, method, settings)
-            except Exception as error:
-                result = error
+            result = _registered(ready.result, job, method, settings)
             if writing is not None:
                 yield writing.result()
             writing = pool.submit(_finish, job, result, settings)
@@ -263,11 +263,7 @@ def _begin_worker(settings: Settings, threads: int) -> None:
 
 def _one(job: Job) -> Row:
     settings, method = _worker
-    result: Registration | Exception
-    try:
-        result = _registered(_read(job), job, method, settings)
-    except Exception as error:
-        result = error
+    result = _registered(lambda: _read(job), job, method, settings)
     return _finish(job, result, settings)
 
 
@@ -275,10 +271,16 @@ def _read(job: Job) -> tuple[Image, Image]:
     return job.fixed.read(), job.moving.read()
 
 
-def _registered(pair: tuple[Image, Image], job: Job, method: Method, settings: Settings) -> Registration:
-    fixed, moving = pair
-    initial = None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
-    return register(fixed, moving, method, initial=initial, device=settings.device, progress=False)
+def _registered(
+    read: Callable[[], tuple[Image, Image]], job: Job, method: Method, settings: Settings
+) -> Registration | Exception:
+    """Register a pair; return the error of one that fails, so that it does not end the others."""
+    try:
+        fixed, moving = read()
+        initial = None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
+        return register(fixed, moving, method, initial=initial, device=settings.device, progress=False)
+    except Exception as error:
+        return error
 
 
 def _finish(job: Job, result: Registration | Exception, settings: Settings) -> Row:
@@ -313,7 +315,7 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
             part.rename(settings.output / job.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    (settings.output / FAILED / f"{job.name}.json").unlink(missing_ok=True)
+    _records(job, settings.output)[1].unlink(missing_ok=True)
     return row
 
 
@@ -330,7 +332,7 @@ def _fail(job: Job, error: Exception, settings: Settings) -> Row:
 
 
 def _read_row(job: Job, output: Path) -> Row | None:
-    for file in (output / job.name / FILES["metrics"], output / FAILED / f"{job.name}.json"):
+    for file in _records(job, output):
         try:
             row = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -343,8 +345,9 @@ def _read_row(job: Job, output: Path) -> Row | None:
     return None
 
 
-def _is_settled(job: Job, output: Path) -> bool:
-    return any(file.exists() for file in (output / job.name / FILES["metrics"], output / FAILED / f"{job.name}.json"))
+def _records(job: Job, output: Path) -> tuple[Path, Path]:
+    """Return the file of a pair that is done, and that of one that failed."""
+    return output / job.name / FILES["metrics"], output / FAILED / f"{job.name}.json"
 
 
 def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:

@@ -147,7 +147,7 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
         return _from_folder(file)
     if file.suffix == ".json":
         return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
-    rows = _table_rows(file)
+    rows = table_rows(file)
     if "image" not in rows[0]:
         raise InputError(
             f"{file} needs a column `image` (and may have `labels`, `mask`, `landmarks`), got {', '.join(rows[0])}."
@@ -168,7 +168,7 @@ def read_pairs(path: PathLike) -> list[Pair] | None:
     if file.suffix == ".json":
         items = _json_items(file, ("registration_val", "training_paired_images", "paired_images"), required=False)
         return [_json_pair(item, file) for item in items] or None
-    rows = _table_rows(file)
+    rows = table_rows(file)
     if "fixed" not in rows[0] or "moving" not in rows[0]:
         return None
     return [(_member_of(row, "fixed", file), _member_of(row, "moving", file)) for row in rows]
@@ -205,7 +205,12 @@ def _beside(folder: Path, image: Path) -> Path | None:
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
-def _table_rows(file: Path) -> list[dict[str, str]]:
+def table_rows(file: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV or TSV by the names of the columns.
+
+    Raises:
+        InputError: It is not text, or has no rows.
+    """
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))

@@ -141,6 +141,13 @@ def test_pairs_without_names_are_named_by_their_files(tmp_path):
     assert [job.name for job in read_jobs(str(table))] == ["s0__s1"]
 
 
+def test_names_come_from_a_tsv_too(tmp_path):
+    table = make_pairs(tmp_path, 2)
+    other = table.with_suffix(".tsv")
+    other.write_text(table.read_text().replace(",", "\t"))
+    assert [job.name for job in read_jobs(str(other))] == ["p0", "p1"]
+
+
 def test_an_initial_transform_per_pair(tmp_path):
     table = make_pairs(tmp_path, 1)
     out = tmp_path / "out"
