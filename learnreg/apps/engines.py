@@ -60,7 +60,7 @@ def _settings(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _on_slurm(arguments: Sequence[str], shards: Sequence[str], settings: dict[str, Any], output: Path) -> list[Any]:
-    import submitit  # type: ignore[import-untyped,unused-ignore]
+    import submitit
 
     try:
         executor = submitit.AutoExecutor(folder=output / "jobs", cluster=settings.pop("cluster", "slurm"))
@@ -71,7 +71,7 @@ def _on_slurm(arguments: Sequence[str], shards: Sequence[str], settings: dict[st
 
 
 def _on_ray(arguments: Sequence[str], shards: Sequence[str], settings: dict[str, Any], output: Path) -> list[Any]:
-    import ray  # type: ignore[import-untyped,unused-ignore]
+    import ray
 
     each = {"num_cpus": settings.pop("num_cpus", 1), "num_gpus": settings.pop("num_gpus", 0)}
     if not ray.is_initialized():
