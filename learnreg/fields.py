@@ -20,7 +20,7 @@ from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
 from learnreg.typing import BroadcastField, FieldTensor, ImageTensor, ScalarTensor
 
-SLAB = 2**20  # voxels whose Jacobian matrices are held at once, unless a gradient is needed
+SLAB = 2**18  # voxels whose Jacobian matrices are held at once, unless a gradient is needed
 
 
 def channels_last(field: FieldTensor) -> Float[Tensor, "B *grid D"]:

@@ -243,8 +243,7 @@ class Grid(UncachedState):
         Each axis keeps at least one sample.
         """
         wanted = torch.as_tensor(spacing, dtype=self.dtype, device=self.device)
-        shape = (self.extent[0] / wanted).round().clamp(min=1).flip(0).tolist()
-        return self.resized([int(n) for n in shape])
+        return self.resized([max(1, n) for n in self._counts(wanted)])
 
     def coarsened(self, factor: float, *, smallest: int = 1) -> Grid:
         """Return the same field of view at ``factor`` times the finest spacing, with nearly isotropic samples.
@@ -255,10 +254,20 @@ class Grid(UncachedState):
             factor: At least 1.
             smallest: Lowest number of samples per axis, unless the axis has fewer.
         """
-        spacing = self.spacing[0]
-        wanted = torch.maximum(spacing, spacing.min() * factor)
-        shape = (self.extent[0] / wanted).round().flip(0).tolist()
-        return self.resized([min(n, max(smallest, int(m))) for n, m in zip(self.shape, shape, strict=True)])
+        spacing = self.spacing.mean(0)
+        shape = self._counts(torch.maximum(spacing, spacing.min() * factor))
+        return self.resized([min(n, max(smallest, m)) for n, m in zip(self.shape, shape, strict=True)])
+
+    def _counts(self, spacing: Tensor) -> list[int]:
+        """Return the number of samples at a spacing along ``(x, y, z)``, in array order.
+
+        A count that is whole to rounding errors, or halfway between two, is taken as exact: the spacing of an oblique
+        grid is not, and a grid turned in space has to keep its shape.
+        """
+        exact = 2 * (self.spacing.mean(0) * self.size / spacing).double()
+        whole = exact.round()
+        halves = torch.where((exact - whole).abs() < 1e-3, whole, exact) / 2
+        return [int(n) for n in halves.round().flip(0).tolist()]
 
     def to(self, *args: object, **kwargs: object) -> Grid:
         """Move or cast the coordinates, as ``torch.Tensor.to`` does."""

@@ -346,8 +346,8 @@ def write_sitk(image: sitk.Image, path: PathLike) -> None:
 
     def write(part: str) -> None:
         sitk.WriteImage(image, part, useCompression=True)
-        again = sitk.GetArrayFromImage(sitk.ReadImage(part, image.GetPixelID())).ravel()
-        expected = sitk.GetArrayFromImage(image).ravel()
+        stored = sitk.ReadImage(part, image.GetPixelID())
+        again, expected = (sitk.GetArrayViewFromImage(one).ravel() for one in (stored, image))
         lossy = part.lower().endswith((".jpg", ".jpeg"))
         if again.size != expected.size or not (lossy or np.array_equal(again, expected, equal_nan=True)):
             raise InputError(f"{path} was not written completely; check the space on the disk.")

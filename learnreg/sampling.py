@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from learnreg.errors import InputError
-from learnreg.grid import Grid
+from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
-from learnreg.separable import apply_separable, average_matrix, resize_matrix
+from learnreg.separable import apply_separable, average_matrix, resize_matrix, rows_of, slabs
 from learnreg.typing import (
     BroadcastImage,
     BroadcastLabels,
     FieldTensor,
+    LabelTensor,
     MatrixTensor,
     PointLabelTensor,
     PointTensor,
@@ -100,9 +101,24 @@ class SeparableMap:
         """Return this map followed by a linear map."""
         return replace(self, linear=matrix if self.linear is None else matrix @ self.linear)
 
+    def points(self, grid: Grid, rows: slice) -> PointTensor:
+        """Map a slab of a grid: ``(B, *slab, D)``, mm, for some samples of the first array axis."""
+        first, reach = rows_of(self.matrices[0], rows)
+        moved = apply_separable(self.field[:, :, reach], (first, *self.matrices[1:]))
+        points = grid.rows(rows).points + moved.movedim(1, -1)
+        return points if self.linear is None else apply_affine(self.linear, points)
 
-def sample_separable(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mode, padding: Padding) -> Image:
-    """Sample intensities and mask of an image through a separable map, slab by slab; see :mod:`learnreg.interpolation`.
+
+def sample_separable(
+    moving: Image,
+    where: SeparableMap,
+    onto: Grid,
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "zeros",
+    labels: LabelMode = "nearest",
+) -> Image:
+    """Sample an image, mask and labels through a separable map, slab by slab; see :mod:`learnreg.interpolation`.
 
     Args:
         moving: The image.
@@ -110,6 +126,7 @@ def sample_separable(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mo
         onto: The grid of the result.
         mode: Interpolation of the intensities.
         padding: Value outside of ``moving``.
+        labels: Interpolation of the labels, see :func:`sample_labels`.
     """
     normalizing = moving.grid.normalizing.double()
     if where.linear is not None:
@@ -123,7 +140,21 @@ def sample_separable(moving: Image, where: SeparableMap, onto: Grid, *, mode: Mo
     if mask is not None:
         place["zeros"] = True
         mask = sample_displaced(mask.to(data.dtype), field.detach(), base, onto.shape, mode="nearest", **place)
-    return Image(warped, onto, mask)
+    if moving.labels is None:
+        return Image(warped, onto, mask)
+    return Image(warped, onto, mask, separable_labels(moving, where, onto, mode=labels))
+
+
+def separable_labels(moving: Image, where: SeparableMap, onto: Grid, *, mode: LabelMode = "nearest") -> LabelTensor:
+    """Sample the labels of an image through a separable map, slab by slab; see :func:`sample_labels`."""
+    if moving.labels is None:
+        raise InputError("The image has no labels to sample.")
+    where = replace(where, field=where.field.detach())
+    every = slabs(onto.shape, max(where.field.shape[0], moving.batch_size), where.field.device)
+    points = (where.points(onto, rows) for rows in every)
+    if mode == "nearest":
+        return torch.cat([sample_labels(moving.labels, moving.grid, slab) for slab in points], dim=2)
+    return sample_labels(moving.labels, moving.grid, torch.cat(list(points), dim=1), mode=mode)
 
 
 def sample_image(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode
-from learnreg.sampling import LabelMode, Padding, sample_image, sample_labels, sample_separable
+from learnreg.sampling import LabelMode, Padding, sample_image, sample_separable
 from learnreg.transforms.base import Transform
 
 
@@ -49,10 +49,7 @@ def warp(
     if found is None:
         warped = sample_image(moving, transform.map_grid(onto), onto, mode=mode, padding=padding, labels=labels)
     else:
-        warped = sample_separable(moving, found, onto, mode=mode, padding=padding)
-        if moving.labels is not None:
-            segmentation = sample_labels(moving.labels, moving.grid, transform.map_grid(onto).detach(), mode=labels)
-            warped = replace(warped, labels=segmentation)
+        warped = sample_separable(moving, found, onto, mode=mode, padding=padding, labels=labels)
     if moving.covariates is not None:
         warped = replace(warped, covariates=moving.covariates.expand(warped.batch_size, -1))
     if moving.landmarks is None:

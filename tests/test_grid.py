@@ -30,6 +30,26 @@ def test_resized_keeps_the_field_of_view(grid):
     assert coarse.resized(grid.shape).matches(grid)
 
 
+@pytest.mark.parametrize("size", range(4, 40))
+def test_coarsened_has_one_shape_in_any_orientation(size):
+    """4.5 samples are 4 for every direction, though the spacing of an oblique grid carries rounding errors."""
+    straight = Grid.regular((size, size + 1, size + 2), spacing=(0.9, 1.1, 0.7))
+    generator = torch.Generator().manual_seed(size)
+    for _ in range(8):
+        rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=generator))
+        turned = Grid.regular(straight.shape, (0.9, 1.1, 0.7), (3.0, 70.0, -400.0), rotation)
+        for factor in (2, 4, 8):
+            assert turned.coarsened(factor).shape == straight.coarsened(factor).shape
+            assert turned.with_spacing(0.9 * factor).shape == straight.with_spacing(0.9 * factor).shape
+
+
+def test_coarsened_does_not_depend_on_the_order_of_a_batch():
+    grids = [Grid.regular((20, 20), spacing=s) for s in (1.0, 1.5)]
+    batch = Grid((20, 20), torch.cat([g.affine for g in grids]))
+    swapped = Grid((20, 20), torch.cat([g.affine for g in reversed(grids)]))
+    assert batch.with_spacing(2.0).shape == swapped.with_spacing(2.0).shape
+
+
 def test_coarsened_makes_anisotropic_voxels_more_isotropic():
     grid = Grid.regular((10, 64, 64), (1.0, 1.0, 8.0))
     assert grid.coarsened(4).shape == (10, 16, 16)

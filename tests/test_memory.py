@@ -6,10 +6,12 @@ import pytest
 import torch
 
 import learnreg
+from learnreg.apps.register import WRITING, check_writing, save
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.memory import check_fits, free_memory, peak_memory
-from learnreg.methods import IterativeMethod, load_method
+from learnreg.methods import IterativeMethod, Registration, load_method
+from learnreg.transforms import Affine, Displacement
 
 linux = pytest.mark.skipif(free_memory() is None, reason="the system does not tell")
 
@@ -60,3 +62,27 @@ def test_a_dense_stage_takes_at_most_what_it_says(preset):
     features = 2 * (4 * image)  # the two channels and their gradients, of either image
     channels = fixed.with_data(fixed.data.expand(-1, 2, -1, -1, -1))
     assert peak.bytes < method.stages["deformation"].needed_bytes(channels) + features + 64e6  # of the libraries
+
+
+@linux
+@pytest.mark.slow
+def test_writing_and_measuring_takes_at_most_what_is_checked(tmp_path):
+    grid = Grid.regular((144, 144, 144))
+    fixed, moving = (
+        Image(blob(144, shift).data, grid, labels=(blob(144, shift).data > 0.5).long()) for shift in (0, 3)
+    )
+    field = Displacement(torch.rand(1, 3, 9, 9, 9), grid.resized((9, 9, 9))).displacement(grid)
+    result = Registration(Displacement(field, grid), fixed, moving)
+    small = Registration(Affine.identity(3), blob(16), blob(16, 1.0))
+    save(small, {"method": "none"}, tmp_path / "imports do not count")
+    with peak_memory() as peak:
+        metrics = save(result, {"method": "none"}, tmp_path / "out")
+    assert "warnings" not in metrics
+    assert peak.bytes < WRITING * 4 * math.prod(grid.shape)
+
+
+@linux
+def test_a_result_that_cannot_be_written_for_memory_is_told_before_it_is_computed(monkeypatch):
+    monkeypatch.setattr("learnreg.memory.free_memory", lambda device: 2_000_000)
+    with pytest.raises(ValueError, match=r"write and measure a result of 48x48x48 voxels takes about 0.0 GB"):
+        check_writing(blob(48), blob(8))

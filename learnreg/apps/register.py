@@ -15,15 +15,14 @@ import torch
 from learnreg import __version__
 from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder, recorded_warnings
-from learnreg.data.preprocessing import normalized
 from learnreg.errors import InputError
 from learnreg.image import Image, with_field_of_view
 from learnreg.io import read_image, together, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
+from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
-from learnreg.methods.contrast import SAME, local_agreement
+from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.metrics import score
-from learnreg.optimization.iterative import at_level
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
@@ -31,6 +30,8 @@ from learnreg.transforms import Affine
 from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
 
+WRITING = 24  # volumes in float32 that writing and measuring take at most; an .h5 holds float64
+SAMPLES = 2**20  # of voxels for a reported mutual information
 FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
 
 
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
     with recorded_warnings() as noticed:
         fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
         moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
+        check_writing(fixed, moving)
         fixed, moving = with_landmarks(fixed, moving, options.landmarks)
         initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
         result = register(
@@ -92,6 +94,15 @@ def _check(options: argparse.Namespace, output: Path) -> None:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 
 
+def check_writing(fixed: Image, moving: Image) -> None:
+    """Raise ``InputError`` if there is not enough memory to write and measure a result, before it is computed."""
+    largest = max((fixed, moving), key=lambda image: image.data[0, 0].numel())
+    size = "x".join(map(str, largest.grid.shape[::-1]))
+    what = f"To write and measure a result of {size} voxels"
+    remedy = "Crop the images, or use a machine with more memory."
+    check_fits(4.0 * WRITING * largest.data[0, 0].numel(), "cpu", what, remedy)
+
+
 def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> tuple[Image, Image]:
     """Attach landmarks from one file of pairs, or from one file per image."""
     if not files:
@@ -121,16 +132,17 @@ def measure(result: Registration) -> dict[str, Any]:
 
     A measure that cannot be computed is ``None``.
     """
-    size = result.sampled.field.norm(dim=1)
     fixed, moving = result.fixed, result.moving
     view = with_field_of_view(Image(moving.data, moving.grid, moving.mask))
-    transforms = Affine.identity(fixed.ndim), result.sampled
-    images = [warp(view, transform, fixed.grid) for transform in transforms]
-    same = _have_one_contrast(fixed, images[1])
-    before, after = (
-        _compared(fixed, image, same) | score(fixed, moving, transform, distances=True).row()
-        for image, transform in zip(images, transforms, strict=True)
-    )
+    unmoved = Affine.identity(fixed.ndim)
+    warped = warp(view, result.sampled, fixed.grid)
+    same = contrast_agreement(fixed, moving, result.sampled) >= SAME
+    after, warped = _compared(fixed, warped, same), warp(view, unmoved, fixed.grid)
+    before = _compared(fixed, warped, same)
+    del view, warped  # their volumes; distances need memory of their own
+    before |= score(fixed, moving, unmoved, distances=True).row()
+    after |= score(fixed, moving, result.sampled, distances=True).row()
+    size = result.sampled.field.norm(dim=1)
     return {
         "seconds": round(result.seconds, 3),
         "peak_memory_mb": None if result.peak_bytes is None else round(result.peak_bytes / 1e6),
@@ -144,14 +156,6 @@ def measure(result: Registration) -> dict[str, Any]:
     }
 
 
-def _have_one_contrast(fixed: Image, warped: Image) -> bool:
-    seen = both_masks(fixed.mask, warped.mask)
-    if seen is None or not bool((seen > 0).any()):
-        return True
-    pair = (normalized(Image(image.data, fixed.grid, seen)) for image in (fixed, warped))
-    return local_agreement(*(at_level(image, 2.0) for image in pair)) >= SAME
-
-
 def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
     """Compare intensities where the moving image was seen."""
     seen = both_masks(fixed.mask, warped.mask)
@@ -160,7 +164,8 @@ def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
     correlation = {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, seen))}
     if same:
         return correlation
-    return correlation | {"mutual_information": -float(mutual_information_loss(warped.data, fixed.data, seen))}
+    information = -mutual_information_loss(warped.data, fixed.data, seen, samples=SAMPLES)
+    return correlation | {"mutual_information": float(information)}
 
 
 def _agreement(row: dict[str, Any]) -> dict[str, Any]:
@@ -183,9 +188,9 @@ def save(result: Registration, metrics: dict[str, Any], output: Path, *, fill: f
         ``metrics`` with what was measured.
     """
     with together(output) as part:
+        result.save_transform(part / FILES[1])
         warped = result.warped if fill is None else warp(result.moving, result.sampled, result.fixed.grid, fill=fill)
         write_image(warped.data[0], result.fixed.grid, part / FILES[0])
-        result.save_transform(part / FILES[1])
         try:
             metrics = metrics | measure(result)
             title = summary(metrics)

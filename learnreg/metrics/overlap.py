@@ -37,6 +37,11 @@ def dice_scores(warped: LabelTensor, fixed: LabelTensor, labels: Sequence[int]) 
         )
     scores = []
     for label in labels:
-        w, f = (warped == label).flatten(1), (fixed == label).flatten(1)
-        scores.append(2 * (w & f).sum(1) / (w.sum(1) + f.sum(1)))
+        w, f = warped == label, fixed == label
+        scores.append(2 * _counts(w & f) / (_counts(w) + _counts(f)))
     return torch.stack(scores, dim=1)
+
+
+def _counts(masks: Tensor) -> Tensor:
+    """Count the voxels of each mask; a sum would first convert them to int64."""
+    return torch.stack([mask.count_nonzero() for mask in masks])

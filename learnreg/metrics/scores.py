@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.fields import channels_last
-from learnreg.grid import Grid
 from learnreg.image import Image, label_values
 from learnreg.metrics.deformation import regularity
 from learnreg.metrics.landmarks import target_registration_error
 from learnreg.metrics.overlap import dice_scores
 from learnreg.metrics.surface import hausdorff95
-from learnreg.sampling import sample_labels
-from learnreg.separable import slabs
+from learnreg.sampling import SeparableMap, separable_labels
 from learnreg.transforms import Transform
 from learnreg.typing import FieldTensor
 
@@ -105,7 +102,7 @@ def score(
         present = [set(label_values(*pair)) for pair in pairs]
         labels = sorted(set().union(*present))
         if labels:
-            warped = _warped_labels(moving, displacement, grid)
+            warped = separable_labels(moving, SeparableMap(displacement, (None,) * grid.ndim), grid)
             known = torch.tensor([[v in own for v in labels] for own in present], device=warped.device)
             found["labels"] = tuple(labels)
             found["dice_by_label"] = dice_scores(warped, fixed.labels, labels).where(known, torch.nan)
@@ -117,16 +114,6 @@ def score(
         found["error"] = _error(fixed, displacement, truth)
     found |= vars(regularity(displacement, grid))
     return Scores(**found)
-
-
-def _warped_labels(moving: Image, displacement: FieldTensor, grid: Grid) -> Tensor:
-    """Sample labels slab by slab, without the mapped points of the whole grid."""
-    assert moving.labels is not None  # noqa: S101 - only images with labels come here
-    parts = []
-    for rows in slabs(grid.shape, displacement.shape[0], displacement.device):
-        points = grid.rows(rows).points + channels_last(displacement[:, :, rows])
-        parts.append(sample_labels(moving.labels, moving.grid, points))
-    return torch.cat(parts, dim=2)
 
 
 def _error(fixed: Image, displacement: FieldTensor, truth: Transform) -> Tensor:

@@ -14,8 +14,9 @@ from learnreg.errors import InputError
 from learnreg.fields import channels_first
 from learnreg.grid import Grid, apply_affine
 from learnreg.sampling import SeparableMap
+from learnreg.separable import apply_separable
 from learnreg.transforms.base import Transform
-from learnreg.typing import MatrixTensor, OneMatrix, PointTensor
+from learnreg.typing import FieldTensor, MatrixTensor, OneMatrix, PointTensor
 
 LinearKind = Literal["translation", "rigid", "similarity", "affine"]
 
@@ -75,12 +76,16 @@ class Affine(Transform):
     def __call__(self, points: PointTensor) -> PointTensor:
         return apply_affine(self.matrix, points)
 
-    def separable(self, grid: Grid) -> SeparableMap | None:
+    def separable(self, grid: Grid) -> SeparableMap:
         """Return the displacement at the corners of the grid, with linear interpolation between them."""
         corners = grid.corners
         field = channels_first(self(corners.points) - corners.points)
         ramps = [torch.linspace(0, 1, n, dtype=grid.dtype, device=grid.device) for n in grid.shape]
         return SeparableMap(field, tuple(torch.stack([1 - t, t], dim=1) for t in ramps))
+
+    def displacement(self, grid: Grid) -> FieldTensor:
+        found = self.separable(grid)
+        return apply_separable(found.field, found.matrices)
 
     def inverse(self) -> Affine:
         return Affine(torch.linalg.inv(self.matrix.double()).to(self.matrix.dtype))

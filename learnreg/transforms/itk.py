@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
@@ -76,8 +76,8 @@ def _part_to_itk(part: Transform) -> sitk.Transform:
         spline.SetParameters(_only(part.coefficients).detach().double().cpu().flatten().tolist())
         return spline
     assert isinstance(part, (Displacement, Velocity))  # noqa: S101 - what KNOWN lists
-    field = _only(part.displacement(part.grid))
-    return sitk.DisplacementFieldTransform(to_sitk(field.double(), part.grid, vector=True))
+    field = to_sitk(_only(part.displacement(part.grid)), part.grid, vector=True)
+    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
 
 
 def _only(batch: Tensor) -> Tensor:
@@ -162,37 +162,40 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
         tensor([[[1., 2., 3.]]])
     """
     suffix = Path(path).suffix
+    converted: list[sitk.Transform] = []
     if suffix in (".h5", ".tfm", ".txt"):
-        itk: sitk.Transform = to_itk(transform, grid)
+        converted.append(to_itk(transform, grid))
     elif suffix == ".mat":
         parts = (transform if isinstance(transform, Sampled) else Sampled(transform, grid)).parts()
         linear = [part for part in parts if isinstance(part, Affine)]
         if len(linear) < len(parts):
             raise InputError("A .mat file holds one linear transform, this one deforms; write .h5 or .nii.gz.")
-        itk = _part_to_itk(reduce(Affine.then, linear))
-    if suffix in (".h5", ".tfm", ".txt", ".mat"):
-        write_with_itk(path, lambda part: _write_and_compare(itk, part, path))
+        converted.append(_part_to_itk(reduce(Affine.then, linear)))
+    if converted:
+        write_with_itk(path, lambda part: _write_and_compare(converted, part, path))
         return
     write_sitk(to_sitk(transform.displacement(grid)[0], grid, vector=True), path)
 
 
-def _write_and_compare(transform: sitk.Transform, part: str, path: PathLike) -> None:
+def _write_and_compare(converted: list[sitk.Transform], part: str, path: PathLike) -> None:
+    """Write the one transform of a list, which is emptied: a field takes much memory, and reading it takes more."""
+    transform = converted.pop()
+    expected = _checksums(transform)
     sitk.WriteTransform(transform, part)
-    again = sitk.ReadTransform(part)
-    for written, read in zip(_arrays(transform), _arrays(again), strict=True):
-        if not np.array_equal(written, read):
-            raise InputError(f"{path} was not written completely; check the space on the disk.")
+    del transform
+    if _checksums(sitk.ReadTransform(part)) != expected:
+        raise InputError(f"{path} was not written completely; check the space on the disk.")
 
 
-def _arrays(transform: sitk.Transform) -> list[NDArray[np.float64]]:
-    """Return the numbers of each part of a transform."""
+def _checksums(transform: sitk.Transform) -> list[int]:
+    """Return a checksum of the numbers of each part of a transform."""
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
-        parts = [transform.GetNthTransform(i) for i in range(transform.GetNumberOfTransforms())]
-        return [array for part in parts for array in _arrays(part)]
+        count = transform.GetNumberOfTransforms()
+        return [found for i in range(count) for found in _checksums(transform.GetNthTransform(i))]
     if isinstance(transform, sitk.DisplacementFieldTransform):
-        return [sitk.GetArrayFromImage(transform.GetDisplacementField())]
-    return [np.array(transform.GetParameters())]
+        return [zlib.crc32(sitk.GetArrayViewFromImage(transform.GetDisplacementField()).data)]
+    return [zlib.crc32(np.array(transform.GetParameters()).data)]
 
 
 def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
