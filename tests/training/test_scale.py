@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-import traceback
 from dataclasses import replace
 from functools import partial
 
@@ -37,11 +36,11 @@ from learnreg.supervision import LabelOverlap, LandmarkDistance
 from learnreg.terms import Weighted
 from learnreg.training import AtomicCheckpointIO, Distillation, LastCheckpoint, MetricsTable, RegistrationModule
 from tests.conftest import blob_image
+from tests.processes import begun, run, statuses
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*fork"),
     pytest.mark.filterwarnings("ignore:.*`srun` command is available"),
     pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*ended before the epoch ended"),
@@ -64,14 +63,6 @@ SUPERVISIONS = {
     "distillation": lambda: Distillation({"center": CenterOfMass()}),
 }
 SIMILARITIES = {"lncc": lambda: LNCC(5), "mutual information": lambda: MutualInformation(bins=16)}
-
-
-@pytest.fixture(autouse=True)
-def no_earlier_launch(monkeypatch):
-    """Forget the port and the ranks of trainings that ran in this process before: another one may use the port."""
-    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
 
 
 class Blobs(pl.LightningDataModule):
@@ -123,7 +114,13 @@ def module(network="unet", supervision=None, similarity="mse", optimizer=SGD, **
 def fit(folder, trained, data, *, processes=1, steps=20, callbacks=(), **kwargs):
     """Train; return for each process its weights and validations."""
     folder.mkdir(exist_ok=True)
-    strategy = {"strategy": "ddp_fork", "devices": processes} if processes > 1 else {"devices": 1}
+    action = partial(train, folder, trained, data, processes, steps, callbacks, **kwargs)
+    action() if processes == 1 else run(action, processes=processes)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
+
+
+def train(folder, trained, data, processes, steps, callbacks, **kwargs):
+    """Train in this process, which is one of several."""
     arguments = {"max_steps": steps, "limit_train_batches": 10, "num_sanity_val_steps": 0, "logger": False} | kwargs
     pl.Trainer(
         accelerator="cpu",
@@ -131,10 +128,10 @@ def fit(folder, trained, data, *, processes=1, steps=20, callbacks=(), **kwargs)
         enable_checkpointing=any(isinstance(c, (ModelCheckpoint, LastCheckpoint)) for c in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        **strategy,
+        devices=processes,
+        strategy="ddp" if processes > 1 else "auto",
         **arguments,
     ).fit(trained, datamodule=data)
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(processes)]
 
 
 def check_equal(tmp_path, make, *, steps=20):
@@ -248,39 +245,12 @@ def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
     torch.save(state, folder / "result.pt")
 
 
-def begun(action):
-    """Run a function in a forked process; return its number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        action()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
-def status_of(child):
-    """Wait for a process; return its exit status, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def in_a_process(action):
-    assert status_of(begun(action)) == 0
-
-
 def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     before = time.monotonic()
-    in_a_process(partial(resumable, whole))
+    run(partial(resumable, whole))
     duration = time.monotonic() - before
     generator = torch.Generator().manual_seed(0)
     kills = 0
@@ -288,15 +258,15 @@ def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
         share = 0.2 + 0.5 * float(torch.rand((), generator=generator))
         child = begun(partial(resumable, killed))
         time.sleep(share * duration)
-        os.kill(child, signal.SIGKILL)
-        if status_of(child) == 0:
+        child[0].kill()
+        if statuses(child) == [0]:
             for file in killed.iterdir():  # it ended before it was killed: begin anew
                 file.unlink()
             continue
         kills += 1
         if (killed / "last.ckpt").exists():
             torch.load(killed / "last.ckpt", weights_only=True)
-    in_a_process(partial(resumable, killed))
+    run(partial(resumable, killed))
     one, other = (torch.load(folder / "result.pt", weights_only=True) for folder in (whole, killed))
     for key, value in one["weights"].items():
         assert torch.equal(value, other["weights"][key]), key
@@ -325,10 +295,10 @@ def test_the_parts_of_a_step_add_up_when_gradients_are_accumulated(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
-    in_a_process(partial(make, whole))
-    in_a_process(partial(make, stopped, stop=5))
+    run(partial(make, whole))
+    run(partial(make, stopped, stop=5))
     assert torch.load(stopped / "last.ckpt", weights_only=True)["global_step"] == 5
-    in_a_process(partial(make, stopped))
+    run(partial(make, stopped))
     one, other = (torch.load(folder / "result.pt", weights_only=True)["weights"] for folder in (whole, stopped))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -336,15 +306,14 @@ def test_the_parts_of_a_step_add_up_when_gradients_are_accumulated(tmp_path):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_terminated_training_is_saved(processes, tmp_path):
     """SLURM sends SIGTERM to all processes before it ends a job."""
-    strategy = {"strategy": "ddp_fork", "devices": 2} if processes == 2 else {}
-    child = begun(partial(resumable, tmp_path, minutes=1e6, steps=10**6, **strategy))
+    strategy = {"strategy": "ddp", "devices": 2} if processes == 2 else {}
+    ranks = begun(partial(resumable, tmp_path, minutes=1e6, steps=10**6, **strategy), processes=processes)
     while not (tmp_path / "last.ckpt").exists():
-        assert os.waitpid(child, os.WNOHANG)[0] == 0, "it ended early"
+        assert all(rank.is_alive() for rank in ranks), "it ended early"
         time.sleep(0.1)
     before = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     time.sleep(0.5)
-    os.killpg(child, signal.SIGTERM)
-    status = status_of(child)
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGTERM)
+    assert statuses(ranks) == [143] * processes
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] > before
-    if processes == 1:
-        assert status == 143
