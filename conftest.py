@@ -1,6 +1,7 @@
 """Shapes are checked while tests run, and examples in docstrings find ``torch``, ``np`` and ``learnreg``."""
 
 import functools
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import config
 
 from tests import checking
+from tests.processes import LAUNCH
 
 checking.install()  # before anything of learnreg is imported
 
@@ -52,6 +54,19 @@ def _unchecked(function):
 
 
 torch.autograd.gradcheck = _unchecked(torch.autograd.gradcheck)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group():
+    """A process group that a training leaves behind makes the next one wait, or log as one of several."""
+    yield
+    left = torch.distributed.is_initialized()
+    if left:
+        torch.distributed.destroy_process_group()
+    for name in LAUNCH:
+        os.environ.pop(name, None)
+    if left:
+        pytest.fail("this test left a process group")
 
 
 @pytest.fixture(autouse=True)

@@ -218,6 +218,7 @@ def _quieten() -> None:
 def run(config: dict[str, Any]) -> float | None:
     """Build everything, train, and report; return the best monitored value."""
     import pytorch_lightning as pl
+    import torch
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
@@ -275,6 +276,8 @@ def run(config: dict[str, Any]) -> float | None:
         if config["report_pairs"]:
             report(config, data, folder)
         print(f"Run folder: {folder} (checkpoints/best.ckpt, checkpoints/last.ckpt, metrics/, figures/)")
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # the next job of a sweep is another training
     best = trainer.checkpoint_callback.best_model_score if trainer.checkpoint_callback else None
     return None if best is None else float(best)
 

@@ -216,7 +216,7 @@ def test_scores_keep_no_volume_but_the_displacement():
     score(*[Image(torch.rand(1, 1, 8, 8, 8), Grid.regular((8, 8, 8)))] * 2, Affine.identity(3))  # imports do not count
     with peak_memory() as peak:
         found = score(image, image, Sampled(transform, grid))
-    assert peak.bytes < 14 * image.data.numel() * image.data.element_size()  # 9; 21 with points and determinant whole
+    assert peak.bytes < 16 * image.data.numel() * image.data.element_size()  # 9; 21 with points and determinant whole
     assert float(found.sd_log_jacobian) == pytest.approx(float(sd_log_jacobian(transform.field, grid)), rel=1e-5)
     expected = sd_log_jacobian_learn2reg(transform.field, grid)
     assert float(found.sd_log_jacobian_learn2reg) == pytest.approx(float(expected), rel=1e-5)
