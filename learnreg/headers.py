@@ -1,4 +1,7 @@
-"""Check the geometry that DICOM series and NIfTI headers state; ITK guesses where these contradict themselves."""
+"""Read headers, and check the geometry that those of DICOM series and NIfTI files state.
+
+ITK guesses where a header contradicts itself.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,49 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from learnreg.errors import InputError
+from learnreg.typing import PathLike
 
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's RAS
 UNEVEN, TILT = 0.02, 0.5  # largest difference of a gap, as a share of it; largest tilt, degrees
 APART = 0.1  # mm; affines that agree to this are the same
+SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+
+
+def read_header(path: PathLike) -> sitk.ImageFileReader:
+    """Read the header of an image file, or of the first file of a DICOM folder, without its values.
+
+    Returns:
+        A reader that tells size, spacing, components and tags.
+
+    Raises:
+        InputError: The file is not an image.
+    """
+    file = Path(path)
+    reader = sitk.ImageFileReader()
+    try:
+        if file.is_dir():
+            file = Path(next(iter(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file))), file))
+        reader.SetFileName(str(file))
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    return reader
+
+
+def unreadable(path: PathLike, error: RuntimeError) -> InputError:
+    """Return the error for a file that ITK cannot read."""
+    formats = ", ".join(SUFFIXES)
+    return InputError(f"{path} cannot be read as an image: {itk_reason(error)}. Formats that can be read: {formats}.")
+
+
+def itk_reason(error: RuntimeError) -> str:
+    """Return what ITK says went wrong, on one line, without the place in its code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1].rpartition("ERROR: ")[2].rpartition("): ")[2] if lines else type(error).__name__
+    if "ImageIO reader" in reason:
+        return "the content is of no known image format"
+    return reason.rstrip(". ")
 
 
 def check_series(files: Sequence[str], folder: Path) -> None:
@@ -65,9 +106,7 @@ def check_series(files: Sequence[str], folder: Path) -> None:
 
 
 def _slice_header(file: str) -> tuple[list[float], list[float]] | None:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(file)
-    reader.ReadImageInformation()
+    reader = read_header(file)
     values = []
     for tag, count in ((POSITION, 3), (ORIENTATION, 6)):
         if not reader.HasMetaDataKey(tag):

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.headers import check_series, nifti_geometry
+from learnreg.headers import SUFFIXES, check_series, itk_reason, nifti_geometry, read_header, unreadable
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 
 NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
 DESCRIPTION = "0008|103e"  # of a DICOM series
-SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 
 
 def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike | None = None) -> Image:
@@ -132,18 +131,7 @@ def read_sitk(path: PathLike) -> sitk.Image:
             return _read_nifti(file)
         return sitk.ReadImage(str(file))
     except RuntimeError as error:
-        raise InputError(
-            f"{file} cannot be read as an image: {itk_reason(error)}. Formats that can be read: {', '.join(SUFFIXES)}."
-        ) from error
-
-
-def itk_reason(error: RuntimeError) -> str:
-    """Return what ITK says went wrong, on one line, without the place in its code."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1].rpartition("ERROR: ")[2].rpartition("): ")[2] if lines else type(error).__name__
-    if "ImageIO reader" in reason:
-        return "the content is of no known image format"
-    return reason.rstrip(". ")
+        raise unreadable(file, error) from error
 
 
 def _read_nifti(file: Path) -> sitk.Image:
@@ -213,10 +201,8 @@ def _read_dicom(folder: Path) -> sitk.Image:
 
 def _described(files: Sequence[str]) -> str:
     """Return the description, number of files and first file of a DICOM series."""
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(files[0])
-    reader.ReadImageInformation()
-    name = reader.GetMetaData(DESCRIPTION).strip() if reader.HasMetaDataKey(DESCRIPTION) else ""
+    header = read_header(files[0])
+    name = header.GetMetaData(DESCRIPTION).strip() if header.HasMetaDataKey(DESCRIPTION) else ""
     return f"{name or 'unnamed'} ({len(files)} files, {Path(files[0]).name} first)"
 
 

@@ -26,7 +26,7 @@ from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
-from learnreg.transforms import Affine
+from learnreg.transforms import Affine, Displacement
 from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
 
@@ -136,7 +136,7 @@ def measure(result: Registration) -> dict[str, Any]:
     view = with_field_of_view(Image(moving.data, moving.grid, moving.mask))
     unmoved = Affine.identity(fixed.ndim)
     warped = warp(view, result.sampled, fixed.grid)
-    same = contrast_agreement(fixed, moving, result.sampled) >= SAME
+    same = contrast_agreement(fixed, moving, Displacement(result.sampled.field, fixed.grid)) >= SAME
     after, warped = _compared(fixed, warped, same), warp(view, unmoved, fixed.grid)
     before = _compared(fixed, warped, same)
     del view, warped  # their volumes; distances need memory of their own

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from learnreg.data.formats import Subject
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.io import SUFFIXES
+from learnreg.headers import read_header
 from learnreg.landmarks import read_landmarks
 
 REMEDIES = {
@@ -80,15 +80,7 @@ def _check_landmarks(sizes: Mapping[Subject, tuple[int, ...]]) -> None:
 
 
 def _size(file: Path) -> tuple[int, ...]:
-    reader = sitk.ImageFileReader()
-    try:
-        if file.is_dir():
-            names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file))
-            reader.SetFileName(names[0] if names else str(file))
-        else:
-            reader.SetFileName(str(file))
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{file} cannot be read as an image; give one of {', '.join(SUFFIXES)}.") from error
-    size: tuple[int, ...] = reader.GetSize()
-    return (*size[:2], len(names)) if file.is_dir() else size
+    size: tuple[int, ...] = read_header(file).GetSize()
+    if not file.is_dir():
+        return size
+    return (*size[:2], len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file))))

@@ -14,8 +14,9 @@ import torch
 
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
+from learnreg.headers import SUFFIXES, read_header
 from learnreg.image import Image
-from learnreg.io import SUFFIXES, image_from_sitk, itk_reason, read_image, read_sitk, subject_name
+from learnreg.io import image_from_sitk, read_image, read_sitk, subject_name
 from learnreg.landmarks import read_named_landmarks
 from learnreg.typing import PathLike
 
@@ -56,13 +57,7 @@ class Subject:
         """Return the number of channels, from the headers."""
         if self.channels or not self.image.name.lower().endswith(VECTORS):
             return 1 + len(self.channels)
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(self.image))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise InputError(f"{self.image} cannot be read as an image: {itk_reason(error)}.") from error
-        return int(reader.GetNumberOfComponents())
+        return int(read_header(self.image).GetNumberOfComponents())
 
     def read(self) -> Image:
         """Read the image with its channels, labels, mask, landmarks and covariates.

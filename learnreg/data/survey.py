@@ -65,8 +65,8 @@ def survey(
     """Read every file of a data set and check it.
 
     Files must be readable, with a geometry that does not contradict itself; labels must be integers on the grid of
-    their image; images must be finite and not constant; no two images can have the same content. What differs from most
-    of the images (labels, orientation, channels) is told, too.
+    their image; images must be finite and not constant; no two images can have the same content. An image whose
+    labels, orientation or channels differ from those of most images gets a finding that is not serious.
 
     Args:
         subjects: See :func:`learnreg.data.read_subjects`.

@@ -138,7 +138,7 @@ def choose_method(
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:
-    """Convert a path or a SimpleITK image to a :class:`learnreg.Image`, which is returned as it is.
+    """Convert a path or a SimpleITK image to a :class:`learnreg.Image`.
 
     Args:
         image: A path, a SimpleITK image, or a :class:`learnreg.Image`.

@@ -15,8 +15,9 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
+from learnreg.headers import SUFFIXES
 from learnreg.image import unstacked
-from learnreg.io import SUFFIXES, write_image
+from learnreg.io import write_image
 from learnreg.metrics import score
 from learnreg.networks import ConditionalTemplate, LaplacianPyramid, LearnedTemplate
 from learnreg.optimization import IterativeStage

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.io import grid_from_sitk, itk_reason, to_sitk, write_sitk, write_with_itk
+from learnreg.headers import itk_reason
+from learnreg.io import grid_from_sitk, to_sitk, write_sitk, write_with_itk
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
 from learnreg.transforms.bspline import BSpline, itk_domain
