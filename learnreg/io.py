@@ -24,16 +24,20 @@ from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 
 NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
+SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
 
 
-def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike | None = None) -> Image:
+def read_image(
+    path: PathLike, *, labels: PathLike | None = None, mask: PathLike | None = None, time: int | None = None
+) -> Image:
     """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
 
     Args:
         path: A file that SimpleITK reads, or a folder with one DICOM series.
         labels: Segmentation on the same grid.
         mask: Image on the same grid, non-zero where the image counts.
+        time: Time point of a 4-D file, from 0. Labels and mask can be 4-D too, or 3-D for all time points.
 
     Returns:
         Float32 intensities ``(1, 1, *shape)`` as stored, without normalization.
@@ -49,12 +53,12 @@ def read_image(path: PathLike, *, labels: PathLike | None = None, mask: PathLike
         >>> read_image("image.nii.gz").data.shape
         torch.Size([1, 1, 4, 5, 6])
     """
-    image = image_from_sitk(read_sitk(path), name=str(path))
+    image = image_from_sitk(read_sitk(path, time=time), name=str(path))
     attached: dict[str, Tensor] = {}
     for name, beside in (("labels", labels), ("mask", mask)):
         if beside is None:
             continue
-        stored = read_sitk(beside)
+        stored = read_sitk(beside, time=time if time_points(beside) > 1 else None)
         grid = grid_from_sitk(stored)
         if grid.shape != image.grid.shape:
             raise InputError(
@@ -114,28 +118,47 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     raise InputError(f"{same[0]} and {same[1]} have one name; rename one of them, and list each image once.")
 
 
-def read_sitk(path: PathLike) -> sitk.Image:
+def time_points(path: PathLike) -> int:
+    """Return the number of time points of a file, from its header: 1 unless it is 4-D, or cannot be read."""
+    file = Path(path)
+    if not file.name.lower().endswith(SERIES) or file.is_dir():
+        return 1
+    try:
+        size = read_header(file).GetSize()
+    except InputError:
+        return 1
+    return int(size[3]) if len(size) == 4 else 1
+
+
+def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     """Read a SimpleITK image from a file or a DICOM folder.
+
+    Args:
+        path: A file that SimpleITK reads, or a folder with one DICOM series.
+        time: Time point of a 4-D file, from 0; ``None`` reads the file whole.
 
     Raises:
         MissingFileError: The file does not exist.
-        InputError: The file is not an image.
+        InputError: The file is not an image, or has no such time point.
     """
     file = Path(path)
     if not file.exists():
         raise MissingFileError(f"No such image: {file}. Check the path.")
+    if time is not None and not 0 <= time < time_points(file):
+        raise InputError(f"{file} has {time_points(file)} time point(s), counted from 0; there is no {time}.")
     try:
         if file.is_dir():
             return _read_dicom(file)
         if file.name.endswith((".nii", ".nii.gz")):
-            return _read_nifti(file)
-        return sitk.ReadImage(str(file))
+            return _read_nifti(file, time)
+        image = sitk.ReadImage(str(file))
+        return image if time is None or image.GetDimension() == 3 else image[:, :, :, time]
     except RuntimeError as error:
         raise unreadable(file, error) from error
 
 
-def _read_nifti(file: Path) -> sitk.Image:
-    """Read a NIfTI file that is whole, where its sform says.
+def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
+    """Read a NIfTI file, or one time point of it, that is whole, where its sform says.
 
     ITK replaces what a truncated file lacks, and NaN, by zeros; and it chooses between sform and qform in silence.
     """
@@ -145,11 +168,15 @@ def _read_nifti(file: Path) -> sitk.Image:
     try:
         stored = nibabel.load(file)  # type: ignore[attr-defined]
         values = np.asarray(stored.dataobj)
+        if time is not None and values.ndim == 4:
+            values = np.ascontiguousarray(values[..., time])
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise InputError(f"{file} is damaged: {_on_one_line(error)}. Copy or export it again.") from error
     placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
     if placed is None:
         image = sitk.ReadImage(str(file))
+        if time is not None and image.GetDimension() == 4:
+            image = image[:, :, :, time]
     else:  # ITK refuses direction cosines that are rounded
         image = sitk.GetImageFromArray(_exact(values).T)
         ndim = values.ndim
@@ -261,7 +288,8 @@ def _check_scalar(image: sitk.Image, name: str) -> None:
         )
     if image.GetDimension() not in (2, 3):
         raise InputError(
-            f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point of it."
+            f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point: time=0 of "
+            "learnreg.read_image, or a column `time` of a table."
         )
 
 

@@ -46,18 +46,19 @@ def check_subjects(subjects: Sequence[Subject], needs: Sequence[str], shape: Seq
 def _checked_size(subject: Subject, ndim: int) -> tuple[int, ...]:
     """Return the size of an image from its header, after comparing it to those of its labels and mask."""
     size = _size(subject.image)
-    if len(size) == 4:
+    if len(size) == 4 and subject.time is None:
         raise InputError(
-            f"{subject.image} is 4-D, which is read as several time points; write one 3-D file per time point, for "
-            "example with nibabel's four_to_three or fslsplit."
+            f"{subject.image} is 4-D; choose one of its {size[3]} time points by a column `time` of a table of images, "
+            "`fixed_time` or `moving_time` of a table of pairs."
         )
+    size = size[:3]
     if len(size) != ndim:
         raise InputError(
             f"{subject.image} is {len(size)}-D, but data.space.shape has {ndim} sizes; give {ndim}-D images, or set "
             f"{len(size)} sizes and network.ndim={len(size)}."
         )
     for kind, file in (("labels", subject.labels), ("mask", subject.mask), *(("channel", c) for c in subject.channels)):
-        if file is not None and _size(file) != size:
+        if file is not None and _size(file)[:3] != size:
             raise InputError(
                 f"The {kind} {file} have size {_size(file)}, but the image {subject.image} has {size}; resample them "
                 "onto the image's grid first."

@@ -16,7 +16,7 @@ from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
 from learnreg.headers import SUFFIXES, read_header
 from learnreg.image import Image
-from learnreg.io import image_from_sitk, read_image, read_sitk, subject_name
+from learnreg.io import image_from_sitk, read_image, read_sitk, subject_name, time_points
 from learnreg.landmarks import read_named_landmarks
 from learnreg.typing import PathLike
 
@@ -37,6 +37,7 @@ class Subject:
         landmarks: A file of :func:`learnreg.landmarks.read_landmarks`.
         channels: Further files on the same grid, the other channels of the image.
         split: ``"train"``, ``"validation"``, ``"test"`` or ``None``.
+        time: Time point of a 4-D file, from 0.
     """
 
     image: Path
@@ -47,6 +48,7 @@ class Subject:
     landmarks: Path | None = None
     channels: tuple[Path, ...] = ()
     split: str | None = None
+    time: int | None = None
 
     @property
     def files(self) -> tuple[Path | None, ...]:
@@ -77,9 +79,9 @@ class Subject:
             raise InputError(f"{self.image} or a file that belongs to it cannot be read: {reason}") from error
 
     def _read(self) -> Image:
-        image = _read_channels(self.image, self.labels, self.mask)
+        image = _read_channels(self.image, self.labels, self.mask, self.time)
         for file in self.channels:
-            other = read_image(file)
+            other = read_image(file, time=self.time)
             if other.grid.shape != image.grid.shape or not other.grid.matches(image.grid, tolerance=0.1):
                 raise InputError(
                     f"{file} and {self.image} are channels of one image, but lie on different grids: {other.grid} and "
@@ -94,21 +96,22 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """File name without the suffix of its format."""
-        return subject_name(self.image)
+        """File name without the suffix of its format, with the time point such as ``_t3``."""
+        name = subject_name(self.image)
+        return name if self.time is None else f"{name}_t{self.time}"
 
 
 Pair = tuple[Subject, Subject]
 
 
-def _read_channels(file: Path, labels: Path | None, mask: Path | None) -> Image:
+def _read_channels(file: Path, labels: Path | None, mask: Path | None, time: int | None) -> Image:
     """Read an image whose pixels can be vectors of intensities; colors are refused as for any image."""
     if not file.name.lower().endswith(VECTORS):
-        return read_image(file, labels=labels, mask=mask)
-    stored = read_sitk(file)
+        return read_image(file, labels=labels, mask=mask, time=time)
+    stored = read_sitk(file, time=time)
     count = stored.GetNumberOfComponentsPerPixel()
     if count == 1:
-        return read_image(file, labels=labels, mask=mask)
+        return read_image(file, labels=labels, mask=mask, time=time)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "channel.nrrd"
         sitk.WriteImage(sitk.VectorIndexSelectionCast(stored, 0), str(first))
@@ -124,13 +127,18 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
         path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or with the images
             themselves; an image can be a folder with a DICOM series), a BIDS data set, a CSV or TSV with the columns
             ``image[,labels][,mask][,landmarks][,group][,split]``, or a Learn2Reg ``dataset.json``. In a table, ``;``
-            separates the files of the channels of one image.
+            separates the files of the channels of one image. Each time point of a 4-D file is an image, of one
+            group; a column ``time`` chooses one.
         covariates: Further columns of a table, or of the ``participants.tsv`` of BIDS, that hold a number per image.
 
     Raises:
         MissingFileError: The path or a file that it names does not exist.
         InputError: There are no images, or a column is missing.
     """
+    return [one for subject in _listed(path, covariates) for one in _time_points(subject)]
+
+
+def _listed(path: PathLike, covariates: Sequence[str]) -> list[Subject]:
     file = _existing(path)
     if file.is_dir() and not (file / "dataset.json").exists() and is_bids(file):
         return [_subject(row, file, covariates) for row in bids_rows(file)]
@@ -138,7 +146,7 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
         raise InputError(f"Covariates ({', '.join(covariates)}) need a CSV or TSV, {file} is not one.")
     if file.is_dir():
         if (file / "dataset.json").exists():
-            return read_subjects(file / "dataset.json")
+            return _listed(file / "dataset.json", ())
         return _from_folder(file)
     if file.suffix == ".json":
         return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
@@ -148,6 +156,19 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
             f"{file} needs a column `image` (and may have `labels`, `mask`, `landmarks`), got {', '.join(rows[0])}."
         )
     return [_subject(row, file, covariates) for row in rows]
+
+
+def _time_points(subject: Subject) -> list[Subject]:
+    """Return the images of a file: one for each time point of a 4-D file."""
+    count = 1 if subject.time is not None else time_points(subject.image)
+    if count == 1:
+        return [subject]
+    if subject.landmarks is not None:
+        raise InputError(
+            f"{subject.image} has {count} time points, and {subject.landmarks} cannot belong to all of them; list each "
+            "time point in a row, with a column `time`."
+        )
+    return [replace(subject, time=k, group=subject.group or subject.name) for k in range(count)]
 
 
 def read_pairs(path: PathLike) -> list[Pair] | None:
@@ -245,7 +266,14 @@ def _member_of(row: Mapping[str, str], prefix: str, file: Path) -> Subject:
         landmarks=path(f"{before}landmarks"),
         channels=tuple(images[1:]),
         split=split,
+        time=_time(text(f"{before}time"), file),
     )
+
+
+def _time(text: str, file: Path) -> int | None:
+    if text and not text.isdecimal():
+        raise InputError(f"{file} has time {text!r}; it is the number of a time point, from 0.")
+    return int(text) if text else None
 
 
 def _numbers(row: Mapping[str, str], columns: Sequence[str], file: Path) -> tuple[float, ...]:

@@ -118,7 +118,7 @@ class ImageStore:
     def _stored(self, subject: Subject, folder: Path) -> dict[str, Tensor]:
         if subject not in self._files:
             content = content_of(subject.files)
-            key = hashlib.sha256(f"{content} {_recipe(self.space)}".encode()).hexdigest()[:32]
+            key = hashlib.sha256(f"{content} {subject.time} {_recipe(self.space)}".encode()).hexdigest()[:32]
             self._files[subject] = folder / f"{key}{SUFFIX}"
         file = self._files[subject]
         found = _opened(file)

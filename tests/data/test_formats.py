@@ -5,6 +5,8 @@ import torch
 
 from learnreg.data import ImageStore, ModelSpace, RegistrationData, duplicates, fold_of, read_pairs, read_subjects
 from learnreg.data.checks import check_subjects
+from learnreg.data.splits import check_apart
+from learnreg.io import read_image
 from tests.data.test_data import write
 
 SPACE = ModelSpace(1.0, (16, 16, 16))
@@ -184,13 +186,65 @@ def test_series_of_dicom(tmp_path):
     assert read_subjects(table(tmp_path, "image\nimages/bob\n"))[0].image == bob.image
 
 
-def test_a_file_of_time_points_is_refused_with_the_remedy(tmp_path):
-    frames = sitk.GetImageFromArray(np.random.rand(2, 12, 14, 10).astype(np.float32), isVector=False)
-    sitk.WriteImage(frames, str(tmp_path / "a.nii.gz"))
-    with pytest.raises(ValueError, match="a.nii.gz is 4-D; give one 2-D or 3-D image, for example one time point"):
-        read_subjects(tmp_path)[0].read()
-    with pytest.raises(ValueError, match="a.nii.gz is 4-D, which is read as several time points; write one 3-D file"):
-        check_subjects(read_subjects(tmp_path), (), (16, 16, 16))
+@pytest.fixture(params=["nii.gz", "nrrd", "mha"])
+def frames(request, tmp_path):
+    """A file with three time points on a turned grid, and what it holds."""
+    values = np.random.default_rng(0).random((3, 6, 5, 4)).astype(np.float32)
+    volumes = [sitk.GetImageFromArray(frame) for frame in values]
+    for volume in volumes:
+        volume.SetSpacing((1.0, 2.0, 3.0))
+        volume.SetOrigin((10.0, -20.0, 5.0))
+        volume.SetDirection((0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0))
+    file = tmp_path / "images" / f"cine.{request.param}"
+    file.parent.mkdir()
+    sitk.WriteImage(sitk.JoinSeries(volumes), str(file))
+    sitk.WriteImage(volumes[0], str(tmp_path / "single.nii.gz"))
+    return file, values
+
+
+def test_each_time_point_of_a_file_is_an_image(frames, tmp_path):
+    file, values = frames
+    labels = (values > 0.5).astype(np.uint8)
+    (tmp_path / "labels").mkdir()
+    together = sitk.JoinSeries([sitk.GetImageFromArray(frame) for frame in labels])
+    together.CopyInformation(sitk.ReadImage(str(file)))
+    sitk.WriteImage(together, str(tmp_path / "labels" / file.name))
+    subjects = read_subjects(tmp_path)
+    assert names(subjects) == ["cine_t0", "cine_t1", "cine_t2"]
+    assert {subject.group for subject in subjects} == {"cine"}
+    single = read_image(tmp_path / "single.nii.gz")
+    for k, subject in enumerate(subjects):
+        image = subject.read()
+        assert np.array_equal(image.data[0, 0].numpy(), values[k])
+        assert np.array_equal(image.labels[0, 0].numpy(), labels[k])
+        assert image.grid.matches(single.grid)
+    check_subjects(subjects, ("labels",), (16, 16, 16))
+    for store in (ImageStore(SPACE), ImageStore(SPACE, tmp_path / "cache")):
+        first, second = store(subjects[0]), store(subjects[1])
+        assert not torch.equal(first.data, second.data)
+    with pytest.raises(ValueError, match="the same file"):
+        check_apart({"train": subjects[:1], "validation": subjects[1:]})
+
+
+def test_a_time_point_is_chosen_by_a_column(frames, tmp_path):
+    file, values = frames
+    chosen = table(tmp_path, f"image,time\n{file},2\n{file},0\n")
+    assert names(read_subjects(chosen)) == ["cine_t2", "cine_t0"]
+    ((fixed, moving),) = read_pairs(table(tmp_path, f"fixed,fixed_time,moving,moving_time\n{file},1,{file},2\n"))
+    assert np.array_equal(fixed.read().data[0, 0].numpy(), values[1])
+    assert np.array_equal(moving.read().data[0, 0].numpy(), values[2])
+    with pytest.raises(ValueError, match=r"has 3 time point\(s\), counted from 0; there is no 3"):
+        read_subjects(table(tmp_path, f"image,time\n{file},3\n"))[0].read()
+    with pytest.raises(ValueError, match="has time 'late'; it is the number of a time point"):
+        read_subjects(table(tmp_path, f"image,time\n{file},late\n"))
+    with pytest.raises(ValueError, match="is 4-D; choose one of its 3 time points by a column `time`"):
+        check_subjects(read_pairs(table(tmp_path, f"fixed,moving\n{file},{file}\n"))[0], (), (16, 16, 16))
+    with pytest.raises(ValueError, match=r"is 4-D; give one 2-D or 3-D image, .* time=0"):
+        read_image(file)
+    points = tmp_path / "points.csv"
+    points.write_text("x,y,z\n1,2,3\n")
+    with pytest.raises(ValueError, match="cannot belong to all of them"):
+        read_subjects(table(tmp_path, f"image,landmarks\n{file},{points}\n"))
 
 
 def test_duplicates_are_equal_in_every_byte(tmp_path):
