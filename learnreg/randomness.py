@@ -31,6 +31,23 @@ def seed_generators(*key: object) -> None:
     random.seed(seed)
 
 
+def standard_normal(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw standard normal values of the shape of a tensor, on its device.
+
+    On another device than that of the generator they come from a generator there, which takes its seed from this one:
+    a volume is not drawn on the CPU to be copied to a GPU.
+
+    Example:
+        >>> standard_normal(torch.empty(2, 3), torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3])
+    """
+    if like.device.type == generator.device.type:
+        return torch.randn(like.shape, generator=generator, device=like.device)
+    seed = int(torch.randint(2**62, (), generator=generator))
+    there = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(like.shape, generator=there, device=like.device)
+
+
 @contextmanager
 def seeded(*key: object) -> Iterator[None]:
     """Seed the global generators on the CPU by a key; restore them at the end.

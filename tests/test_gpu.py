@@ -7,10 +7,12 @@ from hydra.utils import instantiate
 
 from learnreg import register
 from learnreg.configs.files import config_dir
+from learnreg.data import RandomTransform
 from learnreg.data.datasets import Case
 from learnreg.methods import load_method
 from learnreg.methods.evaluation import evaluate
 from learnreg.objective import Objective
+from learnreg.randomness import seeded
 from learnreg.similarity import MSE, lncc_loss
 from tests.conftest import blob_image, make_grid
 
@@ -47,3 +49,14 @@ def test_networks_train_there(name):
         loss = Objective(MSE())(*pair, network(*pair)).total
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_augmentation_there_moves_images_as_here():
+    image = blob_image(make_grid(shape=(32, 32, 32), dtype=torch.float32))
+    augmentation = RandomTransform(bend=1.0, bias=0.2)
+    with seeded("pair", 0):
+        here = augmentation(image)
+    with seeded("pair", 0):
+        there = augmentation(image.to("cuda")).to("cpu")
+    assert (here.labels != there.labels).float().mean() < 1e-3
+    assert not torch.equal(here.labels, image.labels)

@@ -62,15 +62,16 @@ class RandomTransform(nn.Module):
         """Change one image with intensities in [0, 1]; the draw is from torch's generator."""
         if torch.rand(()) >= self.probability:
             return image
-        ndim = image.ndim
+        ndim, device = image.ndim, image.data.device
         skew = torch.randn(ndim, ndim) * math.radians(self.degrees)
         sizes = torch.exp(self.scale * torch.randn(ndim))
         linear = torch.matrix_exp((skew - skew.T) / math.sqrt(2)) @ torch.diag(sizes)
-        change = Affine.about(linear[None], self.shift * torch.randn(1, ndim), image.grid.center)
+        moved = (self.shift * torch.randn(1, ndim)).to(device)
+        change = Affine.about(linear[None].to(device), moved, image.grid.center)
         bent = None
         if self.bend > 0:
             lattice = spline_lattice(image.grid, self.spacing)
-            bent = BSpline(self.bend * torch.randn(1, ndim, *lattice.shape), lattice)
+            bent = BSpline((self.bend * torch.randn(1, ndim, *lattice.shape)).to(device), lattice)
         return changed_intensities(
             warp(image, chain(bent, change), image.grid, padding=self.padding),
             generator=torch.default_generator,

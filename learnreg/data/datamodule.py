@@ -16,6 +16,8 @@ from learnreg.data.datasets import (
     ImagePair,
     OrderedPairs,
     PairDataset,
+    augmented,
+    collate,
     reversed_pairs,
     within_groups,
 )
@@ -25,6 +27,7 @@ from learnreg.data.splits import Choice, T, check_apart, chosen, fold_of, positi
 from learnreg.data.store import ImageStore
 from learnreg.data.streams import training_loader, validation_loader
 from learnreg.errors import InputError
+from learnreg.image import unstacked
 from learnreg.typing import PathLike
 
 
@@ -50,6 +53,8 @@ class RegistrationData(pl.LightningDataModule):
         batch_size: Pairs per step and device.
         validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
+        augment_on: Where it runs: ``"loader"``, in the processes that load; ``"device"``, where the network trains, on
+            the batch that has arrived there; ``"auto"`` is the device if that is a GPU. The draws are the same.
         num_workers: Processes that load; 0 loads in the main process.
         pairing: Of unpaired images: ``"all"``, or ``"within"`` the groups of the column ``group`` of a CSV.
         atlas: An image file that is the fixed image of every pair.
@@ -77,6 +82,7 @@ class RegistrationData(pl.LightningDataModule):
         batch_size: int = 1,
         validation_pairs: int | None = None,
         augmentation: Augmentation | None = None,
+        augment_on: Literal["auto", "loader", "device"] = "auto",
         num_workers: int = 0,
         pairing: Literal["all", "within"] = "all",
         atlas: PathLike | None = None,
@@ -103,6 +109,9 @@ class RegistrationData(pl.LightningDataModule):
         self.folds, self.fold = folds, fold
         self.batch_size = batch_size
         self.validation_pairs, self.augmentation = validation_pairs, augmentation
+        if augment_on not in ("auto", "loader", "device"):
+            raise InputError(f"data.augment_on is auto, loader or device, got {augment_on!r}.")
+        self.augment_on = augment_on
         self.num_workers = num_workers
         if pairing not in ("all", "within"):
             raise InputError(f"data.pairing is all or within, got {pairing!r}.")
@@ -209,10 +218,37 @@ class RegistrationData(pl.LightningDataModule):
         )
 
     def _training_pairs(self) -> Dataset[ImagePair]:
+        augmentation = None if self._augments_on_device else self.augmentation
         if not self._paired and self.atlas is None and self.pairing == "all":
-            return OrderedPairs(self.subjects("train"), self.load, augmentation=self.augmentation)
-        augmentation = None if self._paired or self.atlas else self.augmentation  # prescribed pairs are not changed
-        return PairDataset(self.pairs("train"), self.load, augmentation=augmentation)
+            return OrderedPairs(self.subjects("train"), self.load, augmentation=augmentation)
+        # Prescribed pairs are not changed.
+        return PairDataset(self.pairs("train"), self.load, augmentation=None if self._prescribed else augmentation)
+
+    @property
+    def _prescribed(self) -> bool:
+        return self._paired or self.atlas is not None
+
+    @property
+    def _augments_on_device(self) -> bool:
+        if self.augment_on == "auto":
+            return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
+        return self.augment_on == "device"
+
+    def on_after_batch_transfer(self, batch: ImagePair, dataloader_idx: int) -> ImagePair:
+        """Change a training batch on the device, each pair by what its index draws."""
+        if self.augmentation is None or self._prescribed or not (self._augments_on_device and self._trains):
+            return batch
+        sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        pairs = zip(*(unstacked(images) for images in batch), strict=True)
+        changed = []
+        for index, pair in zip(sampler.indices(sampler.batches_done), pairs, strict=True):
+            with sampler.dataset.drawing(index):
+                changed.append(augmented(pair, self.augmentation))
+        return collate(changed)
+
+    @property
+    def _trains(self) -> bool:
+        return self.trainer is not None and self.trainer.training
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
         pairs = PairDataset(self.pairs()[: self.validation_pairs], self.load)

@@ -67,9 +67,7 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
 
     def __getitem__(self, index: int) -> ImagePair:
         fixed, moving = (self.load(subject) for subject in self.pair(index))
-        if self.augmentation is not None:
-            fixed, moving = self.augmentation(fixed), self.augmentation(moving)
-        return fixed, moving
+        return (fixed, moving) if self.augmentation is None else augmented((fixed, moving), self.augmentation)
 
 
 class OrderedPairs(PairDataset[S]):
@@ -98,6 +96,12 @@ class OrderedPairs(PairDataset[S]):
     def pair(self, index: int) -> tuple[S, S]:
         first, second = divmod(index, len(self.subjects) - 1)
         return self.subjects[first], self.subjects[second + (second >= first)]
+
+
+def augmented(pair: ImagePair, augmentation: Augmentation) -> ImagePair:
+    """Change both images of a pair independently; the draws are from torch's generator."""
+    fixed, moving = pair
+    return augmentation(fixed), augmentation(moving)
 
 
 def within_groups(subjects: Sequence[Subject]) -> list[Pair]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from learnreg.data.datasets import ImagePair, collate
+from learnreg.errors import InputError
 from learnreg.randomness import derived_seed, seeded
 
 
@@ -70,6 +72,14 @@ class StreamSampler(DistributedSampler[Any]):
         self.num_samples = batches * batch_size
         self._begun = 0
 
+    @property
+    def batches_done(self) -> int:
+        """Number of batches that the trainer has processed; those of an earlier process count after a resume."""
+        if self.trainer is None:
+            raise InputError("A StreamSampler without a trainer does not know how many batches are done.")
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return int(progress.processed)
+
     def indices(self, batch: int) -> list[int]:
         """Return the indices of this process in a batch, counted from the first batch of the training."""
         first = batch * self.batch_size
@@ -79,8 +89,7 @@ class StreamSampler(DistributedSampler[Any]):
         if self.trainer is None:
             done, self._begun = self._begun, self._begun + self.num_samples
         else:
-            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-            done = progress.processed * self.batch_size
+            done = self.batches_done * self.batch_size
         for sample in range(done, done + self.num_samples):
             yield sample * self.num_replicas + self.rank
 
@@ -115,8 +124,12 @@ class Stream(Dataset[ImagePair]):
         return " < ".join(str(getattr(subject, "image", "an image")) for subject in pair(self.place(index)))
 
     def __getitem__(self, index: int) -> ImagePair:
-        with seeded("pair", self.seed, index):
+        with self.drawing(index):
             return self.pairs[self.place(index)]
+
+    def drawing(self, index: int) -> AbstractContextManager[None]:
+        """Seed what is drawn for an index."""
+        return seeded("pair", self.seed, index)
 
 
 def training_loader(

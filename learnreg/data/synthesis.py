@@ -9,6 +9,7 @@ from torch import Tensor
 
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.randomness import standard_normal
 from learnreg.separable import apply_separable, gaussian_matrix
 from learnreg.transforms import Velocity
 
@@ -72,10 +73,10 @@ def changed_intensities(
     exponent = math.exp(gamma * float(torch.randn((), generator=generator)))
     data = image.data.clamp(0, 1) ** exponent
     if bias > 0:
-        drawn = _smoothed(torch.randn(data.shape, generator=generator), image.grid, smoothness)
+        drawn = _smoothed(standard_normal(data, generator), image.grid, smoothness)
         data = data * torch.exp(bias * drawn / drawn.abs().amax().clamp(min=1e-12))
     if noise > 0:
-        data = data + noise * torch.randn(data.shape, generator=generator)
+        data = data + noise * standard_normal(data, generator)
     return image.with_data(data.clamp(0, 1))
 
 
