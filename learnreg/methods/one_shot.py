@@ -12,6 +12,7 @@ from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.networks.checkpoint import Checkpoint
+from learnreg.numerics import SmallConvolutions
 from learnreg.optimization import IterativeStage, LevelHistory
 from learnreg.transforms import Transform, align_centers, chain
 from learnreg.typing import StepCallback
@@ -83,7 +84,7 @@ class OneShotMethod(Method):
         check_pair(fixed, moving, initial)
         began = time.perf_counter()
         pair = self.prepare(fixed, moving, initial)
-        with torch.no_grad():
+        with torch.no_grad(), SmallConvolutions():
             answer = self.network.predict(pair.fixed, pair.moving, weight=self.weight).transform
         history: tuple[LevelHistory, ...] = ()
         if self.refine:

@@ -22,7 +22,7 @@ from learnreg.metrics import score
 from learnreg.networks import as_network
 from learnreg.networks.base import Network, Prediction, Task
 from learnreg.networks.checkpoint import KEY
-from learnreg.numerics import FullPrecisionOfSmall
+from learnreg.numerics import SmallConvolutions
 from learnreg.objective import Objective
 from learnreg.randomness import seed_generators
 from learnreg.supervision import Supervision
@@ -96,7 +96,7 @@ class RegistrationModule(pl.LightningModule):
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
         """Predict the transform of a pair, see :meth:`learnreg.networks.Network.predict`."""
-        with FullPrecisionOfSmall():
+        with SmallConvolutions():
             return self.network.predict(fixed, moving, weight=weight)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -146,7 +146,7 @@ class RegistrationModule(pl.LightningModule):
 
     def task(self, batch: Batch) -> Task:
         """Return the pair and the objective to train on, see :meth:`learnreg.networks.Network.task`."""
-        with FullPrecisionOfSmall():  # a conditional template runs a decoder here
+        with SmallConvolutions():  # a conditional template runs a decoder here
             return self.network.task(*batch, self.objective)
 
     def compared(self, image: Image) -> Image:

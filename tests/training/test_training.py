@@ -155,7 +155,7 @@ class TestTraining:
         assert again.global_step == 2 * first.global_step
 
     def test_gradients_in_half_precision_do_not_depend_on_what_memory_held(self):
-        """The deepest features have 2 voxels an axis, see :class:`learnreg.numerics.FullPrecisionOfSmall`."""
+        """The deepest features have 2 voxels an axis, see :class:`learnreg.numerics.SmallConvolutions`."""
         module, (fixed, moving) = make(), next(iter(loader()))
         module.network = Pyramid(3, (16, 16, 16), steps=4)
         weights, gradients = list(module.network.parameters()), []
