@@ -29,6 +29,7 @@ from learnreg.apps.engines import submit
 from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder
 from learnreg.apps.register import measure, set_device
+from learnreg.data.files import content_of, stamp_of
 from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
@@ -41,6 +42,7 @@ from learnreg.transforms.itk import read_transform
 
 FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
 FAILED = "failed"
+HIDDEN = ("fingerprint", "stamp", "content")  # of metrics.json, not columns of a table
 COLUMNS = ("pair", "status", "reason", "fixed", "moving", "seconds", "folding_percent", "sd_log_jacobian")
 
 Row = dict[str, Any]
@@ -61,6 +63,11 @@ class Job:
     fixed: Subject
     moving: Subject
     initial: Path | None = None
+
+    @property
+    def files(self) -> list[Path | None]:
+        """All files that are read for the pair."""
+        return [*self.fixed.files, *self.moving.files, self.initial]
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,10 @@ class Settings:
         name = self.checkpoint or self.method
         return hashlib.sha256(Path(name).read_bytes() if Path(name).is_file() else name.encode()).hexdigest()
 
-    def fingerprint(self, job: Job) -> str:
-        """Return a hash of what the result of a pair depends on."""
-        known = repr((self.source, self.refine, self.weight, self.save, job))
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what the results depend on besides the files of the pairs."""
+        known = repr((self.source, self.refine, self.weight, self.save))
         return hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
 
 
@@ -210,12 +218,28 @@ def to_do(jobs: Sequence[Job], settings: Settings, *, retry: bool = False) -> li
         row = _read_row(job, settings.output)
         if row is None or (row["status"] == "failed" and retry):
             left.append(job)
-        elif row["status"] == "done" and row["fingerprint"] != settings.fingerprint(job):
-            raise InputError(
-                f"{settings.output / job.name} was made with other options or from other files; give another folder "
-                "(-o), or remove it."
-            )
+        elif row["status"] == "done":
+            _check_same(row, job, settings)
     return left
+
+
+def _check_same(row: Row, job: Job, settings: Settings) -> None:
+    """Check that a result is that of the given options and of files with the same content."""
+    changed = ""
+    if row.get("fingerprint") != settings.fingerprint:
+        changed = "with other options"
+    elif row.get("stamp") != _stamp(job) and row.get("content") != _content(job):
+        changed = "from files with another content"
+    if changed:
+        raise InputError(f"{settings.output / job.name} was made {changed}; give another folder (-o), or remove it.")
+
+
+def _stamp(job: Job) -> str:
+    return f"{stamp_of(job.files)} {job.fixed.time} {job.moving.time}"
+
+
+def _content(job: Job) -> str:
+    return f"{content_of(job.files)} {job.fixed.time} {job.moving.time}"
 
 
 def _in_this_process(jobs: Sequence[Job], settings: Settings, method: Method) -> Iterator[Row]:
@@ -307,7 +331,8 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
             figure = registration_figure(result.fixed, result.moving, result.sampled, title=job.name)
             save_figure(figure, part / FILES["figure"])
         row: Row = {"pair": job.name, "status": "done", "fixed": str(job.fixed.image), "moving": str(job.moving.image)}
-        row |= {"fingerprint": settings.fingerprint(job), "learnreg": __version__}
+        row |= {"fingerprint": settings.fingerprint, "stamp": _stamp(job), "content": _content(job)}
+        row |= {"learnreg": __version__}
         row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method}
         row |= measure(result) if "metrics" in settings.save else {"seconds": round(result.seconds, 3)}
         (part / FILES["metrics"]).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
@@ -377,7 +402,7 @@ def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:
 
 def _flat(row: Row) -> Row:
     """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``."""
-    flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key != "fingerprint"}
+    flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
     for side in ("before", "after"):
         measures = row.get(side, {})
         flat |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}

@@ -33,6 +33,25 @@ def content_of(files: Iterable[Path | None]) -> str:
     return digest.hexdigest()
 
 
+def stamp_of(files: Iterable[Path | None]) -> str:
+    """Return a hash of the sizes and dates of files: one that differs tells that their content may have changed.
+
+    Args:
+        files: See :func:`content_of`.
+
+    Raises:
+        InputError: A file does not exist.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            known = [] if file is None else [(s.st_size, s.st_mtime_ns) for s in map(Path.stat, parts_of(file))]
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error.strerror or error}.") from error
+        digest.update(repr(known).encode())
+    return digest.hexdigest()
+
+
 def parts_of(file: Path) -> list[Path]:
     """Return the files that hold an image: those of a DICOM folder, or a header and its file of values."""
     try:

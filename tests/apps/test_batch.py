@@ -115,7 +115,23 @@ def test_other_options_in_a_used_folder_are_refused(tmp_path, capsys):
     table = make_pairs(tmp_path, 1)
     assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 0
     assert batch(table, "-o", tmp_path / "out", "--method", "affine") == 2
-    assert "was made with other options or from other files" in capsys.readouterr().err
+    assert "p0 was made with other options; give another folder" in capsys.readouterr().err
+
+
+def test_a_changed_file_is_never_taken_as_done(tmp_path, capsys):
+    table = make_pairs(tmp_path / "one", 2)
+    out, first = tmp_path / "out", tmp_path / "one" / "images" / "s0.nii.gz"
+    assert batch(table, "-o", out, "--method", "rigid") == 0
+    before = (out / "p0" / "metrics.json").read_text()
+    os.utime(first, (1e9, 1e9))  # copied: another date, the same content
+    assert batch(table, "-o", out, "--method", "rigid") == 0
+    (tmp_path / "one").rename(tmp_path / "two")
+    table = tmp_path / "two" / "pairs.csv"
+    assert batch(table, "-o", out, "--method", "rigid") == 0
+    assert (out / "p0" / "metrics.json").read_text() == before
+    write_image(blob_image(GRID, (1.0, 2.0, 0.0)).data[0], GRID, tmp_path / "two" / "images" / "s0.nii.gz")
+    assert batch(table, "-o", out, "--method", "rigid") == 2
+    assert "p0 was made from files with another content; give another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
