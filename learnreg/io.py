@@ -24,6 +24,7 @@ from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 
 NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
+PART = ".part-"  # prefix of files and folders that are not complete
 SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
 
@@ -402,7 +403,7 @@ def together(folder: PathLike) -> Iterator[Path]:
     part: Path | None = None
     try:
         target.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".part-", dir=target))
+        part = Path(tempfile.mkdtemp(prefix=PART, dir=target))
         yield part
         for file in sorted(file for file in part.rglob("*") if file.is_file()):
             place_for = target / file.relative_to(part)
@@ -464,6 +465,8 @@ def check_pixels(path: PathLike, pixel: int, ndim: int) -> None:
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
 
+    The content is on the disk before the name is, so a power failure leaves the file whole or absent.
+
     Raises:
         InputError: The file cannot be written: the folder is missing or protected, or the disk is full.
     """
@@ -472,10 +475,12 @@ def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     part: Path | None = None
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=suffix, prefix=".part-", dir=file.parent)
+        handle, name = tempfile.mkstemp(suffix=suffix, prefix=PART, dir=file.parent)
         os.close(handle)
         part = Path(name)
         write(name)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
         part.chmod(0o644)
         part.replace(file)
     except OSError as error:

@@ -35,7 +35,7 @@ from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
 from learnreg.io import distinct_names, write_atomically, write_image
 from learnreg.methods import Registration, register
-from learnreg.methods.api import choose_method
+from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.base import Method
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.transforms.itk import read_transform
@@ -75,7 +75,7 @@ class Settings:
     """What is equal for all pairs; see the options of ``learnreg batch``."""
 
     output: Path
-    method: str = "deformable"
+    method: str | None = None
     checkpoint: str | None = None
     refine: int = 0
     weight: float | None = None
@@ -97,7 +97,7 @@ class Settings:
     @cached_property
     def source(self) -> str:
         """Hash of the file of the method or model, or of its name."""
-        name = self.checkpoint or self.method
+        name = self.checkpoint or self.method or DEFAULT
         return hashlib.sha256(Path(name).read_bytes() if Path(name).is_file() else name.encode()).hexdigest()
 
     @cached_property
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
     """Register the pairs of a shard that are not done; exit with status 1 if some failed."""
     settings = Settings(
         Path(options.output),
-        options.method or "deformable",
+        options.method,
         options.checkpoint,
         options.refine,
         options.weight,
@@ -119,8 +119,6 @@ def run(options: argparse.Namespace) -> None:
         tuple(options.trust),
         options.device,
     )
-    if options.checkpoint is not None and options.method is not None:
-        raise InputError("Give --method or --checkpoint, not both.")
     check_folder(settings.output)
     set_device(options)
     jobs = read_jobs(options.pairs)
@@ -333,7 +331,7 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
         row: Row = {"pair": job.name, "status": "done", "fixed": str(job.fixed.image), "moving": str(job.moving.image)}
         row |= {"fingerprint": settings.fingerprint, "stamp": _stamp(job), "content": _content(job)}
         row |= {"learnreg": __version__}
-        row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method}
+        row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method or DEFAULT}
         row |= measure(result) if "metrics" in settings.save else {"seconds": round(result.seconds, 3)}
         (part / FILES["metrics"]).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         with suppress(OSError):  # another process has finished the same pair

@@ -22,7 +22,7 @@ from learnreg.data.preprocessing import ModelSpace
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.io import distinct_names, together
-from learnreg.methods.api import choose_method
+from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.base import Method
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
 
@@ -72,7 +72,7 @@ def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
             methods[f"{name} + refine {options.refine}"] = choose_method(
                 checkpoint=checkpoint, refine=options.refine, trust=options.trust, device=options.device
             )
-    return methods or {"deformable": choose_method("deformable")}
+    return methods or {DEFAULT: choose_method()}
 
 
 def method_names(methods: Sequence[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from learnreg.io import read_image, together, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
+from learnreg.methods.api import DEFAULT
 from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
         result = register(
             fixed,
             moving,
-            options.method or "deformable",
+            options.method,
             checkpoint=options.checkpoint,
             refine=options.refine,
             weight=options.weight,
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         )
     metrics: dict[str, Any] = {"fixed": str(options.fixed), "moving": str(options.moving)}
     metrics |= (
-        {"method": options.method or "deformable"}
+        {"method": options.method or DEFAULT}
         if options.checkpoint is None
         else {
             "checkpoint": str(options.checkpoint),
@@ -78,8 +79,6 @@ def run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace, output: Path) -> None:
     """Check what can be checked before the computation."""
-    if options.checkpoint is not None and options.method is not None:
-        raise InputError("Give --method or --checkpoint, not both.")
     if options.refine and options.checkpoint is None:
         raise InputError("--refine improves the answer of a network; give --checkpoint too.")
     if options.weight is not None and options.checkpoint is None:

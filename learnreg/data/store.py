@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import time
-import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -33,10 +32,11 @@ from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.io import PART, write_atomically
 from learnreg.typing import PathLike
 
 ROLES = "data", "affine", "mask", "labels", "landmarks"
-SUFFIX, PART = ".safetensors", ".part"
+SUFFIX = ".safetensors"
 ABANDONED = 3600.0  # seconds; a temporary file this old belongs to a process that was killed
 GIGABYTE = 1e9
 # An image that is stored depends on these files; a change of any of them makes all stored images stale.
@@ -135,11 +135,12 @@ class ImageStore:
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):  # removed by another process
                 status = entry.stat()
-                if entry.name.endswith(SUFFIX):
+                if entry.name.startswith(PART):
+                    if now - status.st_mtime > ABANDONED:
+                        Path(entry.path).unlink(missing_ok=True)
+                elif entry.name.endswith(SUFFIX):
                     stored.append((status.st_mtime, status.st_size, Path(entry.path)))
                     total += status.st_size
-                elif entry.name.endswith(PART) and now - status.st_mtime > ABANDONED:
-                    Path(entry.path).unlink(missing_ok=True)
         own = set(self._files.values())
         for _, size, file in sorted(stored)[:-1]:  # the newest stays: it is needed now
             if total <= self.size * GIGABYTE:
@@ -208,23 +209,14 @@ def _opened(file: Path) -> dict[str, Tensor] | None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Write a file that appears only when it is complete and on the disk."""
-    part = file.with_name(f"{uuid.uuid4().hex}{PART}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        part.replace(file)
-    except OSError as error:
+        write_atomically(file, lambda part: Path(part).write_bytes(content))
+    except InputError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
         raise InputError(
-            f"The folder of data.cache cannot be written: {file.parent}: {error.strerror or error}. Make room, set "
-            "data.cache to another folder or to null, or lower data.cache_size."
+            f"The folder of data.cache cannot be written: {file.parent}: {reason}. Make room, set data.cache to "
+            "another folder or to null, or lower data.cache_size."
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _recipe(space: ModelSpace) -> str:

@@ -22,13 +22,14 @@ from learnreg.transforms import Affine, Transform
 from learnreg.transforms.in_plane import Plane, flattened, is_slice, lifted
 from learnreg.typing import PathLike, StepCallback
 
+DEFAULT = "deformable"
 ImageLike: TypeAlias = Image | sitk.Image | PathLike
 
 
 def register(  # noqa: PLR0913 - the options of a registration
     fixed: ImageLike,
     moving: ImageLike,
-    method: str | Method = "deformable",
+    method: str | Method | None = None,
     *,
     checkpoint: PathLike | None = None,
     refine: int = 0,
@@ -45,8 +46,9 @@ def register(  # noqa: PLR0913 - the options of a registration
     Args:
         fixed: The reference: a path, a SimpleITK image, or a :class:`learnreg.Image`.
         moving: The image to align: a path, a SimpleITK image, or a :class:`learnreg.Image`.
-        method: Name of a preset of ``conf/method``, a YAML file, or a :class:`Method`, which is moved to ``device``.
-        checkpoint: Trained network to use instead of ``method``, see :func:`learnreg.load_checkpoint`.
+        method: Name of a preset of ``conf/method``, a YAML file, or a :class:`Method`, which is moved to ``device``;
+            ``None`` is ``"deformable"``.
+        checkpoint: Trained network to use in place of a method, see :func:`learnreg.load_checkpoint`.
         refine: Number of iterations that refine the transform of the ``checkpoint``.
         weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
             its default.
@@ -114,7 +116,7 @@ def _register(
 
 
 def choose_method(
-    method: str | Method = "deformable",
+    method: str | Method | None = None,
     *,
     checkpoint: PathLike | None = None,
     refine: int = 0,
@@ -123,7 +125,10 @@ def choose_method(
     device: str = "cpu",
 ) -> Method:
     """Return the method that :func:`register` uses for these arguments."""
+    if checkpoint is not None and method is not None:
+        raise InputError("Give a method or a checkpoint, not both: a checkpoint holds a network, which is the method.")
     if checkpoint is None:
+        method = DEFAULT if method is None else method
         if refine:
             raise InputError(
                 f"refine={refine} refines the transform of a network; give a checkpoint too, or use refine=0."

@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from learnreg.errors import InputError
-from learnreg.io import write_atomically
+from learnreg.io import PART, write_atomically
 from learnreg.typing import PathLike
 
 TERMINATED = 128 + signal.SIGTERM
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: PathLike, storage_options: Any | None = None) -> None:
         file = Path(path)
-        for part in file.parent.glob(f".part-*{file.suffix}"):  # of a process that was killed
+        for part in file.parent.glob(f"{PART}*{file.suffix}"):  # of a process that was killed
             part.unlink(missing_ok=True)
         write_atomically(file, lambda name: torch.save(checkpoint, name))
 

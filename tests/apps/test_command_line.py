@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
         ((fixed, moving, "--checkpoint", text), "read safely"),
         ((fixed, moving, "--checkpoint", files / "old.ckpt"), "checkpoint format 0"),
         ((fixed, moving, "--refine", "3"), "--checkpoint too"),
-        ((fixed, moving, "--method", "fast", "--checkpoint", text), "not both"),
+        ((fixed, moving, "--method", "fast", "--checkpoint", text), "not both: a checkpoint holds a network"),
         ((fixed, moving, "--device", "quantum"), "unknown"),
         ((fixed, moving, "--threads", "0"), "at least 1"),
     ]

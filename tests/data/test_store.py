@@ -184,8 +184,8 @@ def test_the_folder_is_bounded(folder, tmp_path):
     ImageStore(SPACE, cache)(subjects[0])
     (first,) = stored(cache)
     (cache / "other.txt").write_text("not ours")
-    (cache / "abandoned.part").write_text("of a process that was killed")
-    os.utime(cache / "abandoned.part", (0, 0))
+    (cache / ".part-abandoned.safetensors").write_text("of a process that was killed")
+    os.utime(cache / ".part-abandoned.safetensors", (0, 0))
     os.utime(first, (1, 1))
     size = 2.5 * first.stat().st_size / 1e9
     for subject in subjects[1:]:
