@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -129,8 +133,7 @@ def train(folder, trained, data, processes, steps, callbacks, **kwargs):
         enable_progress_bar=False,
         enable_model_summary=False,
         devices=processes,
-        strategy="ddp" if processes > 1 else "auto",
-        **arguments,
+        **({"strategy": "ddp" if processes > 1 else "auto"} | arguments),
     ).fit(trained, datamodule=data)
 
 
@@ -154,6 +157,30 @@ def test_two_processes_train_as_one_with_twice_the_batch(network, tmp_path):
     rate = 1e-3 if network == "keypoints" else 0.05  # its first steps are so large that they amplify rounding
     optimizer = partial(torch.optim.SGD, lr=rate)
     check_equal(tmp_path, lambda: module(network, "labels" if "segmenting" in network else None, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("agents", [1, 2])
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_with_twice_the_batch(agents, tmp_path):
+    """One agent with two processes, and two agents with one each, as on two nodes."""
+    (one, validations), *_ = fit(tmp_path / "one", module(), Blobs(2))
+    (tmp_path / "two").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    launch = ["--nnodes", str(agents), "--nproc-per-node", str(2 // agents), "--rdzv-backend", "c10d"]
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, "--rdzv-endpoint", meeting]
+    command += ["-m", "tests.training.rank", str(tmp_path / "two"), str(2 // agents), str(agents)]
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    running = [subprocess.Popen(command, env=here, stderr=subprocess.PIPE, text=True) for _ in range(agents)]
+    errors = [agent.communicate(timeout=300)[1] for agent in running]
+    assert [agent.returncode for agent in running] == [0] * agents, errors[0][-3000:]
+    first, second = (torch.load(tmp_path / "two" / f"rank{rank}.pt") for rank in range(2))
+    assert first[1] == second[1]
+    assert first[1][-1]["val/loss"] == pytest.approx(validations[-1]["val/loss"], rel=1e-4)
+    for key, value in first[0].items():
+        assert torch.equal(value, second[0][key]), key
+        torch.testing.assert_close(value, one[key], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("supervision", SUPERVISIONS)
