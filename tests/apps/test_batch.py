@@ -227,6 +227,35 @@ def test_engines_run_all_shards(engine, settings, tmp_path):
     assert [row["status"] for row in rows.values()] == ["done"] * 4 + ["failed"]
 
 
+@pytest.mark.slow
+def test_a_node_of_ray_is_killed_and_each_pair_is_done_once(tmp_path):
+    """Two local nodes; a shard that is lost with its node starts again on the other one, and skips what it had done."""
+    pytest.importorskip("ray")
+    count, out = 40, tmp_path / "out"
+    table = make_pairs(tmp_path, count)
+    text = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "tests.apps.ray_nodes"], **text) as nodes:
+        address = next(line.strip() for line in nodes.stdout if line.strip().count(":") == 1)
+        command = [sys.executable, "-m", "learnreg.apps.main", "batch", str(table), "-o", str(out), "--method", "rigid"]
+        command += ["--on", "ray", "--shards", "4", "--engine", f"address={address}", "--quiet"]
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(list(out.glob("*/metrics.json"))) < 6:
+            assert running.poll() is None
+            time.sleep(0.2)
+        print(file=nodes.stdin, flush=True)
+        assert "killed" in next(nodes.stdout)
+        before = {file: file.stat().st_mtime_ns for file in out.glob("*/metrics.json")}
+        status = running.wait(300)
+        print(file=nodes.stdin, flush=True)
+    assert status == 0
+    rows = rows_of(out / "results.csv")
+    assert sorted(rows) == sorted(f"p{k}" for k in range(count))
+    assert {row["status"] for row in rows.values()} == {"done"}
+    assert len(before) < count
+    assert all(file.stat().st_mtime_ns == when for file, when in before.items())
+    assert not list(out.glob(".part-*"))
+
+
 def test_parameters_of_an_engine_are_pairs(tmp_path, capsys):
     table = make_pairs(tmp_path, 1)
     assert batch(table, "-o", tmp_path / "out", "--on", "slurm", "--engine", "fast") == 2
