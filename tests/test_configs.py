@@ -44,6 +44,13 @@ def names(group):
 
 
 EXPERIMENTS = names("experiment")
+PUBLIC = (
+    "abdomen_mrct",
+    "ixi",
+    "lumir",
+    "nlst",
+    "oasis",
+)  # trained in test_prepare.py, from stand-ins of their archives
 SMALLER = {"brain": ["data.space.shape=[32,32,32]"]}
 
 
@@ -199,7 +206,7 @@ def test_every_consistency_is_a_module(name):
     assert instantiate(composed("consistency", f"consistency={name}")).weight > 0
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in PUBLIC])
 @pytest.mark.slow
 def test_every_experiment_runs_for_a_step(name, tmp_path, small_data):
     done = run(
