@@ -224,6 +224,7 @@ def run(config: dict[str, Any]) -> float | None:
     from learnreg.apps.train_report import report
     from learnreg.apps.wiring import (
         begin_with,
+        build_callbacks,
         build_loggers,
         build_module,
         check_data,
@@ -249,7 +250,7 @@ def run(config: dict[str, Any]) -> float | None:
         begin_with(module, config["start"], trust)
     trainer = instantiate(
         config["trainer"],
-        callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],
+        callbacks=build_callbacks(config),
         logger=build_loggers(config),
         _convert_="all",
     )

@@ -13,8 +13,8 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.configs.build import build
@@ -45,6 +45,12 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
     if best.best_model_score is None or (score > best.best_model_score.cpu()) == (best.mode == "max"):
         best.best_model_score = score
         trainer.save_checkpoint(Path(best.dirpath) / f"{best.filename}.ckpt")
+
+
+def build_callbacks(config: dict[str, Any]) -> list[Callback]:
+    """Build the callbacks of a training; at its end, the others see the weights of those that average."""
+    made: list[Callback] = [instantiate(entry, _convert_="all") for entry in config["callbacks"].values() if entry]
+    return sorted(made, key=lambda callback: not isinstance(callback, WeightAveraging))
 
 
 def build_loggers(config: dict[str, Any]) -> list[Logger]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.callbacks import Timer, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -248,6 +248,22 @@ class RegistrationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.recipe
+        # Averaged weights are saved with the state of now, such as the number of levels that take part.
+        now = checkpoint.get("current_model_state", {})
+        checkpoint["state_dict"] |= {key: value for key, value in now.items() if key.endswith("_extra_state")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that averaged weights go on being averaged.
+
+        Raises:
+            InputError: The checkpoint holds weights and their average, and this training does not average.
+        """
+        averages = self._trainer and any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and not averages:
+            raise InputError(
+                "This checkpoint holds averaged weights; resume it with +callbacks/average=ema, or begin a new "
+                "training with the average: start=..."
+            )
 
 
 def rolled(images: Image, by: int) -> Image:

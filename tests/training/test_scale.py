@@ -220,21 +220,23 @@ class _StopAt(pl.Callback):
             os._exit(0)
 
 
-def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
+def resumable(folder, minutes=1e-6, *, steps=30, stop=None, extra=(), changes=None, **kwargs):
     """A training with validations after 7, 14, ... steps, whose state is kept in a folder."""
     callbacks = [
         ModelCheckpoint(
             folder, filename="best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
         ),
         LastCheckpoint(folder, minutes=minutes),
+        *(make() for make in extra),
     ]
     last = folder / "last.ckpt"
-    trained = module(optimizer=partial(torch.optim.AdamW, lr=1e-2), network="conditioned")
+    settings = {"optimizer": partial(torch.optim.AdamW, lr=1e-2), "network": "conditioned"} | (changes or {})
+    trained = module(**settings)
+    kwargs = {"log_every_n_steps": 3} | kwargs
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
         limit_train_batches=7,
-        log_every_n_steps=3,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *([] if stop is None else [_StopAt(stop)])],
         logger=MetricsTable(folder),
@@ -244,7 +246,7 @@ def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
         **kwargs,
     )
     trainer.fit(trained, datamodule=Blobs(2), ckpt_path=last if last.exists() else None, weights_only=True)
-    state = {"weights": trained.state_dict(), "best": callbacks[0].best_model_score}
+    state = {"weights": trained.state_dict(), "best": callbacks[0].best_model_score, "steps": trainer.global_step}
     torch.save(state, folder / "result.pt")
 
 
@@ -275,34 +277,39 @@ def in_a_process(action):
     assert status_of(begun(action)) == 0
 
 
-def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
+def check_kills(tmp_path, make, *, kills=6):
+    """A training that is killed many times ends with the weights and the table of one that is not."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
     before = time.monotonic()
-    in_a_process(partial(resumable, whole))
+    in_a_process(partial(make, whole))
     duration = time.monotonic() - before
     generator = torch.Generator().manual_seed(0)
-    kills = 0
-    while kills < int(os.environ.get("LEARNREG_KILLS", "6")):
+    done = 0
+    while done < kills:
         share = 0.2 + 0.5 * float(torch.rand((), generator=generator))
-        child = begun(partial(resumable, killed))
+        child = begun(partial(make, killed))
         time.sleep(share * duration)
         os.kill(child, signal.SIGKILL)
         if status_of(child) == 0:
             for file in killed.iterdir():  # it ended before it was killed: begin anew
                 file.unlink()
             continue
-        kills += 1
+        done += 1
         if (killed / "last.ckpt").exists():
             torch.load(killed / "last.ckpt", weights_only=True)
-    in_a_process(partial(resumable, killed))
+    in_a_process(partial(make, killed))
     one, other = (torch.load(folder / "result.pt", weights_only=True) for folder in (whole, killed))
     for key, value in one["weights"].items():
         assert torch.equal(value, other["weights"][key]), key
-    assert one["best"] == other["best"]
+    assert (one["best"], one["steps"]) == (other["best"], other["steps"])
     assert (killed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert not list(killed.glob(".part-*"))
+
+
+def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
+    check_kills(tmp_path, resumable, kills=int(os.environ.get("LEARNREG_KILLS", "6")))
 
 
 def test_a_divergence_names_the_term_and_the_pair(tmp_path):
