@@ -123,6 +123,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
         features=instantiate(config["features"], _convert_="all") if config["features"] else None,
         symmetric=config["symmetric"],
         warmup=config["warmup"],
+        schedule=instantiate(config["schedule"], _convert_="all"),
         recipe=stored,
         seed=config["seed"],
     )

@@ -18,6 +18,7 @@ class TrainConfig:
             accepts.
         objective: What training, the classical method and the refinement minimize.
         optimizer: Of the weights.
+        schedule: The learning rate over the training, after the warm-up.
         trainer: Arguments of ``pytorch_lightning.Trainer``.
         callbacks: Lightning callbacks by name.
         logger: Lightning loggers by name.
@@ -41,6 +42,7 @@ class TrainConfig:
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)

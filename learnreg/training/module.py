@@ -27,6 +27,7 @@ from learnreg.objective import Objective
 from learnreg.randomness import seed_generators
 from learnreg.supervision import Supervision
 from learnreg.terms import Weighted
+from learnreg.training.schedules import Cosine, Schedule
 from learnreg.training.scores import CaseScores
 from learnreg.transforms import Transform, chain
 
@@ -46,8 +47,9 @@ class RegistrationModule(pl.LightningModule):
             the images themselves.
         symmetric: If ``True``, also evaluate the objective of the inverse transform for the exchanged pair, and use the
             mean of both.
-        warmup: Share of the training in which the learning rate rises. After it, the rate falls by a cosine to 0 at the
-            end of the training: ``max_steps``, ``max_epochs`` or ``max_time``, whichever comes first.
+        warmup: Share of the training in which the learning rate rises.
+        schedule: Factor of the learning rate over the rest of the training, which ends by ``max_steps``,
+            ``max_epochs`` or ``max_time``, whichever comes first. ``None`` is :class:`learnreg.training.Cosine`.
         recipe: Configuration to store in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
         seed: Of what a training step draws, such as the weight of a conditioned network or dropout. The draws depend on
             the seed and the step, so a resumed training repeats them.
@@ -72,6 +74,7 @@ class RegistrationModule(pl.LightningModule):
         features: nn.Module | None = None,
         symmetric: bool = False,
         warmup: float = 0.02,
+        schedule: Schedule | None = None,
         recipe: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -79,7 +82,9 @@ class RegistrationModule(pl.LightningModule):
         self.network, self.objective = as_network(network), objective
         self.make_optimizer = optimizer
         self.consistency, self.features = consistency, features
-        self.symmetric, self.warmup = symmetric, warmup
+        if not 0 <= warmup < 1:
+            raise InputError(f"warmup is a share of the training, at least 0 and below 1, got {warmup}.")
+        self.symmetric, self.warmup, self.schedule = symmetric, warmup, schedule or Cosine()
         self.recipe, self.seed = dict(recipe or {}), int(seed)
         self.scores = CaseScores()
         self._time_share = 0.0
@@ -218,11 +223,11 @@ class RegistrationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self) -> float:
-        """Return the factor of the learning rate: a linear warm-up, then half a cosine to 0."""
+        """Return the factor of the learning rate: a linear warm-up, then the schedule."""
         progress = self.progress()
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
+        return self.schedule(min(1.0, (progress - self.warmup) / (1 - self.warmup)))
 
     def progress(self) -> float:
         """Return the share of the training that is done, from 0 to 1.

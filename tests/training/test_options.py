@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 
 from learnreg.errors import InputError
-from learnreg.training import LastCheckpoint
+from learnreg.training import Constant, Cosine, LastCheckpoint, Polynomial, Steps
 from tests.training.test_scale import (
     Blobs,
     check_kills,
@@ -101,3 +101,68 @@ class TestStop:
         after = torch.load(tmp_path / "result.pt", weights_only=True)
         assert (before["steps"], after["steps"]) == (21, 21)
         assert all(torch.equal(value, after["weights"][key]) for key, value in before["weights"].items())
+
+
+class Rates(pl.Callback):
+    """The learning rate of each step."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+SCHEDULES = {
+    "cosine": (lambda: Cosine(0.1), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20, 0.005)),
+    "polynomial": (lambda: Polynomial(0.9), lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 20, 0.9)),
+    "constant": (Constant, lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0, 1)),
+    "step": (lambda: Steps([0.5, 0.75], 0.3), lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [10, 15], 0.3)),
+}
+
+
+class TestSchedule:
+    @pytest.mark.parametrize("name", SCHEDULES)
+    def test_the_rates_are_those_of_pytorch(self, name, tmp_path):
+        ours, theirs = SCHEDULES[name]
+        rates = Rates()
+        fit(tmp_path, module(schedule=ours(), warmup=0), Blobs(1), callbacks=[rates])
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.05)
+        reference, wanted = theirs(optimizer), []
+        for _ in range(20):
+            wanted.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            reference.step()
+        assert rates.found == pytest.approx(wanted, rel=1e-6)
+
+    def test_a_rate_that_rises_first(self, tmp_path):
+        rates = Rates()
+        fit(tmp_path, module(schedule=Constant(), warmup=0.25), Blobs(1), callbacks=[rates])
+        assert rates.found == pytest.approx([0.05 * max(min(k / 5, 1), 1e-3) for k in range(20)])
+
+    def test_time_decides(self, tmp_path):
+        """Without a number of steps, a step of the rate comes at half of the time."""
+        rates = Rates()
+        trained = module(schedule=Steps([0.5], 0.1), warmup=0)
+        fit(tmp_path, trained, Blobs(1), steps=-1, max_time={"seconds": 2}, callbacks=[rates], max_epochs=-1)
+        share = sum(rate == 0.05 for rate in rates.found) / len(rates.found)
+        assert sorted(set(rates.found)) == pytest.approx([0.005, 0.05])
+        assert 0.2 < share < 0.8
+
+    @pytest.mark.parametrize("name", ["polynomial", "step"])
+    def test_it_goes_on_after_kills(self, name, tmp_path):
+        changes = {"schedule": SCHEDULES[name][0]()}
+        check_kills(tmp_path, partial(resumable, changes=changes), kills=2)
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda: Cosine(2.0), "Cosine.end is a factor"),
+            (lambda: Polynomial(0.0), "Polynomial.power must be positive"),
+            (lambda: Steps([0.7, 0.5]), "rising from 0 to 1"),
+            (lambda: module(warmup=1.0), "warmup is a share"),
+        ],
+    )
+    def test_bad_values_are_told(self, make, message):
+        with pytest.raises(InputError, match=message):
+            make()
