@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -61,3 +62,8 @@ class FullPrecisionOfSmall(TorchFunctionMode):
         if small and values.device.type == "cpu":
             return full_precision(func)(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def small_in_full_precision() -> AbstractContextManager[Any]:
+    """Return :class:`FullPrecisionOfSmall` where it changes something: under autocast on a CPU."""
+    return FullPrecisionOfSmall() if torch.is_autocast_enabled("cpu") else nullcontext()

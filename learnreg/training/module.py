@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as distributed
 from pytorch_lightning.callbacks import Timer, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ from learnreg.metrics import score
 from learnreg.networks import as_network
 from learnreg.networks.base import Network, Prediction, Task
 from learnreg.networks.checkpoint import KEY
-from learnreg.numerics import FullPrecisionOfSmall
+from learnreg.numerics import small_in_full_precision
 from learnreg.objective import Objective
 from learnreg.randomness import seed_generators
 from learnreg.supervision import Supervision
@@ -101,7 +102,7 @@ class RegistrationModule(pl.LightningModule):
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
         """Predict the transform of a pair, see :meth:`learnreg.networks.Network.predict`."""
-        with FullPrecisionOfSmall():
+        with small_in_full_precision():
             return self.network.predict(fixed, moving, weight=weight)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -151,7 +152,7 @@ class RegistrationModule(pl.LightningModule):
 
     def task(self, batch: Batch) -> Task:
         """Return the pair and the objective to train on, see :meth:`learnreg.networks.Network.task`."""
-        with FullPrecisionOfSmall():  # a conditional template runs a decoder here
+        with small_in_full_precision():  # a conditional template runs a decoder here
             return self.network.task(*batch, self.objective)
 
     def compared(self, image: Image) -> Image:
@@ -163,17 +164,18 @@ class RegistrationModule(pl.LightningModule):
 
         Args:
             task: Pair whose transform was predicted.
-            through: Number of other fixed images of the batch on the way; the transforms between them are composed. 0
-                is the direct way.
+            through: Number of other fixed images of the batch of all processes on the way; the transforms between them
+                are composed. 0 is the direct way.
 
         Raises:
             InputError: The batch has too few images for ``through``.
         """
         fixed, moving = task.fixed, task.moving
-        if through >= fixed.batch_size and through > 0:
+        world = self.trainer.world_size if self._trainer else 1
+        if through >= fixed.batch_size * world and through > 0:
             raise InputError(
                 f"A consistency term with through={through} needs batches of at least {through + 1} pairs, got "
-                f"{fixed.batch_size}; set data.batch_size={through + 1}."
+                f"{fixed.batch_size * world}; set data.batch_size={through + 1}."
             )
         stops = [moving, *(rolled(fixed, k + 1) for k in range(through)), fixed]
         return chain(*(self.predict(*leg, weight=task.weight).transform for leg in pairwise(stops)))
@@ -272,6 +274,22 @@ class RegistrationModule(pl.LightningModule):
 
 
 def rolled(images: Image, by: int) -> Image:
-    """Replace each image of a batch by the image ``by`` places later, without masks, labels and landmarks."""
-    affine = images.grid.affine.roll(-by, 0)
-    return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))
+    """Replace each image of the batch by the image ``by`` places later, without masks, labels and landmarks.
+
+    The batch is that of all processes together, in the order that one process would have.
+
+    Args:
+        images: Images of this process, as many as in each other process.
+        by: Number of places.
+    """
+    affine = images.grid.affine.expand(images.batch_size, -1, -1)
+    return Image(_rolled(images.data, by), Grid(images.grid.shape, _rolled(affine, by)))
+
+
+def _rolled(values: Tensor, by: int) -> Tensor:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values.roll(-by, 0)
+    world, rank = distributed.get_world_size(), distributed.get_rank()
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world)]
+    distributed.all_gather(parts, values.detach().contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1).roll(-by, 0)[rank::world]  # sample k of process r is k * world + r
