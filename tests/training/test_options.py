@@ -1,16 +1,38 @@
 """The options of docs/training.md, each on a real training of tiny images."""
 
+import copy
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from torch._dynamo.utils import counters
 
+from learnreg.apps.wiring import begin_with
 from learnreg.errors import InputError
-from learnreg.training import Constant, Cosine, LastCheckpoint, Polynomial, Steps
+from learnreg.networks import UNet, as_network
+from learnreg.networks.checkpoint import load_checkpoint, release
+from learnreg.training import (
+    AtomicCheckpointIO,
+    Constant,
+    Cosine,
+    LastCheckpoint,
+    Polynomial,
+    RegistrationModule,
+    Steps,
+)
+from learnreg.training.blocks import blocks_of, compile_blocks, recompute_blocks
+from tests.apps.test_train import write
 from tests.training.test_scale import (
+    NETWORKS,
+    SGD,
     Blobs,
+    check_equal,
     check_kills,
     fit,
     in_a_process,
@@ -166,3 +188,206 @@ class TestSchedule:
     def test_bad_values_are_told(self, make, message):
         with pytest.raises(InputError, match=message):
             make()
+
+
+IMAGE = Blobs().images[0], Blobs().images[1]
+
+
+def gradients(trained, precision=torch.float32):
+    """The loss of a step and its gradient, as one vector."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        loss = trained.training_step(IMAGE, 0)
+    weights = [p for p in trained.network.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return loss, torch.cat([loss.detach()[None], *(g.flatten() for g in found if g is not None)])
+
+
+def norm(values):
+    return float(values.norm())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")  # of Dynamo
+class TestCompile:
+    @pytest.mark.parametrize("name", NETWORKS)
+    def test_the_gradients_are_the_same(self, name):
+        torch.compiler.reset()
+        segments = "labels" if "segmenting" in name else None
+        plain, compiled = module(name, segments), module(name, segments)
+        names = list(compiled.state_dict())
+        compile_blocks(compiled.network, backend="aot_eager")
+        assert list(compiled.state_dict()) == names
+        before = counters["stats"]["unique_graphs"]
+        (_, wanted), (_, found) = gradients(plain), gradients(compiled)
+        assert counters["stats"]["unique_graphs"] - before >= len(blocks_of(compiled.network)) / 2  # equal ones share
+        assert norm(found - wanted) < 1e-5 * norm(wanted)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+    def test_with_the_default_compiler(self, precision):
+        torch.compiler.reset()
+        plain, compiled = module(), module()
+        compile_blocks(compiled.network)
+        (_, wanted), (_, found) = gradients(plain, precision), gradients(compiled, precision)
+        assert norm(found - wanted) < (1e-5 if precision == torch.float32 else 0.02) * norm(wanted)
+
+    def test_an_average_copies_the_blocks(self):
+        trained = module()
+        compile_blocks(trained.network, backend="eager")
+        copied = copy.deepcopy(trained)
+        assert all(block.forward.__self__ is block for block in blocks_of(copied.network))
+
+    def test_it_is_resumed_with_and_without(self, tmp_path):
+        def part(steps, compiled):
+            trained, last = module(), tmp_path / "last.ckpt"
+            if compiled:
+                compile_blocks(trained.network, backend="aot_eager")
+            pl.Trainer(
+                accelerator="cpu",
+                max_steps=steps,
+                logger=False,
+                limit_val_batches=0,
+                callbacks=[LastCheckpoint(tmp_path)],
+                plugins=[AtomicCheckpointIO()],
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            ).fit(trained, datamodule=Blobs(1), ckpt_path=last if last.exists() else None, weights_only=True)
+            return trained.state_dict()
+
+        torch.compiler.reset()
+        for steps, compiled in ((3, True), (6, False), (9, True)):
+            found = part(steps, compiled)
+        (tmp_path / "last.ckpt").unlink()
+        for steps in (3, 6, 9):
+            wanted = part(steps, False)
+        assert all(torch.allclose(found[key], value, rtol=1e-5, atol=1e-6) for key, value in wanted.items())
+
+    def test_a_network_without_blocks_is_told(self):
+        class Single(torch.nn.Module):
+            ndim, in_channels = 2, 1
+
+            def forward(self, fixed, moving):
+                return fixed
+
+        for change in (compile_blocks, recompute_blocks):
+            with pytest.raises(InputError, match="PairNetwork has no blocks"):
+                change(as_network(Single()))
+
+    def test_a_backend_that_is_none(self):
+        with pytest.raises(InputError, match="no backend 'gcc'"):
+            compile_blocks(module().network, backend="gcc")
+
+
+@pytest.mark.filterwarnings("ignore:.*self.log")
+class TestRecompute:
+    @pytest.mark.parametrize("name", NETWORKS)
+    @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+    def test_the_gradients_are_the_same(self, name, precision):
+        segments = "labels" if "segmenting" in name else None
+        plain, again = module(name, segments), module(name, segments)
+        recompute_blocks(again.network)
+        (_, wanted), (_, found) = gradients(plain, precision), gradients(again, precision)
+        assert norm(found - wanted) <= 1e-6 * norm(wanted)
+
+    def test_less_is_kept(self):
+        def kept(trained):
+            sizes = {}
+
+            def pack(values):
+                sizes[values.untyped_storage().data_ptr()] = values.untyped_storage().nbytes()
+                return values
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda values: values):
+                trained.network(*IMAGE)
+            return sum(sizes.values())
+
+        plain, again = module(), module()
+        recompute_blocks(again.network)
+        assert kept(again) < 0.8 * kept(plain)
+
+    def test_two_processes(self, tmp_path):
+        def make():
+            trained = module()
+            recompute_blocks(trained.network)
+            return trained
+
+        check_equal(tmp_path, make)
+
+
+class TestAccumulation:
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_two_batches_are_one_of_twice_the_size(self, processes, tmp_path):
+        (wanted, _), *_ = fit(tmp_path / "one", module(), Blobs(2 * processes), steps=10)
+        found = fit(tmp_path / "two", module(), Blobs(1), processes=processes, steps=10, accumulate_grad_batches=2)
+        for weights, _ in found:
+            for key, value in wanted.items():
+                torch.testing.assert_close(weights[key], value, rtol=1e-6, atol=1e-6)
+
+    def test_it_goes_on_after_kills(self, tmp_path):
+        """``last.ckpt`` is written between two steps only; an epoch of 7 batches ends with a step of one batch."""
+        check_kills(tmp_path, partial(resumable, accumulate_grad_batches=3), kills=3)
+
+
+class TestPrecision:
+    def test_half_precision_trains_alike(self, tmp_path):
+        """Weights, coordinates and similarities stay in float32; the loss falls as far, to a few percent."""
+
+        def train(folder, precision):
+            types = set()
+
+            class Seen(pl.Callback):
+                def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                    types.add(outputs["loss"].dtype)
+
+                def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+                    types.add(pl_module(*batch).displacement(batch[0].grid).dtype)
+
+            trained = module(similarity="lncc", optimizer=ADAM)
+            ((weights, history),) = fit(folder, trained, Blobs(2), steps=40, precision=precision, callbacks=[Seen()])
+            assert types | {value.dtype for value in weights.values()} == {torch.float32}
+            return [values["val/loss"] for values in history]
+
+        full, half = train(tmp_path / "full", "32-true"), train(tmp_path / "half", "bf16-mixed")
+        assert full[-1] < full[0] - 0.02
+        assert half[-1] == pytest.approx(full[-1], abs=0.2 * (full[0] - full[-1]))
+
+
+def test_no_row_is_lost_when_each_step_is_logged(tmp_path):
+    """A checkpoint is written after a step and before Lightning writes its row."""
+    check_kills(tmp_path, partial(resumable, log_every_n_steps=1), kills=4)
+    lines = (tmp_path / "killed" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + 30 + 4  # names, steps, validations
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_documentation(tmp_path):
+    """One training with many options at once; what is used later is the average."""
+    for k in range(6):
+        write(tmp_path / "images" / f"s{k}.nii.gz")
+    line = (
+        "data.train=[0,4] data.validation=[4,6] data.space.shape=[16,16,16] network.channels=[4,8] objective=mse "
+        "trainer.accelerator=cpu trainer.max_epochs=3 trainer.limit_train_batches=4 callbacks.gap=null "
+        "+callbacks/average=ema callbacks.average.decay=0.5 +callbacks/stop=early callbacks.stop.patience=5 "
+        "schedule=polynomial gradient_checkpointing=true trainer.accumulate_grad_batches=2 optimizer.lr=0.01"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py", *line.split(), f"data.path={tmp_path}", f"hydra.run.dir={tmp_path}/run"],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    content = torch.load(best, weights_only=True)
+    key = "encoder.0.0.conv.weight"
+    average, now = (content[part][f"network.{key}"] for part in ("state_dict", "current_model_state"))
+    loaded = load_checkpoint(best).network
+    assert torch.equal(loaded.state_dict()[key], average)
+    assert content["epoch"] == 2 or not torch.equal(average, now)
+    release(best, tmp_path / "mine.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "mine.safetensors").network.state_dict()[key], average.half().float())
+    fine = RegistrationModule(UNet(3, (4, 8)), module().objective, SGD)
+    begin_with(fine, str(best))
+    assert torch.equal(fine.network.state_dict()[key], average)
