@@ -1,4 +1,4 @@
-"""Full precision under autocast, where half precision fails."""
+"""Computations that are wrong or slow in the way that torch chooses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Benchmarks against peers, in one run: ``python scripts/benchmark.py hippocampus DATA``.
 
-Others are ``brain``, ``training``, ``data``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their options.
+Others are ``brain``, ``training``, ``blocks``, ``data``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their
+options.
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
 
@@ -8,9 +9,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -31,6 +36,7 @@ from learnreg.data.synthesis import changed_intensities, random_velocity
 from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.memory import peak_memory
 from learnreg.methods import Method, OneShotMethod, load_method
 from learnreg.methods.evaluation import Row, evaluate, table
 from learnreg.metrics import score
@@ -41,6 +47,8 @@ from learnreg.optimization import BSplineParametrization, DenseParametrization
 from learnreg.regularization import Bending, Curvature, Diffusion, Elasticity, Folding, LogJacobian, TotalVariation
 from learnreg.sampling import sample
 from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
+from learnreg.training import RegistrationModule
+from learnreg.training.blocks import compile_blocks, recompute_blocks
 from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
 from learnreg.warping import warp
 
@@ -240,6 +248,48 @@ def training(options: argparse.Namespace) -> None:
         print(row, flush=True)
 
 
+def blocks(options: argparse.Namespace) -> None:
+    """A training step of one pair as it is, with gradient checkpointing, and compiled; each in its own process."""
+    if options.change is None:
+        print(f"one pair of {options.size}^3, {options.precision}, {options.threads} threads")
+        print("| network | | seconds a step | peak MB | seconds of the first step |\n|---|---|---|---|---|", flush=True)
+        for name in ("unet", "pyramid"):
+            for change in ("none", "gradient_checkpointing", "compile"):
+                given = ["--change", change, "--network", name]
+                # freed memory goes back to the system at once, so that the peak is that of a step
+                environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+                subprocess.run([sys.executable, *sys.argv, *given], check=True, env=environment)
+        return
+    torch.manual_seed(0)
+    grid = Grid.regular((options.size,) * 3)
+    fixed, moving = (Image(torch.rand(1, 1, *grid.shape), grid) for _ in range(2))
+    network = UNet(channels=(32, 48, 64, 64)) if options.network == "unet" else Pyramid(channels=(16, 48, 64, 96))
+    {"none": lambda _: None, "compile": compile_blocks, "gradient_checkpointing": recompute_blocks}[options.change](
+        network
+    )
+    module = RegistrationModule(
+        network, Objective(LNCC(7), {"diffusion": Penalty(Diffusion(), 1.0)}), partial(torch.optim.Adam, lr=1e-3)
+    )
+    optimizer, seconds = module.configure_optimizers()["optimizer"], []
+    warnings.filterwarnings("ignore", message=".*self.log.*")
+
+    def step() -> None:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16-mixed"):
+            loss = module.training_step((fixed, moving), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - began)
+
+    step()
+    with peak_memory() as peak:
+        for _ in range(options.repeats):
+            step()
+    cells = f"{statistics.median(seconds[1:]):.2f} | {(peak.bytes or 0) / 1e6:.0f} | {seconds[0]:.1f}"
+    print(f"| {options.network} | {options.change} | {cells} |", flush=True)
+
+
 def data(options: argparse.Namespace) -> None:
     """Reading brains for a training: the first epoch and the ones after it, by number of workers, kept how."""
     subjects = read_subjects(options.data)[: options.count]
@@ -364,6 +414,13 @@ def main() -> None:
     step.add_argument("--repeats", type=int, default=5)
     step.add_argument("--minutes", type=float, default=0, help="then train each for so long, and score it")
     step.set_defaults(run=training)
+    ways = commands.add_parser("blocks")
+    ways.add_argument("--size", type=int, default=64)
+    ways.add_argument("--repeats", type=int, default=5)
+    ways.add_argument("--precision", default=fastest_precision("cpu"), choices=["32-true", "bf16-mixed"])
+    ways.add_argument("--change", help=argparse.SUPPRESS)
+    ways.add_argument("--network", help=argparse.SUPPRESS)
+    ways.set_defaults(run=blocks)
     reading = commands.add_parser("data")
     reading.add_argument("data", help="the folder brain of LEARNREG_DATA")
     reading.add_argument("--count", type=int, default=4, help="brains")

@@ -10,6 +10,7 @@ import pickle
 import socket
 from multiprocessing.process import BaseProcess
 
+import cloudpickle
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -22,7 +23,7 @@ def begun(action, *, processes: int = 1) -> list[BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    packed = pickle.dumps(action)  # plain bytes: the pickles of multiprocessing share the memory of tensors
+    packed = cloudpickle.dumps(action)  # bytes: the pickles of multiprocessing share the memory of tensors
     ranks = [CONTEXT.Process(target=_run, args=(packed, rank, processes, port)) for rank in range(processes)]
     for rank in ranks:
         rank.start()

@@ -97,7 +97,7 @@ def composed(key, *overrides):
     return part
 
 
-PARTS = ("data", "network", "objective", "consistency", "method", "refinement", "optimizer")
+PARTS = ("data", "network", "objective", "consistency", "method", "refinement", "optimizer", "schedule")
 GROUPS = (*PARTS, *(f"objective/{kind}" for kind in ("similarity", "penalties", "supervision")))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import math
 import os
 import re
 import sys
@@ -39,8 +38,15 @@ def main() -> None:
         _check_folders(sys.argv[1:])
         import hydra
 
-        with _one_line_each(sys.argv[1:]):
-            hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+        try:
+            with _one_line_each(sys.argv[1:]):
+                hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="train")(_task)()
+        except ValueError as error:
+            if "No trials are completed" not in str(error):  # what Optuna says when there is no best trial
+                raise
+            raise InputError(
+                "Every job of the sweep failed; each has its error.log in the folder of the sweep."
+            ) from error
         if FAILED:
             raise SystemExit(1)
 
@@ -59,7 +65,7 @@ def _task(config: DictConfig) -> float | None:
         known = input_error(error)
         kind = "" if known else f"{type(error).__name__}: "
         print(f"error: job {HydraConfig.get().job.num}: {kind}{one_line(known or error)}", file=sys.stderr)
-        return math.nan
+        return None  # no value: Optuna counts a failed trial, and would stop at NaN
 
 
 def _trained(config: DictConfig) -> float | None:
@@ -209,6 +215,7 @@ def _quieten() -> None:
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",
         ".*ended before the epoch ended.*",  # its data are resumed by their index
+        ".*AMP with fp16 is not supported on CPU.*",  # it is refused
         ".*Using `DistributedSampler` with the dataloaders.*",  # what it repeats does not count
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -225,11 +232,13 @@ def run(config: dict[str, Any]) -> float | None:
     from learnreg.apps.train_report import report
     from learnreg.apps.wiring import (
         begin_with,
+        build_callbacks,
         build_loggers,
         build_module,
         check_data,
         check_launch,
         close,
+        prepare_blocks,
         save_config,
         trusted,
         validate_last,
@@ -250,11 +259,12 @@ def run(config: dict[str, Any]) -> float | None:
         begin_with(module, config["start"], trust)
     trainer = instantiate(
         config["trainer"],
-        callbacks=[instantiate(c, _convert_="all") for c in config["callbacks"].values() if c],
+        callbacks=build_callbacks(config),
         logger=build_loggers(config),
         _convert_="all",
     )
-    check_launch(trainer)
+    check_launch(trainer, config["trainer"].get("precision"))
+    prepare_blocks(config, module, trainer.strategy.root_device)
     folder = HydraConfig.get().runtime.output_dir
     if trainer.is_global_zero:
         weights = sum(p.numel() for p in module.network.parameters())

@@ -13,8 +13,8 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from learnreg.configs.build import build
@@ -23,6 +23,7 @@ from learnreg.data.datamodule import RegistrationData
 from learnreg.errors import InputError, MissingPackageError
 from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
+from learnreg.training.blocks import check_compiler, compile_blocks, recompute_blocks
 from learnreg.training.module import RegistrationModule
 
 STORED = ("network", "objective", "refinement")
@@ -45,6 +46,12 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
     if best.best_model_score is None or (score > best.best_model_score.cpu()) == (best.mode == "max"):
         best.best_model_score = score
         trainer.save_checkpoint(Path(best.dirpath) / f"{best.filename}.ckpt")
+
+
+def build_callbacks(config: dict[str, Any]) -> list[Callback]:
+    """Build the callbacks of a training; at its end, the others see the weights of those that average."""
+    made: list[Callback] = [instantiate(entry, _convert_="all") for entry in config["callbacks"].values() if entry]
+    return sorted(made, key=lambda callback: not isinstance(callback, WeightAveraging))
 
 
 def build_loggers(config: dict[str, Any]) -> list[Logger]:
@@ -74,12 +81,16 @@ def close(loggers: Iterable[Logger]) -> None:
         wandb.finish()
 
 
-def check_launch(trainer: Trainer) -> None:
+def check_launch(trainer: Trainer, precision: Any = None) -> None:
     """Check what depends on how many processes train, and in which precision.
 
+    Args:
+        trainer: The trainer.
+        precision: The precision that was asked for; Lightning replaces float16 on a CPU.
+
     Raises:
-        InputError: It is a sweep whose processes would draw different hyperparameters, or all numbers would be of 16 or
-            64 bits.
+        InputError: It is a sweep whose processes would draw different hyperparameters, all numbers would be of 16 or
+            64 bits, or float16 is not available.
     """
     hydra = HydraConfig.get()
     launcher = hydra.runtime.choices.get("hydra/launcher")
@@ -87,6 +98,11 @@ def check_launch(trainer: Trainer) -> None:
         raise InputError(
             f"A sweep (-m) with {trainer.world_size} processes gives each of them other values; "
             "set trainer=default trainer.devices=1, or hydra/launcher=submitit_slurm."
+        )
+    if str(precision) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+        raise InputError(
+            f"trainer.precision={precision} needs a GPU; set bf16-mixed, or 32-true where the CPU has no instructions "
+            "for bfloat16."
         )
     if str(trainer.precision) in ("64-true", "16-true", "bf16-true"):
         raise InputError(
@@ -117,6 +133,7 @@ def build_module(config: dict[str, Any], data: Any) -> RegistrationModule:
         features=instantiate(config["features"], _convert_="all") if config["features"] else None,
         symmetric=config["symmetric"],
         warmup=config["warmup"],
+        schedule=instantiate(config["schedule"], _convert_="all"),
         recipe=stored,
         seed=config["seed"],
     )
@@ -153,6 +170,24 @@ def trusted(config: dict[str, Any]) -> list[str]:
     """Return the packages of ``trust``, and those whose classes the configuration of a training names itself."""
     named = {target.partition(".")[0] for key in STORED for target in targets(config.get(key))}
     return [*config.get("trust", ()), *sorted(named - {"learnreg", "monai"})]
+
+
+def prepare_blocks(config: dict[str, Any], module: RegistrationModule, device: torch.device) -> None:
+    """Compile the blocks of the network, or compute them again for the gradient, as the configuration says.
+
+    Raises:
+        InputError: Both are wanted, the network has no blocks, or there is no compiler.
+    """
+    if config["compile"] and config["gradient_checkpointing"]:
+        raise InputError(
+            "compile=true and gradient_checkpointing=true exclude each other: the second computation of a compiled "
+            "block keeps other values than the first one. Choose one."
+        )
+    if config["compile"]:
+        check_compiler(device)
+        compile_blocks(module.network)
+    if config["gradient_checkpointing"]:
+        recompute_blocks(module.network)
 
 
 def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str] = ()) -> None:

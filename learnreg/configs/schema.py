@@ -18,6 +18,7 @@ class TrainConfig:
             accepts.
         objective: What training, the classical method and the refinement minimize.
         optimizer: Of the weights.
+        schedule: The learning rate over the training, after the warm-up.
         trainer: Arguments of ``pytorch_lightning.Trainer``.
         callbacks: Lightning callbacks by name.
         logger: Lightning loggers by name.
@@ -28,6 +29,8 @@ class TrainConfig:
         features: Channels that the objective compares instead of the intensities; ``None`` compares the intensities.
         symmetric: Score each pair in both directions.
         warmup: Share of the training in which the learning rate rises.
+        compile: Compile the blocks of the network by ``torch.compile``.
+        gradient_checkpointing: Compute the blocks of the network again for the gradient, to need less memory.
         resume: A checkpoint of an earlier run to continue; ``auto`` is the newest of the run folder, if there is one. A
             job that SLURM or torchrun starts again has ``auto``.
         start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
@@ -41,6 +44,7 @@ class TrainConfig:
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +55,8 @@ class TrainConfig:
     features: dict[str, Any] | None = None
     symmetric: bool = False
     warmup: float = 0.02
+    compile: bool = False
+    gradient_checkpointing: bool = False
     resume: str | None = None
     start: str | None = None
     trust: list[str] = field(default_factory=list)

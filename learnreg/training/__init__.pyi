@@ -11,3 +11,10 @@ from .checkpoints import (
 )
 from .distillation import Distillation as Distillation
 from .module import RegistrationModule as RegistrationModule
+from .schedules import (
+    Constant as Constant,
+    Cosine as Cosine,
+    Polynomial as Polynomial,
+    Schedule as Schedule,
+    Steps as Steps,
+)

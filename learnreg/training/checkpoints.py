@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
@@ -58,6 +58,7 @@ class MetricsTable(Logger):
         self._columns: list[str] | None = None
         self._written = 0
         self._rows: list[dict[str, Any]] = []
+        self._newest: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -87,7 +88,12 @@ class MetricsTable(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self._rows.append({**metrics, "step": step})
+        """Add a row, unless it repeats the one before: a checkpoint writes its row before Lightning does."""
+        row = {**metrics, "step": step}
+        if row == self._newest:
+            return
+        self._newest = row
+        self._rows.append(row)
         if len(self._rows) >= self.every:
             self.save()
 
@@ -177,6 +183,9 @@ class LastCheckpoint(Checkpoint):
             for table in trainer.loggers:
                 if isinstance(table, MetricsTable):
                     table.cut(0)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+                trainer.should_stop = True  # it had stopped before
 
     def _terminate(self, *_: Any) -> None:
         self._terminated = True
@@ -185,14 +194,13 @@ class LastCheckpoint(Checkpoint):
         self._validated = not trainer.sanity_checking
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save if it is time, but not between a step and what belongs to it, its validation and its row of metrics."""
-        steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        logged = steps > 1 and trainer.global_step % steps == 0
-        if trainer.is_last_batch or logged or _between_steps(trainer) or _validates(trainer):
+        """Save if it is time, but not between a step and its validation, nor between the batches of a step."""
+        if trainer.is_last_batch or _between_steps(trainer) or _validates(trainer):
             return
         due = self._validated or self._terminated or time.monotonic() - self._saved_at > 60 * self.minutes
         if not trainer.strategy.reduce_boolean_decision(due, all=False):
             return
+        trainer._logger_connector.update_train_step_metrics()  # the row of this step, which would come after the hook
         self._save(trainer)
         if trainer.strategy.reduce_boolean_decision(self._terminated, all=False):
             raise SystemExit(TERMINATED)

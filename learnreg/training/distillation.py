@@ -16,6 +16,7 @@ from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.io import write_atomically
 from learnreg.optimization.stage import Stage, StageDict, run_stages
+from learnreg.similarity.masking import masked_mean
 from learnreg.supervision import Supervision
 from learnreg.transforms import Transform
 from learnreg.typing import FieldTensor, MaskTensor, PathLike, Scalar
@@ -79,9 +80,7 @@ class Distillation(Supervision):
         pairs = zip(_singles(fixed), _singles(moving), strict=True)
         wanted = torch.cat([self.target(*pair, answer) for pair in pairs])
         distance = (transform.displacement(fixed.grid) - wanted).square().sum(1, keepdim=True)
-        if mask is None:
-            return distance.mean()
-        return (distance * mask).sum() / mask.sum().clamp(min=1)
+        return masked_mean(distance, mask)
 
     def target(self, fixed: Image, moving: Image, answer: Transform | None) -> FieldTensor:
         """Return the displacement of the method, from the cache if it is there.

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Timer
+import torch.distributed as distributed
+from pytorch_lightning.callbacks import Timer, WeightAveraging
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from learnreg.objective import Objective
 from learnreg.randomness import seed_generators
 from learnreg.supervision import Supervision
 from learnreg.terms import Weighted
+from learnreg.training.schedules import Cosine, Schedule
 from learnreg.training.scores import CaseScores
 from learnreg.transforms import Transform, chain
 
@@ -46,8 +48,9 @@ class RegistrationModule(pl.LightningModule):
             the images themselves.
         symmetric: If ``True``, also evaluate the objective of the inverse transform for the exchanged pair, and use the
             mean of both.
-        warmup: Share of the training in which the learning rate rises. After it, the rate falls by a cosine to 0 at the
-            end of the training: ``max_steps``, ``max_epochs`` or ``max_time``, whichever comes first.
+        warmup: Share of the training in which the learning rate rises.
+        schedule: Factor of the learning rate over the rest of the training, which ends by ``max_steps``,
+            ``max_epochs`` or ``max_time``, whichever comes first. ``None`` is :class:`learnreg.training.Cosine`.
         recipe: Configuration to store in checkpoints, see :func:`learnreg.networks.checkpoint.recipe`.
         seed: Of what a training step draws, such as the weight of a conditioned network or dropout. The draws depend on
             the seed and the step, so a resumed training repeats them.
@@ -72,6 +75,7 @@ class RegistrationModule(pl.LightningModule):
         features: nn.Module | None = None,
         symmetric: bool = False,
         warmup: float = 0.02,
+        schedule: Schedule | None = None,
         recipe: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -79,7 +83,9 @@ class RegistrationModule(pl.LightningModule):
         self.network, self.objective = as_network(network), objective
         self.make_optimizer = optimizer
         self.consistency, self.features = consistency, features
-        self.symmetric, self.warmup = symmetric, warmup
+        if not 0 <= warmup < 1:
+            raise InputError(f"warmup is a share of the training, at least 0 and below 1, got {warmup}.")
+        self.symmetric, self.warmup, self.schedule = symmetric, warmup, schedule or Cosine()
         self.recipe, self.seed = dict(recipe or {}), int(seed)
         self.scores = CaseScores()
         self._time_share = 0.0
@@ -158,17 +164,18 @@ class RegistrationModule(pl.LightningModule):
 
         Args:
             task: Pair whose transform was predicted.
-            through: Number of other fixed images of the batch on the way; the transforms between them are composed. 0
-                is the direct way.
+            through: Number of other fixed images of the batch of all processes on the way; the transforms between them
+                are composed. 0 is the direct way.
 
         Raises:
             InputError: The batch has too few images for ``through``.
         """
         fixed, moving = task.fixed, task.moving
-        if through >= fixed.batch_size and through > 0:
+        world = self.trainer.world_size if self._trainer else 1
+        if through >= fixed.batch_size * world and through > 0:
             raise InputError(
                 f"A consistency term with through={through} needs batches of at least {through + 1} pairs, got "
-                f"{fixed.batch_size}; set data.batch_size={through + 1}."
+                f"{fixed.batch_size * world}; set data.batch_size={through + 1}."
             )
         stops = [moving, *(rolled(fixed, k + 1) for k in range(through)), fixed]
         return chain(*(self.predict(*leg, weight=task.weight).transform for leg in pairwise(stops)))
@@ -218,11 +225,11 @@ class RegistrationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self) -> float:
-        """Return the factor of the learning rate: a linear warm-up, then half a cosine to 0."""
+        """Return the factor of the learning rate: a linear warm-up, then the schedule."""
         progress = self.progress()
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - self.warmup) / (1 - self.warmup))))
+        return self.schedule(min(1.0, (progress - self.warmup) / (1 - self.warmup)))
 
     def progress(self) -> float:
         """Return the share of the training that is done, from 0 to 1.
@@ -248,9 +255,41 @@ class RegistrationModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.recipe
+        # Averaged weights are saved with the state of now, such as the number of levels that take part.
+        now = checkpoint.get("current_model_state", {})
+        checkpoint["state_dict"] |= {key: value for key, value in now.items() if key.endswith("_extra_state")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that averaged weights go on being averaged.
+
+        Raises:
+            InputError: The checkpoint holds weights and their average, and this training does not average.
+        """
+        averages = self._trainer and any(isinstance(c, WeightAveraging) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and not averages:
+            raise InputError(
+                "This checkpoint holds averaged weights; resume it with +callbacks/average=ema, or begin a new "
+                "training with the average: start=..."
+            )
 
 
 def rolled(images: Image, by: int) -> Image:
-    """Replace each image of a batch by the image ``by`` places later, without masks, labels and landmarks."""
-    affine = images.grid.affine.roll(-by, 0)
-    return Image(images.data.roll(-by, 0), Grid(images.grid.shape, affine))
+    """Replace each image of the batch by the image ``by`` places later, without masks, labels and landmarks.
+
+    The batch is that of all processes together, in the order that one process would have.
+
+    Args:
+        images: Images of this process, as many as in each other process.
+        by: Number of places.
+    """
+    affine = images.grid.affine.expand(images.batch_size, -1, -1)
+    return Image(_rolled(images.data, by), Grid(images.grid.shape, _rolled(affine, by)))
+
+
+def _rolled(values: Tensor, by: int) -> Tensor:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return values.roll(-by, 0)
+    world, rank = distributed.get_world_size(), distributed.get_rank()
+    parts = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world)]
+    distributed.all_gather(parts, values.detach().contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1).roll(-by, 0)[rank::world]  # sample k of process r is k * world + r

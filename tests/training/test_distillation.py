@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -47,6 +49,18 @@ def test_the_solver_is_given_the_masks():
     batch = Image(fixed.data.repeat(2, 1, 1, 1, 1), fixed.grid, mask.repeat(2, 1, 1, 1, 1))
     both = Image(moving.data.repeat(2, 1, 1, 1, 1), fixed.grid)
     assert float(term(batch, both, Displacement(found, fixed.grid))) < 1e-4
+
+
+def test_each_pair_of_a_batch_counts_the_same_whatever_its_mask_is():
+    fixed, moving = pair()
+    masks = torch.ones(2, *fixed.data.shape[1:])
+    masks[1, :, :, 6:] = 0
+    term, identity = Distillation({"stage": stage(5)}), Affine.identity(3)
+    alone = [float(term(Image(fixed.data, fixed.grid, m[None]), moving, identity, m[None])) for m in masks]
+    both = [Image(image.data.repeat(2, 1, 1, 1, 1), image.grid) for image in (fixed, moving)]
+    together = float(term(replace(both[0], mask=masks), both[1], identity, masks))
+    assert alone[0] != pytest.approx(alone[1], rel=5e-3)
+    assert together == pytest.approx(sum(alone) / 2, rel=1e-4)
 
 
 def test_a_pair_is_solved_once(monkeypatch):

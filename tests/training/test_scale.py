@@ -124,7 +124,8 @@ def fit(folder, trained, data, *, processes=1, steps=20, callbacks=(), **kwargs)
 
 
 def train(folder, trained, data, processes, steps, callbacks, **kwargs):
-    """Train in this process, which is one of several."""
+    """Train in this process, which is one of several; ``trained`` is a module, or makes one."""
+    trained = trained if isinstance(trained, pl.LightningModule) else trained()
     arguments = {"max_steps": steps, "limit_train_batches": 10, "num_sanity_val_steps": 0, "logger": False} | kwargs
     pl.Trainer(
         accelerator="cpu",
@@ -141,7 +142,7 @@ def check_equal(tmp_path, make, *, steps=20):
     """Two processes have bit-equal weights, and those of one process with batches of twice the size."""
     labeled = "labels" in make().needs
     (one, validations), *_ = fit(tmp_path / "one", make(), Blobs(2, labeled=labeled), steps=steps)
-    first, second = fit(tmp_path / "two", make(), Blobs(1, labeled=labeled), processes=2, steps=steps)
+    first, second = fit(tmp_path / "two", make, Blobs(1, labeled=labeled), processes=2, steps=steps)
     start = make().state_dict()
     assert any(not torch.equal(one[key], start[key]) for key in one)
     for key, value in first[0].items():
@@ -197,6 +198,11 @@ def test_two_processes_with_consistency(tmp_path):
     check_equal(tmp_path, lambda: module(consistency=Weighted(InverseConsistency(), 0.1), symmetric=True))
 
 
+def test_two_processes_go_through_the_same_images(tmp_path):
+    """The next pair of the batch may be that of the other process."""
+    check_equal(tmp_path, lambda: module(consistency=Weighted(InverseConsistency(through=1), 0.1)))
+
+
 def test_processes_are_equal_when_time_decides(tmp_path):
     """The learning rate follows the clock of the first process."""
 
@@ -244,21 +250,23 @@ class _StopAt(pl.Callback):
             os._exit(0)
 
 
-def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
+def resumable(folder, minutes=1e-6, *, steps=30, stop=None, extra=(), changes=None, **kwargs):
     """A training with validations after 7, 14, ... steps, whose state is kept in a folder."""
     callbacks = [
         ModelCheckpoint(
             folder, filename="best", monitor="val/loss", save_on_train_epoch_end=False, enable_version_counter=False
         ),
         LastCheckpoint(folder, minutes=minutes),
+        *(make() for make in extra),
     ]
     last = folder / "last.ckpt"
-    trained = module(optimizer=partial(torch.optim.AdamW, lr=1e-2), network="conditioned")
+    settings = {"optimizer": partial(torch.optim.AdamW, lr=1e-2), "network": "conditioned"} | (changes or {})
+    trained = module(**settings)
+    kwargs = {"log_every_n_steps": 3} | kwargs
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=steps,
         limit_train_batches=7,
-        log_every_n_steps=3,
         num_sanity_val_steps=0,
         callbacks=[*callbacks, *([] if stop is None else [_StopAt(stop)])],
         logger=MetricsTable(folder),
@@ -268,38 +276,44 @@ def resumable(folder, minutes=1e-6, *, steps=30, stop=None, **kwargs):
         **kwargs,
     )
     trainer.fit(trained, datamodule=Blobs(2), ckpt_path=last if last.exists() else None, weights_only=True)
-    state = {"weights": trained.state_dict(), "best": callbacks[0].best_model_score}
+    state = {"weights": trained.state_dict(), "best": callbacks[0].best_model_score, "steps": trainer.global_step}
     torch.save(state, folder / "result.pt")
 
 
-def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
+def check_kills(tmp_path, make, *, kills=6):
+    """A training that is killed many times ends with the weights and the table of one that is not."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
+    run(int)  # the server is there, with all imports
     before = time.monotonic()
-    run(partial(resumable, whole))
+    run(partial(make, whole))
     duration = time.monotonic() - before
     generator = torch.Generator().manual_seed(0)
-    kills = 0
-    while kills < int(os.environ.get("LEARNREG_KILLS", "6")):
+    done = 0
+    while done < kills:
         share = 0.2 + 0.5 * float(torch.rand((), generator=generator))
-        child = begun(partial(resumable, killed))
+        child = begun(partial(make, killed))
         time.sleep(share * duration)
         child[0].kill()
         if statuses(child) == [0]:
             for file in killed.iterdir():  # it ended before it was killed: begin anew
                 file.unlink()
             continue
-        kills += 1
+        done += 1
         if (killed / "last.ckpt").exists():
             torch.load(killed / "last.ckpt", weights_only=True)
-    run(partial(resumable, killed))
+    run(partial(make, killed))
     one, other = (torch.load(folder / "result.pt", weights_only=True) for folder in (whole, killed))
     for key, value in one["weights"].items():
         assert torch.equal(value, other["weights"][key]), key
-    assert one["best"] == other["best"]
+    assert (one["best"], one["steps"]) == (other["best"], other["steps"])
     assert (killed / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert not list(killed.glob(".part-*"))
+
+
+def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
+    check_kills(tmp_path, resumable, kills=int(os.environ.get("LEARNREG_KILLS", "6")))
 
 
 def test_a_divergence_names_the_term_and_the_pair(tmp_path):
