@@ -184,7 +184,7 @@ class LastCheckpoint(Checkpoint):
                 if isinstance(table, MetricsTable):
                     table.cut(0)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience):
                 trainer.should_stop = True  # it had stopped before
 
     def _terminate(self, *_: Any) -> None:
