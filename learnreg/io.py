@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +18,9 @@ from learnreg.grid import Grid
 from learnreg.headers import SUFFIXES, check_series, itk_reason, nifti_geometry, read_header, unreadable
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
+from learnreg.writing import write_atomically
 
 NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
-PART = ".part-"  # prefix of files and folders that are not complete
 SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
 
@@ -76,47 +72,6 @@ def read_image(
         else:
             attached[name] = _mask_from_sitk(stored, name=str(beside))
     return Image(image.data, image.grid, attached.get("mask"), attached.get("labels"))
-
-
-def subject_name(path: PathLike) -> str:
-    """Return the name of a file without the suffix of its image format; other dots belong to the name.
-
-    Example:
-        >>> subject_name("images/RMS.20141210_MCH.nii.gz")
-        'RMS.20141210_MCH'
-    """
-    name = Path(path).name
-    known = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
-    return name[: -max(map(len, known))] if known and len(name) > max(map(len, known)) else name
-
-
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the subject name of each file; equal ones begin with as many of their folders as tell them apart.
-
-    Raises:
-        InputError: A file is listed twice, or two differ only in their suffix.
-
-    Example:
-        >>> distinct_names([Path("a/t1.nii"), Path("b/t1.nii"), Path("b/t2.nii")])
-        ['a_t1', 'b_t1', 't2']
-    """
-    whole = [path.absolute() for path in paths]
-    names = [subject_name(path) for path in paths]
-    equal: set[str] = set()
-    for depth in range(1, 1 + max((len(path.parts) for path in whole), default=0)):
-        equal = {name for name, count in Counter(names).items() if count > 1}
-        if not equal:
-            break
-        names = [
-            "_".join([*path.parent.parts[-depth:], subject_name(path)]).replace(path.anchor, "")
-            if name in equal
-            else name
-            for name, path in zip(names, whole, strict=True)
-        ]
-    if not equal:
-        return names
-    same = [str(path) for path, name in zip(paths, names, strict=True) if name in equal]
-    raise InputError(f"{same[0]} and {same[1]} have one name; rename one of them, and list each image once.")
 
 
 def time_points(path: PathLike) -> int:
@@ -387,53 +342,6 @@ def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
         ) from error
 
 
-@contextmanager
-def together(folder: PathLike) -> Iterator[Path]:
-    """Collect files in a temporary folder, and move them into ``folder`` when all are written.
-
-    If the block raises an error, none of them appears.
-
-    Args:
-        folder: Where the files belong; it is made.
-
-    Raises:
-        InputError: The folder cannot be written.
-    """
-    target = Path(folder)
-    part: Path | None = None
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=PART, dir=target))
-        yield part
-        for file in sorted(file for file in part.rglob("*") if file.is_file()):
-            place_for = target / file.relative_to(part)
-            place_for.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place_for)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def check_output(path: PathLike, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Check that a file can be written, before anything is computed.
-
-    Args:
-        path: The output.
-        overwrite: Whether an existing file may be replaced.
-        suffixes: That a writer has.
-
-    Raises:
-        InputError: It exists, or no format has its suffix.
-    """
-    file = Path(path)
-    if not file.name.lower().endswith(tuple(suffixes)):
-        raise InputError(f"{file}: no format has this suffix; give one of {', '.join(suffixes)}.")
-    if file.exists() and not overwrite:
-        raise InputError(f"{file} exists already; give another name, or --overwrite.")
-
-
 def check_pixels(path: PathLike, pixel: int, ndim: int) -> None:
     """Check that the format of a file holds a type of pixel, by a trial with a tiny image, before anything is computed.
 
@@ -460,31 +368,3 @@ def check_pixels(path: PathLike, pixel: int, ndim: int) -> None:
     raise InputError(
         f"{path} cannot hold a {ndim}-D result of {kind} pixels: {reason}. Give another suffix, such as .nii.gz."
     )
-
-
-def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
-    """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
-
-    The content is on the disk before the name is, so a power failure leaves the file whole or absent.
-
-    Raises:
-        InputError: The file cannot be written: the folder is missing or protected, or the disk is full.
-    """
-    file = Path(path)
-    suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
-    part: Path | None = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=suffix, prefix=PART, dir=file.parent)
-        os.close(handle)
-        part = Path(name)
-        write(name)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.chmod(0o644)
-        part.replace(file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be written: {error.strerror or error}. Choose another output.") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)

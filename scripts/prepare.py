@@ -29,7 +29,7 @@ from learnreg.apps.errors import reporting_errors
 from learnreg.data import read_pairs, read_subjects
 from learnreg.data.checks import check_subjects
 from learnreg.errors import InputError, MissingFileError
-from learnreg.io import PART, write_atomically
+from learnreg.writing import PART, write_atomically
 
 TABLE = "data.csv"
 Row = dict[str, str]

@@ -8,16 +8,8 @@ import SimpleITK as sitk
 import torch
 
 from learnreg.errors import InputError
-from learnreg.io import (
-    check_pixels,
-    distinct_names,
-    image_from_sitk,
-    read_image,
-    subject_name,
-    together,
-    write_atomically,
-    write_image,
-)
+from learnreg.io import check_pixels, image_from_sitk, read_image, write_image
+from learnreg.writing import distinct_names, subject_name, together, write_atomically
 from tests.conftest import blob_image
 
 

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
     ["typing", "errors", "caching", "configs", "memory", "randomness"],
     ["grid", "separable", "numerics", "interpolation"],
-    ["image", "headers", "io", "landmarks"],
+    ["image", "headers", "writing", "io", "landmarks"],
     ["sampling"],
     ["fields", "smoothing"],
     ["transforms"],

@@ -10,7 +10,6 @@ from learnreg.apps.output import recorded_warnings
 from learnreg.errors import InputError
 from learnreg.image import background
 from learnreg.io import (
-    check_output,
     check_pixels,
     grid_from_sitk,
     image_from_sitk,
@@ -24,6 +23,7 @@ from learnreg.io import (
 from learnreg.sampling import sample_labels
 from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
+from learnreg.writing import check_output
 
 
 def run(options: argparse.Namespace) -> None:

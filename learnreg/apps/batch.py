@@ -28,17 +28,18 @@ from learnreg import __version__
 from learnreg.apps.engines import submit
 from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder
-from learnreg.apps.register import measure, set_device
+from learnreg.apps.register import check_writing, measure, set_device
 from learnreg.data.files import content_of, stamp_of
 from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
-from learnreg.io import distinct_names, write_atomically, write_image
+from learnreg.io import write_image
 from learnreg.methods import Registration, register
 from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.base import Method
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.transforms.itk import read_transform
+from learnreg.writing import PART, distinct_names, write_atomically
 
 FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
 FAILED = "failed"
@@ -299,6 +300,7 @@ def _registered(
     """Register a pair; return the error of one that fails, so that it does not end the others."""
     try:
         fixed, moving = read()
+        check_writing(fixed, moving)
         initial = None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
         return register(fixed, moving, method, initial=initial, device=settings.device, progress=False)
     except Exception as error:
@@ -318,7 +320,7 @@ def _finish(job: Job, result: Registration | Exception, settings: Settings) -> R
 def _save(job: Job, result: Registration, settings: Settings) -> Row:
     """Write a pair's folder, which appears when it is whole."""
     settings.output.mkdir(parents=True, exist_ok=True)
-    part = settings.output / f".part-{socket.gethostname()}-{os.getpid()}-{job.name}"
+    part = settings.output / f"{PART}{socket.gethostname()}-{os.getpid()}-{job.name}"
     part.mkdir()
     try:
         if "transform" in settings.save:
@@ -409,7 +411,7 @@ def _flat(row: Row) -> Row:
 
 def _remove_parts(output: Path) -> None:
     """Remove what processes of this machine that were killed have left half-written."""
-    begin = f".part-{socket.gethostname()}-"
+    begin = f"{PART}{socket.gethostname()}-"
     for folder in output.glob(f"{begin}*"):
         process = folder.name.removeprefix(begin).partition("-")[0]
         if process.isdigit() and not _runs(int(process)):

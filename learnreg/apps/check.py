@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tqdm.auto import tqdm
 
 from learnreg.data.survey import Entry, all_subjects, survey
-from learnreg.io import subject_name
+from learnreg.writing import subject_name
 
 SHOWN = 10  # labels in a row of the table
 

@@ -21,10 +21,10 @@ from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.io import distinct_names, together
 from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.base import Method
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
+from learnreg.writing import distinct_names, together
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.errors import InputError
 from learnreg.image import Image, with_field_of_view
-from learnreg.io import read_image, together, write_image
+from learnreg.io import read_image, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
@@ -30,6 +30,7 @@ from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Displacement
 from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
+from learnreg.writing import together
 
 WRITING = 24  # volumes in float32 that writing and measuring take at most; an .h5 holds float64
 SAMPLES = 2**20  # of voxels for a reported mutual information

@@ -20,11 +20,12 @@ from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.errors import InputError
-from learnreg.io import distinct_names, smallest_type, together, write_image
+from learnreg.io import smallest_type, write_image
 from learnreg.methods.api import choose_method
 from learnreg.methods.groupwise import GroupTemplate, build_template
 from learnreg.reporting.figures import save_figure, template_figure
 from learnreg.transforms.itk import write_transform
+from learnreg.writing import distinct_names, together
 
 FILES = ("template.nii.gz", "transforms", "figure.png", "metrics.json")
 

@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 
 from learnreg.apps.wiring import trusted
 from learnreg.data.datasets import Case
-from learnreg.io import write_atomically
 from learnreg.methods import Method, OneShotMethod, Registration
 from learnreg.methods.evaluation import evaluate, summarize, table
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.reporting.figures import registration_figure, save_figure
+from learnreg.writing import write_atomically
 
 
 def report(config: dict[str, Any], data: Any, folder: str) -> None:

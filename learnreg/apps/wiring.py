@@ -21,10 +21,10 @@ from learnreg.configs.build import build
 from learnreg.configs.checks import places, targets
 from learnreg.data.datamodule import RegistrationData
 from learnreg.errors import InputError, MissingPackageError
-from learnreg.io import write_atomically
 from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
 from learnreg.training.blocks import check_compiler, compile_blocks, recompute_blocks
 from learnreg.training.module import RegistrationModule
+from learnreg.writing import write_atomically
 
 STORED = ("network", "objective", "refinement")
 

@@ -16,9 +16,10 @@ from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
 from learnreg.headers import SUFFIXES, read_header
 from learnreg.image import Image
-from learnreg.io import image_from_sitk, read_image, read_sitk, subject_name, time_points
+from learnreg.io import image_from_sitk, read_image, read_sitk, time_points
 from learnreg.landmarks import read_named_landmarks
 from learnreg.typing import PathLike
+from learnreg.writing import subject_name
 
 VECTORS = ".mha", ".mhd", ".nrrd"
 TABLES = ".csv", ".tsv"

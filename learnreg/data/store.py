@@ -32,8 +32,8 @@ from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.io import PART, write_atomically
 from learnreg.typing import PathLike
+from learnreg.writing import PART, write_atomically
 
 ROLES = "data", "affine", "mask", "labels", "landmarks"
 SUFFIX = ".safetensors"
@@ -41,7 +41,7 @@ ABANDONED = 3600.0  # seconds; a temporary file this old belongs to a process th
 GIGABYTE = 1e9
 # An image that is stored depends on these files; a change of any of them makes all stored images stale.
 SOURCES = (
-    *("grid", "separable", "numerics", "interpolation", "image", "headers", "io", "landmarks", "sampling"),
+    *("grid", "separable", "numerics", "interpolation", "image", "headers", "writing", "io", "landmarks", "sampling"),
     *("data.bids", "data.datasets", "data.files", "data.formats", "data.preprocessing", "data.store"),
 )
 

@@ -18,11 +18,11 @@ from learnreg.configs.build import build, check_plain
 from learnreg.configs.checks import check_targets
 from learnreg.configs.files import RELEASED, model_files
 from learnreg.errors import InputError, MissingFileError
-from learnreg.io import write_atomically
 from learnreg.networks.adapters import as_network
 from learnreg.networks.base import Network
 from learnreg.objective import Objective
 from learnreg.typing import PathLike
+from learnreg.writing import write_atomically
 
 FORMAT = 3
 KEY = "learnreg"

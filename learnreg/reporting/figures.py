@@ -16,12 +16,12 @@ from torch import Tensor
 from learnreg.fields import channels_first, channels_last, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.image import Image
-from learnreg.io import write_atomically
 from learnreg.sampling import sample
 from learnreg.separable import slabs
 from learnreg.transforms import Affine, Sampled, Transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
+from learnreg.writing import write_atomically
 
 Slice = NDArray[np.floating[Any]]
 SAMPLES = 2**21  # voxels from which quantiles are taken

@@ -18,8 +18,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from learnreg.errors import InputError
-from learnreg.io import PART, write_atomically
 from learnreg.typing import PathLike
+from learnreg.writing import PART, write_atomically
 
 TERMINATED = 128 + signal.SIGTERM
 """Exit status of a training that SIGTERM has stopped."""

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from learnreg.errors import InputError
 from learnreg.image import Image
-from learnreg.io import write_atomically
 from learnreg.optimization.stage import Stage, StageDict, run_stages
 from learnreg.similarity.masking import masked_mean
 from learnreg.supervision import Supervision
 from learnreg.transforms import Transform
 from learnreg.typing import FieldTensor, MaskTensor, PathLike, Scalar
+from learnreg.writing import write_atomically
 
 
 class Distillation(Supervision):

@@ -1,0 +1,133 @@
+"""Files that are written whole or not at all, and the names of image files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from learnreg.errors import InputError
+from learnreg.headers import SUFFIXES
+from learnreg.typing import PathLike
+
+PART = ".part-"  # prefix of files and folders that are not complete
+
+
+def subject_name(path: PathLike) -> str:
+    """Return the name of a file without the suffix of its image format; other dots belong to the name.
+
+    Example:
+        >>> subject_name("images/RMS.20141210_MCH.nii.gz")
+        'RMS.20141210_MCH'
+    """
+    name = Path(path).name
+    known = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
+    return name[: -max(map(len, known))] if known and len(name) > max(map(len, known)) else name
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the subject name of each file; equal ones begin with as many of their folders as tell them apart.
+
+    Raises:
+        InputError: A file is listed twice, or two differ only in their suffix.
+
+    Example:
+        >>> distinct_names([Path("a/t1.nii"), Path("b/t1.nii"), Path("b/t2.nii")])
+        ['a_t1', 'b_t1', 't2']
+    """
+    whole = [path.absolute() for path in paths]
+    names = [subject_name(path) for path in paths]
+    equal: set[str] = set()
+    for depth in range(1, 1 + max((len(path.parts) for path in whole), default=0)):
+        equal = {name for name, count in Counter(names).items() if count > 1}
+        if not equal:
+            break
+        names = [
+            "_".join([*path.parent.parts[-depth:], subject_name(path)]).replace(path.anchor, "")
+            if name in equal
+            else name
+            for name, path in zip(names, whole, strict=True)
+        ]
+    if not equal:
+        return names
+    same = [str(path) for path, name in zip(paths, names, strict=True) if name in equal]
+    raise InputError(f"{same[0]} and {same[1]} have one name; rename one of them, and list each image once.")
+
+
+def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
+    """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
+
+    The content is on the disk before the name is, so a power failure leaves the file whole or absent.
+
+    Raises:
+        InputError: The file cannot be written: the folder is missing or protected, or the disk is full.
+    """
+    file = Path(path)
+    suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
+    part: Path | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=suffix, prefix=PART, dir=file.parent)
+        os.close(handle)
+        part = Path(name)
+        write(name)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        part.chmod(0o644)
+        part.replace(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror or error}. Choose another output.") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def together(folder: PathLike) -> Iterator[Path]:
+    """Collect files in a temporary folder, and move them into ``folder`` when all are written.
+
+    If the block raises an error, none of them appears.
+
+    Args:
+        folder: Where the files belong; it is made.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    target = Path(folder)
+    part: Path | None = None
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=PART, dir=target))
+        yield part
+        for file in sorted(file for file in part.rglob("*") if file.is_file()):
+            place_for = target / file.relative_to(part)
+            place_for.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place_for)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_output(path: PathLike, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Check that a file can be written, before anything is computed.
+
+    Args:
+        path: The output.
+        overwrite: Whether an existing file may be replaced.
+        suffixes: That a writer has.
+
+    Raises:
+        InputError: It exists, or no format has its suffix.
+    """
+    file = Path(path)
+    if not file.name.lower().endswith(tuple(suffixes)):
+        raise InputError(f"{file}: no format has this suffix; give one of {', '.join(suffixes)}.")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists already; give another name, or --overwrite.")
