@@ -1,13 +1,14 @@
 """Benchmarks against peers, in one run: ``python scripts/benchmark.py hippocampus DATA``.
 
-Others are ``brain``, ``training``, ``blocks``, ``data``, ``pieces``, ``flow`` and ``iterations``; ``--help`` has their
-options.
+Others are ``brain``, ``training``, ``blocks``, ``ranks``, ``data``, ``pieces``, ``flow`` and ``iterations``; ``--help``
+has their options.
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import os
 import statistics
@@ -22,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import peers
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -290,6 +292,61 @@ def blocks(options: argparse.Namespace) -> None:
     print(f"| {options.network} | {options.change} | {cells} |", flush=True)
 
 
+def ranks(options: argparse.Namespace) -> None:
+    """A training step by volume, batch and processes; every process has the same batch and one thread."""
+    if options.batch is None:
+        print("| volume | batch | processes | seconds a step | pairs a second | efficiency | peak MB a process |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        cases = [(size, 1, 1) for size in options.size]
+        cases += [
+            (options.size[0], batch, count) for batch in (1, 2, 4) for count in (1, 2) if (batch, count) != (1, 1)
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            one: dict[tuple[int, int], float] = {}
+            for size, batch, count in sorted(cases):
+                given = ["--threads", "1", "ranks", "--size", str(size), "--batch", str(batch), "--output", folder]
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+                environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+                subprocess.run([*launch, __file__, *given], check=True, env=environment)
+                seconds, peak = map(float, Path(folder, "step.txt").read_text().split())
+                one.setdefault((size, batch), seconds)
+                cells = f"{seconds:.2f} | {batch * count / seconds:.2f} | {one[size, batch] / seconds:.2f}"
+                print(f"| {size}^3 | {batch} | {count} | {cells} | {peak / 1e6:.0f} |", flush=True)
+        return
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)  # Lightning's, of each process
+    torch.manual_seed(0)
+    grid = Grid.regular((options.size[0],) * 3)
+    images = [Image(torch.rand(options.batch, 1, *grid.shape), grid) for _ in range(2)]
+    objective = Objective(LNCC(7), {"diffusion": Penalty(Diffusion(), 1.0)})
+    module = RegistrationModule(Pyramid(channels=(16, 48, 64, 96)), objective, partial(torch.optim.Adam, lr=1e-3))
+    seconds: list[float] = []
+
+    class Clock(pl.Callback):
+        def on_train_batch_start(self, *_: object) -> None:
+            seconds.append(-time.perf_counter())
+
+        def on_train_batch_end(self, *_: object) -> None:
+            seconds[-1] += time.perf_counter()
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy="ddp",
+        devices=int(os.environ["WORLD_SIZE"]),
+        max_steps=6,
+        precision="32-true",
+        callbacks=[Clock()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with peak_memory() as peak:
+        trainer.fit(module, DataLoader([tuple(images)] * 6, batch_size=None))
+    if trainer.is_global_zero:
+        Path(options.output, "step.txt").write_text(f"{statistics.median(seconds[1:])} {peak.bytes or 0}")
+
+
 def data(options: argparse.Namespace) -> None:
     """Reading brains for a training: the first epoch and the ones after it, by number of workers, kept how."""
     subjects = read_subjects(options.data)[: options.count]
@@ -421,6 +478,11 @@ def main() -> None:
     ways.add_argument("--change", help=argparse.SUPPRESS)
     ways.add_argument("--network", help=argparse.SUPPRESS)
     ways.set_defaults(run=blocks)
+    several = commands.add_parser("ranks")
+    several.add_argument("--size", type=int, nargs="+", default=[48, 64, 96, 128])
+    several.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    several.add_argument("--output", help=argparse.SUPPRESS)
+    several.set_defaults(run=ranks)
     reading = commands.add_parser("data")
     reading.add_argument("data", help="the folder brain of LEARNREG_DATA")
     reading.add_argument("--count", type=int, default=4, help="brains")

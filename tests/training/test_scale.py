@@ -1,5 +1,7 @@
 """A training is the same on any number of processes, and after any kill."""
 
+import gc
+import json
 import os
 import signal
 import socket
@@ -22,6 +24,7 @@ from learnreg.data.formats import Subject
 from learnreg.data.streams import shuffled, training_loader, validation_loader
 from learnreg.errors import InputError
 from learnreg.grid import Grid
+from learnreg.memory import _resident
 from learnreg.networks import (
     AffineNetwork,
     Cascade,
@@ -314,6 +317,34 @@ def check_kills(tmp_path, make, *, kills=6):
 
 def test_a_killed_training_goes_on_to_the_same_end(tmp_path):
     check_kills(tmp_path, resumable, kills=int(os.environ.get("LEARNREG_KILLS", "6")))
+
+
+class _Resident(pl.Callback):
+    """Writes the resident memory of the process after some steps, MB."""
+
+    def __init__(self, file, steps):
+        self.file, self.steps, self.found = file, steps, []
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step in self.steps:
+            gc.collect()
+            self.found.append(_resident("VmRSS") / 1e6)
+            self.file.write_text(json.dumps(self.found))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_resident("VmRSS") is None, reason="the system does not tell")
+def test_memory_is_flat(tmp_path):
+    """Over 1,000 steps, with all that a training keeps beside its weights."""
+    resident = _Resident(tmp_path / "memory.json", (200, 600, 1000))
+    make = partial(resumable, tmp_path, minutes=0.05, steps=1000, extra=(partial(_same, resident),))
+    run(partial(make, changes={"optimizer": SGD}))
+    first, _, last = json.loads(resident.file.read_text())
+    assert last < first + 5
+
+
+def _same(value):
+    return value
 
 
 def test_a_divergence_names_the_term_and_the_pair(tmp_path):
