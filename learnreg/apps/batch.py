@@ -381,32 +381,32 @@ def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:
     With pandas and pyarrow, a table of all pairs is also written as ``results.parquet``.
     """
     rows = [row for job in jobs if (row := _read_row(job, output)) is not None]
-    flat = [_flat(row) for row in rows]
-    columns = list(dict.fromkeys([*COLUMNS, *(key for row in flat for key in row)]))
+    table = [flat(row) for row in rows]
+    columns = list(dict.fromkeys([*COLUMNS, *(key for row in table for key in row)]))
 
     def write(part: str) -> None:
         with Path(part).open("w", newline="", encoding="utf-8") as lines:
             writer = csv.DictWriter(lines, columns)
             writer.writeheader()
-            writer.writerows(flat)
+            writer.writerows(table)
 
     write_atomically(output / name, write)
     if name == "results.csv":
         with suppress(ImportError):
             import pandas  # type: ignore[import-untyped]
 
-            frame = pandas.DataFrame(flat, columns=columns)
+            frame = pandas.DataFrame(table, columns=columns)
             write_atomically(output / "results.parquet", lambda part: frame.to_parquet(part, engine="pyarrow"))
     return rows
 
 
-def _flat(row: Row) -> Row:
+def flat(row: Row) -> Row:
     """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``."""
-    flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
+    columns = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
     for side in ("before", "after"):
         measures = row.get(side, {})
-        flat |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}
-    return flat
+        columns |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}
+    return columns
 
 
 def _remove_parts(output: Path) -> None:

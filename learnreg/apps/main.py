@@ -40,6 +40,8 @@ def _run(options: argparse.Namespace) -> None:
         from learnreg.apps.register import run
     elif options.command == "batch":
         from learnreg.apps.batch import run
+    elif options.command == "bids":
+        from learnreg.apps.bids import run
     elif options.command == "evaluate":
         from learnreg.apps.evaluate import run
     elif options.command == "apply":
@@ -149,6 +151,19 @@ def parser() -> argparse.ArgumentParser:
         "ray.init, such as address=auto",
     )
     batch.add_argument("--retry", action="store_true", help="try the pairs that failed before again")
+
+    bids = commands.add_parser(
+        "bids", parents=[common, trusting, computing, solving], help="register the images of a BIDS data set (BIDS App)"
+    )
+    bids.add_argument("bids", metavar="BIDS", help="the data set")
+    bids.add_argument("output", metavar="OUT", help="folder of the derivatives")
+    bids.add_argument("level", choices=("participant", "group"), help="register, or collect the measures in one table")
+    bids.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL", help="only these, such as 01 02")
+    bids.add_argument("--to", metavar="FILE", help="the reference, such as a template; it is the fixed image")
+    bids.add_argument("--space", metavar="NAME", help="its name in the names of files (default: that of FILE)")
+    bids.add_argument("--method", help="a preset (see `learnreg methods`) or a YAML file (default: deformable)")
+    bids.add_argument("--checkpoint", metavar="FILE", help="a trained network, or the name of a model")
+    bids.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
 
     evaluate = commands.add_parser(
         "evaluate", parents=[common, trusting, computing, solving], help="compare methods on labeled pairs"
