@@ -1,6 +1,7 @@
 """Shapes are checked while tests run, and examples in docstrings find ``torch``, ``np`` and ``learnreg``."""
 
 import functools
+import locale
 import os
 
 import numpy as np
@@ -54,6 +55,14 @@ def _unchecked(function):
 
 
 torch.autograd.gradcheck = _unchecked(torch.autograd.gradcheck)
+
+
+@pytest.fixture(autouse=True)
+def _same_locale():
+    """DICOM files that a test writes leave the locale of C."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,12 @@ ITK guesses where a header contradicts itself.
 
 from __future__ import annotations
 
+import locale
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import SimpleITK as sitk
@@ -16,6 +19,8 @@ from numpy.typing import NDArray
 from learnreg.errors import InputError
 from learnreg.typing import PathLike
 
+P = ParamSpec("P")
+R = TypeVar("R")
 POSITION, ORIENTATION = "0020|0032", "0020|0037"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's RAS
 UNEVEN, TILT = 0.02, 0.5  # largest difference of a gap, as a share of it; largest tilt, degrees
@@ -23,6 +28,24 @@ APART = 0.1  # mm; affines that agree to this are the same
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 
 
+def keeping_locale(function: Callable[P, R]) -> Callable[P, R]:
+    """Restore the locale after a function: GDCM, which reads DICOM for ITK, leaves that of C.
+
+    Text that is read afterwards without an encoding, as torch and other libraries do, would be taken for ASCII.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = locale.setlocale(locale.LC_ALL)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
+
+    return run
+
+
+@keeping_locale
 def read_header(path: PathLike) -> sitk.ImageFileReader:
     """Read the header of an image file, or of the first file of a DICOM folder, without its values.
 
@@ -36,12 +59,18 @@ def read_header(path: PathLike) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     try:
         if file.is_dir():
-            file = Path(next(iter(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file))), file))
+            file = Path(next(iter(series_files(file)), file))
         reader.SetFileName(str(file))
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise unreadable(path, error) from error
     return reader
+
+
+@keeping_locale
+def series_files(folder: PathLike, series: str = "") -> Sequence[str]:
+    """Return the files of a DICOM series of a folder, by default the first one, in the order of its slices."""
+    return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)  # type: ignore[no-any-return]
 
 
 def unreadable(path: PathLike, error: RuntimeError) -> InputError:

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.headers import SUFFIXES, check_series, itk_reason, nifti_geometry, read_header, unreadable
+from learnreg.headers import (
+    SUFFIXES,
+    check_series,
+    itk_reason,
+    keeping_locale,
+    nifti_geometry,
+    read_header,
+    series_files,
+    unreadable,
+)
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 from learnreg.writing import write_atomically
@@ -86,6 +95,7 @@ def time_points(path: PathLike) -> int:
     return int(size[3]) if len(size) == 4 else 1
 
 
+@keeping_locale
 def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     """Read a SimpleITK image from a file or a DICOM folder.
 
@@ -171,12 +181,12 @@ def _read_dicom(folder: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader()
     series = reader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
-        held = [_described(reader.GetGDCMSeriesFileNames(str(folder), one)) for one in series]
+        held = [_described(series_files(folder, one)) for one in series]
         raise InputError(
             f"The folder {folder} holds {len(series)} DICOM series{': ' if held else ''}{'; '.join(held[:8])}"
             f"{'; ...' if len(held) > 8 else ''}. Give a folder with exactly one, or a file."
         )
-    files = reader.GetGDCMSeriesFileNames(str(folder), series[0])
+    files = series_files(folder, series[0])
     check_series(files, folder)
     reader.SetFileNames(files)
     return reader.Execute()
@@ -307,6 +317,7 @@ def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
     write_sitk(to_sitk(values, grid), path)
 
 
+@keeping_locale
 def write_sitk(image: sitk.Image, path: PathLike) -> None:
     """Write a SimpleITK image, and read it back to compare; the file appears only when it is complete.
 
@@ -325,6 +336,7 @@ def write_sitk(image: sitk.Image, path: PathLike) -> None:
     write_with_itk(path, write)
 
 
+@keeping_locale
 def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
     """Call :func:`write_atomically` for a writer of SimpleITK, which reports all errors as ``RuntimeError``.
 
@@ -342,6 +354,7 @@ def write_with_itk(path: PathLike, write: Callable[[str], object]) -> None:
         ) from error
 
 
+@keeping_locale
 def check_pixels(path: PathLike, pixel: int, ndim: int) -> None:
     """Check that the format of a file holds a type of pixel, by a trial with a tiny image, before anything is computed.
 

@@ -295,7 +295,7 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
         (["experiment=quickstart", "sed=3"], "did you mean 'seed'"),
         (["experiment=quickstart", "network.chanels=[4]"], "did you mean 'channels'"),
         (["experiment=hippocampus"], "set LEARNREG_DATA"),
-        ([], "Set data.path=..., or choose an experiment: experiment=brain, hippocampus"),
+        ([], "Set data.path=..., or choose an experiment: experiment=abdomen_mrct, brain"),
         (["data.path=/nowhere", "data.train=[0,2]", "data.validation=[2,4]"], "No such data set: /nowhere"),
         (["experiment=quickstart", "resume=/nowhere.ckpt"], "No such checkpoint"),
         (["experiment=quickstart", "optimizer.learning_rate=0.1"], "'optimizer.learning_rate'; choose from lr"),

@@ -1,12 +1,15 @@
 """Geometry that DICOM series and NIfTI headers state; truth by construction, and by nibabel."""
 
+import locale
+
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from learnreg.errors import InputError
-from learnreg.io import read_image
+from learnreg.headers import read_header
+from learnreg.io import check_pixels, read_image
 
 SPACING = 3.0
 
@@ -43,6 +46,17 @@ def test_a_regular_series_is_read(tmp_path):
     grid = read_image(series(tmp_path / "ct")).grid
     assert grid.shape == (8, 12, 10)
     assert float(grid.spacing[0, 2]) == pytest.approx(SPACING)
+
+
+def test_reading_dicom_keeps_the_locale(tmp_path):
+    """GDCM leaves that of C, in which other libraries fail to read their own files."""
+    folder, before = series(tmp_path / "ct"), locale.setlocale(locale.LC_ALL)
+    for place in ("C.UTF-8", before):
+        locale.setlocale(locale.LC_ALL, place)
+        read_image(folder)
+        read_header(folder)
+        check_pixels("out.dcm", sitk.sitkInt16, 2)
+        assert locale.setlocale(locale.LC_ALL) == place
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import SimpleITK as sitk
-
 from learnreg.data.formats import Subject
 from learnreg.errors import InputError
 from learnreg.grid import Grid
-from learnreg.headers import read_header
+from learnreg.headers import read_header, series_files
 from learnreg.landmarks import read_landmarks
 
 REMEDIES = {
@@ -84,4 +82,4 @@ def _size(file: Path) -> tuple[int, ...]:
     size: tuple[int, ...] = read_header(file).GetSize()
     if not file.is_dir():
         return size
-    return (*size[:2], len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file))))
+    return (*size[:2], len(series_files(file)))

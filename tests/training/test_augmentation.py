@@ -11,7 +11,7 @@ from learnreg.similarity import MSE
 from learnreg.training import RegistrationModule
 from tests.data.test_data import write
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*LeafSpec"), pytest.mark.filterwarnings("ignore:.*many workers")]
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in ("LeafSpec", "many workers", "`srun` command")]
 
 
 class Seen(pl.Callback):
