@@ -11,7 +11,7 @@ from learnreg.similarity import MSE
 from learnreg.training import RegistrationModule
 from tests.data.test_data import write
 
-pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in ("LeafSpec", "many workers", "`srun` command")]
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}") for text in ("LeafSpec", "many workers")]
 
 
 class Seen(pl.Callback):
