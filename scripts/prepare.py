@@ -3,8 +3,8 @@
     python scripts/prepare.py oasis neurite-oasis.v1.0.tar -o DATA/oasis
     LEARNREG_DATA=DATA python train.py experiment=oasis
 
-Archives are unpacked into the output. Of a folder that is unpacked already, only the table is written. The headers of
-all files are read. docs/data.md lists the sets, their sources and licences.
+Archives are unpacked into the output. Of a folder that is unpacked already, only the table is written. All files are
+read. docs/data.md lists the sets, their sources and licences.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm.auto import tqdm
 
 from learnreg.apps.errors import reporting_errors
 from learnreg.data import read_pairs, read_subjects
 from learnreg.data.checks import check_subjects
+from learnreg.data.survey import survey
 from learnreg.errors import InputError, MissingFileError
 from learnreg.writing import PART, write_atomically
 
 TABLE = "data.csv"
 Row = dict[str, str]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -148,20 +151,30 @@ def beside(folder: Path, image: Path, role: str) -> Row:
     points = file.parent.with_name(file.parent.name.replace("images", "keypoints"))
     points /= file.name.removesuffix(".gz").removesuffix(".nii") + ".csv"
     if points.exists():
-        row[f"{prefix}landmarks"] = with_header(points).relative_to(root).as_posix()
+        row[f"{prefix}landmarks"] = points.relative_to(root).as_posix()
     return row
 
 
-def with_header(points: Path) -> Path:
-    """Write Learn2Reg's voxel coordinates, which have no header, as a CSV with the columns ``i,j,k``."""
-    target = points.with_suffix(".ijk.csv")
-    lines = [line for line in points.read_text(encoding="utf-8").splitlines() if line.strip()]
-    wrong = next((line for line in lines if not re.fullmatch(r"\s*[-+.\deE]+(\s*,\s*[-+.\deE]+){2}\s*", line)), None)
-    if wrong is not None or not lines:
-        raise InputError(f"{points} should have three numbers a line, got {wrong!r}.")
-    text = "\n".join(["i,j,k", *lines]) + "\n"
-    write_atomically(target, lambda part: Path(part).write_text(text, encoding="utf-8"))
-    return target
+def with_headers(rows: list[Row], folder: Path) -> Iterator[Path]:
+    """Write Learn2Reg's voxel coordinates, which have no header, as CSVs with the columns ``i,j,k``.
+
+    The rows then name these files, each of which is yielded.
+
+    Raises:
+        InputError: A file has something else than three numbers a line.
+    """
+    for row in rows:
+        for column in [column for column in row if column.endswith("landmarks")]:
+            points = folder / row[column]
+            lines = [line for line in points.read_text(encoding="utf-8").splitlines() if line.strip()]
+            number = r"\s*[-+.\deE]+\s*"
+            wrong = next((line for line in lines if not re.fullmatch(f"{number},{number},{number}", line)), None)
+            if wrong is not None or not lines:
+                raise InputError(f"{row[column]} should have three numbers a line, got {wrong!r}.")
+            target = points.with_suffix(".ijk.csv")
+            target.write_text("\n".join(["i,j,k", *lines]) + "\n", encoding="utf-8")
+            row[column] = target.relative_to(folder.resolve() if target.is_absolute() else folder).as_posix()
+            yield target
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -187,6 +200,8 @@ def unpack(archive: Path, folder: Path) -> None:
             raise InputError(f"{archive} is no .tar, .tar.gz, .tgz or .zip.")
     except tarfile.FilterError as error:
         raise InputError(f"{archive} names a file outside of its folder: {error}.") from error
+    except RuntimeError as error:  # of zipfile, for one with a password
+        raise InputError(f"{archive} cannot be unpacked: {error}.") from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise InputError(f"{folder.parent} is full; make room, or give another output.") from error
@@ -194,7 +209,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def prepare(name: str, sources: Iterable[Path], output: Path, *, partial: bool = False) -> list[Row]:
-    """Unpack archives, check all headers, and write the table; the folder changes only when all is right.
+    """Unpack archives, check all files, and write the table; the folder changes only when all is right.
 
     Args:
         name: A key of ``SOURCES``.
@@ -236,27 +251,50 @@ def prepare(name: str, sources: Iterable[Path], output: Path, *, partial: bool =
 
 
 def checked(source: Source, folder: Path, *, partial: bool) -> list[Row]:
-    """Return the rows of a data set after all its headers were read."""
+    """Return the rows of a data set after all its files were read.
+
+    Raises:
+        InputError: A file is missing, damaged or does not fit the others; nothing is left of the check.
+    """
     rows = source.rows(folder)
-    for row in rows:
-        for column, value in row.items():
-            if column not in ("group", "split") and not (folder / value).is_file():
-                raise InputError(f"{value} is missing, which {row.get('image') or row.get('fixed')} belongs to.")
     if source.expected and len(rows) != source.expected and not partial:
         raise InputError(
             f"{len(rows)} subjects were found, the set has {source.expected}; download it again, or add --partial."
         )
-    trial = folder / ".check.csv"
-    write_table(rows, trial)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for row in rows:
+        name = row.get("image") or row.get("fixed")
+        lacking = [column for column in columns if column not in row]
+        if lacking and not partial:
+            raise InputError(f"{name} has no {lacking[0]}, which others have; download it again, or add --partial.")
+        for column, value in row.items():
+            if column not in ("group", "split") and not (folder / value).is_file():
+                raise InputError(f"{value} is missing, which {name} belongs to.")
+    trial, written = folder / ".check.csv", list[Path]()
     try:
+        written.extend(with_headers(rows, folder))
+        write_table(rows, trial)
         pairs = read_pairs(trial)
         subjects = read_subjects(trial) if pairs is None else [subject for pair in pairs for subject in pair]
         unique = list(dict.fromkeys(subjects))
-        for subject in tqdm(unique, desc="headers", unit="image", disable=not sys.stderr.isatty()):
-            check_subjects([subject], source.needs, (1, 1, 1))
+        check_subjects(unique, source.needs, (1, 1, 1), pairs)
+        entries = survey(unique, progress_bar(len(unique)))
+        serious = [finding for entry in entries for finding in entry.findings if finding.serious]
+        if serious:
+            more = f" ({len(serious)} files have faults; `learnreg check` lists them)" if len(serious) > 1 else ""
+            raise InputError(f"{serious[0].file.relative_to(folder)}: {serious[0].problem}{more}.")
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        raise
     finally:
-        trial.unlink()
+        trial.unlink(missing_ok=True)
     return rows
+
+
+def progress_bar(total: int) -> Callable[[Iterable[T]], Iterable[T]]:
+    """Return a progress bar over images."""
+    return lambda items: tqdm(items, total=total, desc="check", unit="image", disable=not sys.stderr.isatty())
 
 
 def write_table(rows: list[Row], file: Path) -> None:

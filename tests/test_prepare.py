@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -50,8 +51,8 @@ def oasis(folder):
 
 def ixi(folder):
     for k in range(6):
-        for contrast in ("T1", "T2"):
-            image(folder / f"IXI{k:03}-Guys-{700 + k:04}-{contrast}.nii.gz", k)
+        for seed, contrast in enumerate(("T1", "T2")):
+            image(folder / f"IXI{k:03}-Guys-{700 + k:04}-{contrast}.nii.gz", 10 * k + seed)
 
 
 def challenge(folder, name, *, pairs=True, labels=False):
@@ -65,7 +66,7 @@ def challenge(folder, name, *, pairs=True, labels=False):
             image(folder / name / "masksTr" / f"{one}.nii.gz", labels=True)
             points = folder / name / "keypointsTr" / f"{one}.csv"
             points.parent.mkdir(exist_ok=True)
-            points.write_text(f"1.0,2.0,3.0\n4,5,{k % 2}.5\n")
+            points.write_text(f"1.0,2.0,3.0\n4,5,{k % 2}.5\n" * (1 + k // 2))  # not as many in every pair
     listed = [f"./imagesTr/{one}.nii.gz" for one in names]
     couples = [{"fixed": f, "moving": m} for f, m in zip(listed[::2], listed[1::2], strict=True)]
     content = {"name": name, "training": [{"image": one} for one in listed], "registration_val": couples[2:]}
@@ -114,6 +115,7 @@ def test_a_set_is_prepared_and_trains(name, prepare, tmp_path, capsys):
         fixed, moving = (subject.read() for subject in pairs[0])
         if name == "nlst":
             assert fixed.grid.to_index(fixed.landmarks)[0].round().tolist() == [[1, 2, 3], [4, 5, 0]]
+            assert [f.read().landmarks.shape[1] for f, _ in pairs] == [2, 4, 6, 8]
             assert moving.mask is not None
     else:
         subjects = read_subjects(data / "data.csv")
@@ -175,6 +177,53 @@ def test_what_is_wrong_is_told_and_nothing_is_left(prepare, tmp_path, capsys):
     (out / "mine.txt").write_text("keep")
     assert "is not empty" in fails(prepare, capsys, *given, "--partial")
     assert [file.name for file in out.iterdir()] == ["mine.txt"]
+
+
+def cut(folder):
+    file = folder / "AbdomenMRCT" / "imagesTr" / "AbdomenMRCT_0001_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def twice(folder):
+    images = folder / "AbdomenMRCT" / "imagesTr"
+    shutil.copy(images / "AbdomenMRCT_0000_0000.nii.gz", images / "AbdomenMRCT_0003_0000.nii.gz")
+
+
+def shifted(folder):
+    file = folder / "AbdomenMRCT" / "labelsTr" / "AbdomenMRCT_0001_0001.nii.gz"
+    stored = sitk.ReadImage(str(file))
+    stored.SetOrigin((50.0, 0.0, 0.0))
+    sitk.WriteImage(stored, str(file))
+
+
+def lacking(folder):
+    (folder / "AbdomenMRCT" / "labelsTr" / "AbdomenMRCT_0001_0001.nii.gz").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "0001_0000.nii.gz is damaged"),
+        (twice, "has the same content as"),
+        (shifted, "lie in different places"),
+        (lacking, "has no moving_labels, which others have"),
+    ],
+)
+def test_what_a_header_does_not_tell(damage, message, prepare, tmp_path, capsys):
+    challenge(tmp_path / "made", "AbdomenMRCT", labels=True)
+    damage(tmp_path / "made")
+    assert message in fails(prepare, capsys, "abdomen_mrct", tmp_path / "made", "-o", tmp_path / "made")
+
+
+def test_landmarks_that_do_not_correspond(prepare, tmp_path, capsys):
+    challenge(tmp_path / "made", "NLST")
+    points = tmp_path / "made" / "NLST" / "keypointsTr"
+    (points / "NLST_0002_0001.csv").write_text("1,2,3\n")
+    given = ("nlst", tmp_path / "made", "-o", tmp_path / "made")
+    assert "NLST_0002_0001.ijk.csv has 1 landmarks" in fails(prepare, capsys, *given)
+    (points / "NLST_0002_0001.csv").write_text("x,y,z\n1,2,3\n")
+    assert "three numbers a line, got 'x,y,z'" in fails(prepare, capsys, *given)
+    assert not list(tmp_path.rglob("*.ijk.csv"))
 
 
 def test_an_archive_cannot_write_elsewhere(prepare, tmp_path, capsys):

@@ -19,17 +19,23 @@ REMEDIES = {
 }
 
 
-def check_subjects(subjects: Sequence[Subject], needs: Sequence[str], shape: Sequence[int]) -> None:
+def check_subjects(
+    subjects: Sequence[Subject],
+    needs: Sequence[str],
+    shape: Sequence[int],
+    pairs: Sequence[tuple[Subject, Subject]] | None = None,
+) -> None:
     """Check the files of a data set by their headers.
 
     Args:
         subjects: Images to train on or to validate with.
         needs: What the training needs of every image: ``"labels"``, ``"landmarks"``.
         shape: Shape of the model's grid.
+        pairs: The pairs of the data set, if it prescribes them: then landmarks correspond within each pair only.
 
     Raises:
         InputError: An image lacks what is needed, has another dimension than the model, or differs in size from its
-            labels or mask; or two images differ in the number of landmarks.
+            labels or mask; or two images that can be a pair differ in the number of landmarks.
     """
     for need in needs:
         lacking = [subject for subject in subjects if getattr(subject, need) is None]
@@ -38,7 +44,8 @@ def check_subjects(subjects: Sequence[Subject], needs: Sequence[str], shape: Seq
             raise InputError(f"{lacking[0].image}{more} no {need}, which this training needs; {REMEDIES[need]}.")
     sizes = {subject: _checked_size(subject, len(shape)) for subject in subjects}
     if "landmarks" in needs:
-        _check_landmarks(sizes)
+        for group in [sizes] if pairs is None else pairs:
+            _check_landmarks({subject: sizes[subject] for subject in group})
 
 
 def _checked_size(subject: Subject, ndim: int) -> tuple[int, ...]:

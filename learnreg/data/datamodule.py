@@ -181,9 +181,10 @@ class RegistrationData(pl.LightningDataModule):
             InputError: An image lacks what is needed, files do not fit together, or the blocks share an image or group.
         """
         blocks = {name: self.subjects(name) for name in ("train", "validation")}
-        for subjects in blocks.values():
+        for name, subjects in blocks.items():
             atlas = [] if self.atlas is None else [self.atlas]
-            check_subjects(list(dict.fromkeys([*atlas, *subjects])), needs, self.space.shape or ())
+            pairs = self.pairs(name) if self._paired else None
+            check_subjects(list(dict.fromkeys([*atlas, *subjects])), needs, self.space.shape or (), pairs)
         common = {None} if not self._paired else {f for block in ("train", "validation") for f, _ in self.pairs(block)}
         shared = common if len(common) == 1 else set()  # the atlas of all pairs
         check_apart({name: [s for s in subjects if s not in shared] for name, subjects in blocks.items()}, content=True)
