@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from tests.apps.test_batch import make_pairs, rows_of
+from tests.training.test_scale import Blobs, fit, module
 
 ROOT = Path(__file__).resolve().parents[1]
 needed = ("slurmctld", "slurmd", "munged", "sbatch")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*LeafSpec"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.skipif(not all(map(shutil.which, needed)), reason="SLURM is not installed: apt install slurm-wlm"),
 ]
 SETTINGS = """
@@ -164,3 +167,23 @@ def test_submitit_submits_the_shards(cluster, tmp_path):
         "--engine", "timeout_min=10", "cpus_per_task=1", "--quiet", folder=tmp_path,
     )  # fmt: skip
     assert [row["status"] for row in rows_of(tmp_path / "out" / "results.csv").values()] == ["done"] * 4
+
+
+def test_srun_trains_as_one_process_with_twice_the_batch(cluster, tmp_path):
+    (one, validations), *_ = fit(tmp_path / "one", module(), Blobs(2))
+    (tmp_path / "two").mkdir()
+    command = ["srun", "-N2", "-n2", "--ntasks-per-node=1", sys.executable, "-m", "tests.training.rank"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "two"), "1", "2"],
+        env=cluster,
+        cwd=ROOT,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / "two" / f"rank{rank}.pt") for rank in range(2))
+    assert first[1][-1]["val/loss"] == pytest.approx(validations[-1]["val/loss"], rel=1e-4)
+    for key, value in first[0].items():
+        assert torch.equal(value, second[0][key]), key
+        torch.testing.assert_close(value, one[key], rtol=1e-6, atol=1e-6)
