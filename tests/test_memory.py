@@ -1,6 +1,7 @@
 """What is measured is what is taken, and what does not fit is refused before it is begun."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from learnreg.image import Image
 from learnreg.memory import check_fits, free_memory, peak_memory
 from learnreg.methods import IterativeMethod, Registration, load_method
 from learnreg.transforms import Affine, Displacement
+from tests.processes import run
 
 linux = pytest.mark.skipif(free_memory() is None, reason="the system does not tell")
 
@@ -67,6 +69,12 @@ def test_a_dense_stage_takes_at_most_what_it_says(preset):
 @linux
 @pytest.mark.slow
 def test_writing_and_measuring_takes_at_most_what_is_checked(tmp_path):
+    run(partial(written_and_measured, tmp_path))
+    assert int((tmp_path / "peak").read_text()) < WRITING * 4 * 144**3
+
+
+def written_and_measured(folder):
+    """Write the peak of a result of 144^3 with labels; in a new process, whose heap has no holes."""
     grid = Grid.regular((144, 144, 144))
     fixed, moving = (
         Image(blob(144, shift).data, grid, labels=(blob(144, shift).data > 0.5).long()) for shift in (0, 3)
@@ -74,11 +82,11 @@ def test_writing_and_measuring_takes_at_most_what_is_checked(tmp_path):
     field = Displacement(torch.rand(1, 3, 9, 9, 9), grid.resized((9, 9, 9))).displacement(grid)
     result = Registration(Displacement(field, grid), fixed, moving)
     small = Registration(Affine.identity(3), blob(16), blob(16, 1.0))
-    save(small, {"method": "none"}, tmp_path / "imports do not count")
+    save(small, {"method": "none"}, folder / "imports do not count")
     with peak_memory() as peak:
-        metrics = save(result, {"method": "none"}, tmp_path / "out")
+        metrics = save(result, {"method": "none"}, folder / "out")
     assert "warnings" not in metrics
-    assert peak.bytes < WRITING * 4 * math.prod(grid.shape)
+    (folder / "peak").write_text(str(peak.bytes))
 
 
 @linux

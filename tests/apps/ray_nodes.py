@@ -3,9 +3,11 @@
 A process of its own, since Ray leaves files open.
 """
 
-from ray.cluster_utils import Cluster
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the nodes until the input ends."""
+    from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     node = cluster.add_node(num_cpus=1)
     try:
@@ -16,3 +18,7 @@ if __name__ == "__main__":
         input()
     finally:
         cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
