@@ -39,6 +39,9 @@ def run(options: argparse.Namespace) -> None:
     table, work = output / WORK / "pairs.csv", output / WORK / "out"
     lines = [(name, str(Path(options.to).absolute()), str(image.absolute())) for name, image in left.items()]
     write_atomically(table, lambda part: _write(Path(part), ("name", "fixed", "moving"), lines))
+    for name in left:  # a kill while a result was moved has left the rest of it
+        if (work / name).exists() and not (work / name / "metrics.json").exists():
+            shutil.rmtree(work / name)
     failed = bool(lines) and _batch(options, table, work)
     for name, image in left.items():
         if (work / name).exists():

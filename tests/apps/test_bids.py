@@ -78,3 +78,12 @@ def test_bad_input_is_one_line(study, capsys):
     ):
         assert bids(study, *arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_kill_while_a_result_is_moved(study):
+    rest = study / "out" / ".part-learnreg" / "out" / "sub-01_T1w"
+    rest.mkdir(parents=True)
+    (rest / "transform.h5").write_text("its metrics were moved before")
+    assert bids(study, "participant", "--to", study / "MNI_2mm.nii.gz", "--method", "rigid") == 0
+    assert len(list((study / "out").rglob("*_xfm.h5"))) == 2
+    assert not list((study / "out").glob(".part-*"))
