@@ -64,7 +64,7 @@ def read_image(
     for name, beside in (("labels", labels), ("mask", mask)):
         if beside is None:
             continue
-        stored = read_sitk(beside, time=time if time_points(beside) > 1 else None)
+        stored = read_sitk(beside, time=None if time is None or time_points(beside) == 1 else time)
         grid = grid_from_sitk(stored)
         if grid.shape != image.grid.shape:
             raise InputError(
@@ -317,7 +317,6 @@ def write_image(values: Tensor, grid: Grid, path: PathLike) -> None:
     write_sitk(to_sitk(values, grid), path)
 
 
-@keeping_locale
 def write_sitk(image: sitk.Image, path: PathLike) -> None:
     """Write a SimpleITK image, and read it back to compare; the file appears only when it is complete.
 

@@ -173,7 +173,7 @@ def with_headers(rows: list[Row], folder: Path) -> Iterator[Path]:
                 raise InputError(f"{row[column]} should have three numbers a line, got {wrong!r}.")
             target = points.with_suffix(".ijk.csv")
             target.write_text("\n".join(["i,j,k", *lines]) + "\n", encoding="utf-8")
-            row[column] = target.relative_to(folder.resolve() if target.is_absolute() else folder).as_posix()
+            row[column] = target.relative_to(folder).as_posix()
             yield target
 
 

@@ -227,18 +227,15 @@ def _check_same(row: Row, job: Job, settings: Settings) -> None:
     changed = ""
     if row.get("fingerprint") != settings.fingerprint:
         changed = "with other options"
-    elif row.get("stamp") != _stamp(job) and row.get("content") != _content(job):
+    elif row.get("stamp") != _inputs(job, stamp_of) and row.get("content") != _inputs(job, content_of):
         changed = "from files with another content"
     if changed:
         raise InputError(f"{settings.output / job.name} was made {changed}; give another folder (-o), or remove it.")
 
 
-def _stamp(job: Job) -> str:
-    return f"{stamp_of(job.files)} {job.fixed.time} {job.moving.time}"
-
-
-def _content(job: Job) -> str:
-    return f"{content_of(job.files)} {job.fixed.time} {job.moving.time}"
+def _inputs(job: Job, hashed: Callable[[list[Path | None]], str]) -> str:
+    """Return a hash of the files of a pair, with the time points that are taken of them."""
+    return f"{hashed(job.files)} {job.fixed.time} {job.moving.time}"
 
 
 def _in_this_process(jobs: Sequence[Job], settings: Settings, method: Method) -> Iterator[Row]:
@@ -331,8 +328,8 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
             figure = registration_figure(result.fixed, result.moving, result.sampled, title=job.name)
             save_figure(figure, part / FILES["figure"])
         row: Row = {"pair": job.name, "status": "done", "fixed": str(job.fixed.image), "moving": str(job.moving.image)}
-        row |= {"fingerprint": settings.fingerprint, "stamp": _stamp(job), "content": _content(job)}
-        row |= {"learnreg": __version__}
+        row |= {"fingerprint": settings.fingerprint, "learnreg": __version__}
+        row |= {"stamp": _inputs(job, stamp_of), "content": _inputs(job, content_of)}
         row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method or DEFAULT}
         row |= measure(result) if "metrics" in settings.save else {"seconds": round(result.seconds, 3)}
         (part / FILES["metrics"]).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")

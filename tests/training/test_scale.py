@@ -336,14 +336,10 @@ class _Resident(pl.Callback):
 def test_memory_is_flat(tmp_path):
     """Over 1,000 steps, with all that a training keeps beside its weights."""
     resident = _Resident(tmp_path / "memory.json", (200, 600, 1000))
-    make = partial(resumable, tmp_path, minutes=0.05, steps=1000, extra=(partial(_same, resident),))
+    make = partial(resumable, tmp_path, minutes=0.05, steps=1000, extra=(lambda: resident,))
     run(partial(make, changes={"optimizer": SGD}))
     first, _, last = json.loads(resident.file.read_text())
     assert last < first + 5
-
-
-def _same(value):
-    return value
 
 
 def test_a_divergence_names_the_term_and_the_pair(tmp_path):
