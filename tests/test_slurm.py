@@ -169,6 +169,14 @@ def test_submitit_submits_the_shards(cluster, tmp_path):
     assert [row["status"] for row in rows_of(tmp_path / "out" / "results.csv").values()] == ["done"] * 4
 
 
+def test_a_sweep_submits_its_jobs(cluster, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    sweep = ["hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1"]
+    sweep += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=2", "seed=1,2"]
+    told(cluster, sys.executable, str(ROOT / "train.py"), "-m", *TRAINING, *sweep, folder=tmp_path)
+    assert len(list((tmp_path / "sweep").glob("*/checkpoints/last.ckpt"))) == 2
+
+
 def test_srun_trains_as_one_process_with_twice_the_batch(cluster, tmp_path):
     (one, validations), *_ = fit(tmp_path / "one", module(), Blobs(2))
     (tmp_path / "two").mkdir()

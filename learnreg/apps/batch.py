@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -34,10 +34,11 @@ from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
 from learnreg.image import Image
 from learnreg.io import write_image
-from learnreg.methods import Registration, register
-from learnreg.methods.api import DEFAULT, choose_method
+from learnreg.methods import Registration
+from learnreg.methods.api import DEFAULT, choose_method, register_several
 from learnreg.methods.base import Method
 from learnreg.reporting.figures import registration_figure, save_figure
+from learnreg.transforms import Transform
 from learnreg.transforms.itk import read_transform
 from learnreg.writing import PART, distinct_names, write_atomically
 
@@ -46,7 +47,10 @@ FAILED = "failed"
 HIDDEN = ("fingerprint", "stamp", "content")  # of metrics.json, not columns of a table
 COLUMNS = ("pair", "status", "reason", "fixed", "moving", "seconds", "folding_percent", "sd_log_jacobian")
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
+Pair: TypeAlias = tuple[Image, Image, Transform | None]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Settings:
     save: tuple[str, ...] = ("transform", "metrics")
     trust: tuple[str, ...] = ()
     device: str = "cpu"
+    together: int = 1
 
     def load(self) -> Method:
         """Return the method."""
@@ -119,7 +124,10 @@ def run(options: argparse.Namespace) -> None:
         tuple(dict.fromkeys(options.save)),
         tuple(options.trust),
         options.device,
+        options.batch,
     )
+    if settings.together > 1 and not settings.checkpoint:
+        raise InputError("--batch puts several pairs through a network at once; give --checkpoint too.")
     check_folder(settings.output)
     set_device(options)
     jobs = read_jobs(options.pairs)
@@ -161,7 +169,7 @@ def run(options: argparse.Namespace) -> None:
 def _for_a_shard(options: argparse.Namespace) -> list[str]:
     """Return the arguments of this command without those of the engine."""
     arguments = [str(Path(options.pairs).absolute()), "-o", str(Path(options.output).absolute())]
-    for name in ("method", "checkpoint", "refine", "weight", "jobs", "threads", "device"):
+    for name in ("method", "checkpoint", "refine", "weight", "jobs", "threads", "device", "batch"):
         value = getattr(options, name)
         if value:
             is_file = name in ("method", "checkpoint") and Path(value).is_file()
@@ -239,30 +247,36 @@ def _inputs(job: Job, hashed: Callable[[list[Path | None]], str]) -> str:
 
 
 def _in_this_process(jobs: Sequence[Job], settings: Settings, method: Method) -> Iterator[Row]:
-    """Register one pair after the other, while the next one is read and the last one is written."""
+    """Register one group of pairs after the other, while the next one is read and the last one is written."""
+    groups = _groups(jobs, settings)
     with ThreadPoolExecutor(2) as pool:
-        reading = [pool.submit(_read, job) for job in jobs[:1]]
-        writing: Future[Row] | None = None
-        for number, job in enumerate(jobs):
+        reading = [pool.submit(_read, group) for group in groups[:1]]
+        writing: Future[list[Row]] | None = None
+        for number, group in enumerate(groups):
             ready = reading.pop()
-            if number + 1 < len(jobs):
-                reading.append(pool.submit(_read, jobs[number + 1]))
-            result = _registered(ready.result, job, method, settings)
+            if number + 1 < len(groups):
+                reading.append(pool.submit(_read, groups[number + 1]))
+            results = _registered(ready.result(), method, settings)
             if writing is not None:
-                yield writing.result()
-            writing = pool.submit(_finish, job, result, settings)
+                yield from writing.result()
+            writing = pool.submit(_finish, group, results, settings)
         if writing is not None:
-            yield writing.result()
+            yield from writing.result()
+
+
+def _groups(jobs: Sequence[Job], settings: Settings) -> list[Sequence[Job]]:
+    """Return the pairs that are registered at once."""
+    return [jobs[first : first + settings.together] for first in range(0, len(jobs), settings.together)]
 
 
 def _in_processes(jobs: Sequence[Job], settings: Settings, count: int, threads: int | None) -> Iterator[Row]:
     each = threads or max(1, (os.cpu_count() or 1) // count)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, context, _begin_worker, (settings, each)) as pool:
-        tasks = [pool.submit(_one, job) for job in jobs]
+        tasks = [pool.submit(_of_a_worker, group) for group in _groups(jobs, settings)]
         try:
             for task in as_completed(tasks):
-                yield task.result()
+                yield from task.result()
         except BrokenProcessPool as error:
             raise InputError(
                 "A process was killed, perhaps because memory ran out. What is done is kept: run the command again "
@@ -281,37 +295,56 @@ def _begin_worker(settings: Settings, threads: int) -> None:
     _worker = settings, settings.load()
 
 
-def _one(job: Job) -> Row:
+def _of_a_worker(jobs: Sequence[Job]) -> list[Row]:
     settings, method = _worker
-    result = _registered(lambda: _read(job), job, method, settings)
-    return _finish(job, result, settings)
+    return _finish(jobs, _registered(_read(jobs), method, settings), settings)
 
 
-def _read(job: Job) -> tuple[Image, Image]:
-    return job.fixed.read(), job.moving.read()
-
-
-def _registered(
-    read: Callable[[], tuple[Image, Image]], job: Job, method: Method, settings: Settings
-) -> Registration | Exception:
-    """Register a pair; return the error of one that fails, so that it does not end the others."""
+def _attempted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
+    """Return a result, or the error of a pair, so that it does not end the others."""
     try:
-        fixed, moving = read()
-        check_writing(fixed, moving)
-        initial = None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
-        return register(fixed, moving, method, initial=initial, device=settings.device, progress=False)
+        return function(*args, **kwargs)
     except Exception as error:
         return error
 
 
-def _finish(job: Job, result: Registration | Exception, settings: Settings) -> Row:
-    """Write a result, or the reason why there is none."""
-    if isinstance(result, Exception):
-        return _fail(job, result, settings)
-    try:
-        return _save(job, result, settings)
-    except Exception as error:
-        return _fail(job, error, settings)
+def _read(jobs: Sequence[Job]) -> list[Pair | Exception]:
+    return [_attempted(_pair, job) for job in jobs]
+
+
+def _pair(job: Job) -> Pair:
+    fixed, moving = job.fixed.read(), job.moving.read()
+    check_writing(fixed, moving)
+    return fixed, moving, None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
+
+
+def _registered(
+    pairs: Sequence[Pair | Exception], method: Method, settings: Settings
+) -> list[Registration | Exception]:
+    """Register the pairs that could be read, together; if that fails, one by one."""
+    results: dict[int, Registration | Exception] = {}
+    good = {k: pair for k, pair in enumerate(pairs) if not isinstance(pair, Exception)}
+    if len(good) > 1:
+        with suppress(Exception):  # it shows again for the pair to which it belongs
+            results = dict(
+                zip(good, register_several(list(good.values()), method, device=settings.device), strict=True)
+            )
+    for k, pair in enumerate(pairs):
+        if isinstance(pair, Exception):
+            results[k] = pair
+        elif k not in results:
+            alone = _attempted(register_several, [pair], method, device=settings.device)
+            results[k] = alone if isinstance(alone, Exception) else alone[0]
+    return [results[k] for k in range(len(pairs))]
+
+
+def _finish(jobs: Sequence[Job], results: Sequence[Registration | Exception], settings: Settings) -> list[Row]:
+    """Write each result, or the reason why there is none."""
+    rows = []
+    for job, result in zip(jobs, results, strict=True):
+        row = result if isinstance(result, Exception) else _attempted(_save, job, result, settings)
+        rows.append(_fail(job, row, settings) if isinstance(row, Exception) else row)
+    return rows
 
 
 def _save(job: Job, result: Registration, settings: Settings) -> Row:

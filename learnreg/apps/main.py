@@ -132,6 +132,9 @@ def parser() -> argparse.ArgumentParser:
         default=["transform", "metrics"],
         help="what to write for each pair (default: transform metrics)",
     )
+    batch.add_argument(
+        "--batch", type=_positive, default=1, metavar="N", help="pairs that go through a network at once (default: 1)"
+    )
     batch.add_argument("--jobs", type=_positive, default=1, metavar="N", help="processes (default: 1)")
     batch.add_argument(
         "--shard", type=_shard, default=(1, 1), metavar="I/N", help="only every N-th pair from the I-th on, such as 3/8"

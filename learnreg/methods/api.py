@@ -83,10 +83,35 @@ def register(  # noqa: PLR0913 - the options of a registration
         pair = target.to(device), source.to(device)
         with peak_memory(device) as peak:
             result = _register(chosen, *pair, start, bar.update)
+    return _on_the_cpu(result, peak.bytes)
+
+
+def register_several(
+    pairs: Sequence[tuple[Image, Image, Transform | None]], method: Method, *, device: str = "cpu"
+) -> list[Registration]:
+    """Align several pairs; a network takes those on grids of one shape together, other methods take one by one.
+
+    Args:
+        pairs: Fixed image, moving image and initial transform of each.
+        method: The method, on ``device``.
+        device: Device that computes; the results are returned on the CPU.
+
+    Raises:
+        InputError: A pair cannot be registered.
+    """
+    if not isinstance(method, OneShotMethod) or any(is_slice(image.grid) for pair in pairs for image in pair[:2]):
+        return [register(*pair[:2], method, initial=pair[2], device=device, progress=False) for pair in pairs]
+    moved = [(f.to(device), m.to(device), None if start is None else start.to(device)) for f, m, start in pairs]
+    with peak_memory(device) as peak:
+        results = method.several(moved)
+    return [_on_the_cpu(result, peak.bytes) for result in results]
+
+
+def _on_the_cpu(result: Registration, peak_bytes: int | None) -> Registration:
     began = None if result.initial is None else result.initial.to("cpu")
+    fixed, moving = result.fixed.to("cpu"), result.moving.to("cpu")
     transform = result.transform.to("cpu")
-    target, source = (image.to("cpu") for image in (result.fixed, result.moving))
-    return Registration(transform, target, source, began, result.history, result.seconds, peak.bytes)
+    return Registration(transform, fixed, moving, began, result.history, result.seconds, peak_bytes)
 
 
 def _register(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
-from learnreg.image import Image
+from learnreg.image import Image, stack
 from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.numerics import SmallConvolutions
 from learnreg.optimization import IterativeStage, LevelHistory
-from learnreg.transforms import Transform, align_centers, chain
+from learnreg.transforms import Transform, align_centers, chain, unstacked_transforms
 from learnreg.typing import StepCallback
 
 
@@ -81,18 +83,54 @@ class OneShotMethod(Method):
         initial: Transform | None = None,
         on_step: StepCallback | None = None,
     ) -> Registration:
-        check_pair(fixed, moving, initial)
+        return self.several([(fixed, moving, initial)], on_step=on_step)[0]
+
+    def several(
+        self, pairs: Sequence[tuple[Image, Image, Transform | None]], *, on_step: StepCallback | None = None
+    ) -> list[Registration]:
+        """Register several pairs; those on grids of one shape go through the network together.
+
+        Args:
+            pairs: Fixed image, moving image and initial transform of each, see :meth:`forward`.
+            on_step: See :meth:`forward`.
+
+        Returns:
+            The registrations in the order of the pairs; the time is shared equally.
+
+        Raises:
+            InputError: See :meth:`forward`.
+        """
         began = time.perf_counter()
-        pair = self.prepare(fixed, moving, initial)
-        with torch.no_grad(), SmallConvolutions():
-            answer = self.network.predict(pair.fixed, pair.moving, weight=self.weight).transform
-        history: tuple[LevelHistory, ...] = ()
+        for pair in pairs:
+            check_pair(*pair)
+        ready = [self.prepare(*pair) for pair in pairs]
+        answers = self._answers(ready)
+        histories: list[tuple[LevelHistory, ...]] = [() for _ in pairs]
         if self.refine:
-            answer, history = self.refined(pair, answer.detach(), on_step)
-        if pair.fixed.data.is_cuda:
+            refined = [self.refined(one, answer, on_step) for one, answer in zip(ready, answers, strict=True)]
+            answers, histories = [found for found, _ in refined], [history for _, history in refined]
+        if any(one.fixed.data.is_cuda for one in ready):
             torch.cuda.synchronize()  # the time must include the computation, which is asynchronous
-        seconds = time.perf_counter() - began
-        return Registration(chain(answer, pair.initial), fixed, moving, pair.initial, history, seconds)
+        seconds = (time.perf_counter() - began) / max(1, len(pairs))
+        return [
+            Registration(chain(answer, one.initial), fixed, moving, one.initial, history, seconds)
+            for (fixed, moving, _), one, answer, history in zip(pairs, ready, answers, histories, strict=True)
+        ]
+
+    def _answers(self, pairs: Sequence[ModelPair]) -> list[Transform]:
+        """Return the network's transform of each pair."""
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for k, pair in enumerate(pairs):
+            alike[pair.fixed.grid.shape, pair.fixed.mask is None, pair.moving.mask is None].append(k)
+        answers: dict[int, Transform] = {}
+        for members in alike.values():
+            fixed, moving = stack([pairs[k].fixed for k in members]), stack([pairs[k].moving for k in members])
+            with torch.no_grad(), SmallConvolutions():
+                found = self.network.predict(fixed, moving, weight=self.weight).transform.detach()
+            answers |= zip(
+                members, unstacked_transforms(found, len(members)) if len(members) > 1 else [found], strict=True
+            )
+        return [answers[k] for k in range(len(pairs))]
 
     def prepare(self, fixed: Image, moving: Image, initial: Transform | None = None) -> ModelPair:
         """Resample both images to one grid of the network, with intensities in [0, 1].

@@ -7,6 +7,7 @@ from .affine import (
     linear_through_landmarks as linear_through_landmarks,
 )
 from .base import Transform as Transform
+from .batches import unstacked_transforms as unstacked_transforms
 from .bspline import BSpline as BSpline, fit_bspline as fit_bspline, spline_lattice as spline_lattice
 from .composite import Composite as Composite, chain as chain
 from .displacement import Displacement as Displacement

@@ -16,7 +16,8 @@ from learnreg.apps.main import main
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.io import write_image
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms import Affine
+from learnreg.transforms.itk import read_transform, write_transform
 from tests.conftest import blob_image
 
 GRID = Grid.regular((12, 12, 12), 2.0)
@@ -58,6 +59,31 @@ def test_a_folder_and_a_row_per_pair(tmp_path):
         assert sorted(file.name for file in (tmp_path / "out" / name).iterdir()) == ["metrics.json", "transform.h5"]
         shift = read_transform(tmp_path / "out" / name / "transform.h5", ndim=3)(torch.zeros(1, 1, 3)).flatten()
         assert shift.tolist() == pytest.approx([1, 0, 0], abs=0.2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_pairs_go_through_a_network_together(tmp_path, jobs):
+    """With the result of each alone, a pair that cannot be read, an own start, and a last group that is not full."""
+    write_transform(Affine.translation([1.0, 0.0, 0.0]), GRID, tmp_path / "start.tfm")
+    table = make_pairs(tmp_path, 4, extra=["bad,images/bad.nii.gz,images/s0.nii.gz"])
+    (tmp_path / "images" / "bad.nii.gz").write_bytes(b"no image")
+    lines = table.read_text().splitlines()
+    lines = [f"{line},{'initial' if not k else 'start.tfm' if k == 2 else ''}" for k, line in enumerate(lines)]
+    table.write_text("\n".join([lines[0], lines[-1], *lines[1:-1]]) + "\n")
+    common = (table, "--checkpoint", "hippocampus", "--jobs", jobs)
+    assert batch(*common, "-o", tmp_path / "alone") == 1
+    assert batch(*common, "-o", tmp_path / "out", "--batch", 3) == 1
+    for name in ("p0", "p1", "p2", "p3"):
+        one, other = (read_transform(tmp_path / out / name / "transform.h5") for out in ("alone", "out"))
+        assert (one.displacement(GRID) - other.displacement(GRID)).abs().max() < 1e-3
+        assert one.displacement(GRID).abs().max() > 0.05
+    assert rows_of(tmp_path / "out" / "results.csv")["bad"]["status"] == "failed"
+
+
+def test_a_batch_needs_a_network(tmp_path, capsys):
+    table = make_pairs(tmp_path, 1)
+    assert batch(table, "-o", tmp_path / "out", "--method", "rigid", "--batch", 2) == 2
+    assert "--checkpoint" in capsys.readouterr().err
 
 
 def test_only_what_is_asked_for_is_written(tmp_path):
@@ -231,7 +257,7 @@ def test_engines_run_all_shards(engine, settings, tmp_path):
 def test_a_node_of_ray_is_killed_and_each_pair_is_done_once(tmp_path):
     """Two local nodes; a shard that is lost with its node starts again on the other one, and skips what it had done."""
     pytest.importorskip("ray")
-    count, out = 40, tmp_path / "out"
+    count, out = int(os.environ.get("LEARNREG_PAIRS", "40")), tmp_path / "out"
     table = make_pairs(tmp_path, count)
     text = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([sys.executable, "-m", "tests.apps.ray_nodes"], **text) as nodes:
@@ -245,7 +271,7 @@ def test_a_node_of_ray_is_killed_and_each_pair_is_done_once(tmp_path):
         print(file=nodes.stdin, flush=True)
         assert "killed" in next(nodes.stdout)
         before = {file: file.stat().st_mtime_ns for file in out.glob("*/metrics.json")}
-        status = running.wait(300)
+        status = running.wait(300 + count)
         print(file=nodes.stdin, flush=True)
     assert status == 0
     rows = rows_of(out / "results.csv")

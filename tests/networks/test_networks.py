@@ -38,7 +38,16 @@ from learnreg.sampling import resize_image
 from learnreg.similarity import MSE
 from learnreg.supervision import LabelOverlap
 from learnreg.terms import Weighted, WeightedValue
-from learnreg.transforms import Affine, BSpline, Composite, Displacement, LandmarkSpline, Velocity, chain
+from learnreg.transforms import (
+    Affine,
+    BSpline,
+    Composite,
+    Displacement,
+    LandmarkSpline,
+    Velocity,
+    chain,
+    unstacked_transforms,
+)
 from learnreg.warping import warp
 from tests.conftest import blob_image, make_grid
 
@@ -93,6 +102,9 @@ class NetworkLaws:
         with torch.no_grad():
             both = network(*batch).displacement(batch[0].grid)
             apart = torch.cat([network(*pair).displacement(pair[0].grid) for pair in pairs])
+            members = unstacked_transforms(network(*batch), len(pairs))
+            taken = torch.cat([one.displacement(pair[0].grid) for one, pair in zip(members, pairs, strict=True)])
+        assert torch.allclose(taken, both, atol=1e-4)
         assert apart.flatten(1).abs().amax(1).min() > 0.3
         assert torch.allclose(both, apart, atol=1e-3)  # mm
 
