@@ -15,6 +15,7 @@ import torch
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
 from learnreg.typing import PathLike, PointTensor
+from learnreg.writing import write_atomically
 
 FORMATS = "a CSV with the columns x,y,z (mm LPS) or i,j,k (voxels from 0), elastix' .txt, Slicer's .fcsv or .mrk.json"
 AXES = ("xyz", "ijk")
@@ -126,6 +127,44 @@ def read_landmark_pairs(path: PathLike, fixed: Grid, moving: Grid) -> tuple[Poin
     """
     (first, second), _ = _from_csv(_existing(path), [fixed, moving])
     return first, second
+
+
+def in_voxels(path: PathLike) -> bool:
+    """Return whether a file gives points in voxels, whose place depends on an image.
+
+    Raises:
+        MissingFileError: The file does not exist.
+    """
+    first = (_text(_existing(path)).splitlines() or [""])[0].strip().lower()
+    names = [name.strip() for name in first.split(",")]
+    return first == "index" or any(NAMED.fullmatch(name) and name[-1:] == "i" for name in names)
+
+
+def write_landmarks(points: PointTensor, path: PathLike, *, names: Sequence[str] | None = None) -> None:
+    """Write landmarks as a CSV with the columns ``x,y[,z]`` (mm LPS), and ``name`` if they are named.
+
+    Args:
+        points: ``(1, K, D)``, mm LPS.
+        path: The file; it appears only when it is complete.
+        names: Of each landmark.
+
+    Raises:
+        InputError: The file cannot be written.
+
+    Example:
+        >>> write_landmarks(torch.tensor([[[1.0, 2.0, 3.5]]]), "points.csv", names=["apex"])
+        >>> read_landmarks("points.csv", learnreg.Grid.regular((8, 8, 8)))
+        tensor([[[1.0000, 2.0000, 3.5000]]])
+    """
+    rows = [[repr(round(value, 6)) for value in row] for row in points[0].detach().double().cpu().tolist()]
+
+    def write(part: str) -> None:
+        with Path(part).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([*"xyz"[: points.shape[-1]], *(["name"] if names else [])])
+            writer.writerows([*row, *([names[k]] if names else [])] for k, row in enumerate(rows))
+
+    write_atomically(path, write)
 
 
 def _existing(path: PathLike) -> Path:

@@ -32,6 +32,7 @@ def commands():
 TRAININGS = [words[2:] for words in commands() if words[0] == "python"]
 OTHERS = [words[1:] for words in commands() if words[0] == "learnreg"]
 SHORT = ["debug=step", "trainer.accelerator=cpu", "report_pairs=0", "callbacks.gap=null"]
+OF_TRANSFORMS = {"apply", "invert", "jacobian"}
 SMALL = "data.space.shape=[32,32,32]"
 
 
@@ -66,6 +67,7 @@ def workplace(tmp_path_factory, small_data):  # noqa: F811
         )
     points = np.array([[2, 2, 2], [4, 6, 5], [5, 3, 7], [3, 8, 4]])
     lines = ["f_i,f_j,f_k,m_i,m_j,m_k", *(",".join(map(str, (*p, *(p + 1)))) for p in points)]
+    (folder / "POINTS.csv").write_text("x,y,z\n-20,-25,20\n")
     (folder / "PAIRS.csv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -132,15 +134,15 @@ def test_a_training_of_the_readme(words, here, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [w for w in OTHERS if w[0] in ("register", "template", "apply", "evaluate", "check")], ids=" ".join
+    "words", [w for w in OTHERS if w[0] in {"register", "template", "evaluate", "check", *OF_TRANSFORMS}], ids=" ".join
 )
 def test_a_command_of_the_readme(words, here, tmp_path):
-    """`OUT/transform.h5` of `apply` is that of a registration."""
+    """`OUT/transform.h5` is that of a registration."""
     trained(here)
     names = {name: f"{name}.nii.gz" for name in ("FIXED", "MOVING", "LABELS", "EXPIRATION", "INSPIRATION")}
     names |= {"OUT": str(tmp_path / "OUT"), "$LEARNREG_DATA/hippocampus": "FOLDER", "160:200": "0:2"}
     names |= {"OUT/transform.h5": str(tmp_path / "before" / "transform.h5"), "TABLE": str(tmp_path / "TABLE")}
-    if words[0] == "apply":
+    if words[0] in OF_TRANSFORMS:
         call(
             "register", "FIXED.nii.gz", "MOVING.nii.gz", "-o", str(tmp_path / "before"), "--method", "rigid", "--quiet"
         )
@@ -150,7 +152,8 @@ def test_a_command_of_the_readme(words, here, tmp_path):
 
 def test_every_command_is_tried():
     assert len(TRAININGS) >= 18
-    assert {words[0] for words in OTHERS} == {"register", "template", "apply", "evaluate", "check", "runs", "export"}
+    known = {"register", "template", "evaluate", "check", "runs", "export", *OF_TRANSFORMS}
+    assert {words[0] for words in OTHERS} == known
 
 
 def test_export_and_register_of_the_readme(here, tmp_path):

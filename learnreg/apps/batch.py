@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from learnreg import __version__
 from learnreg.apps.engines import submit
-from learnreg.apps.errors import one_line
+from learnreg.apps.errors import reason_of
 from learnreg.apps.output import check_folder
 from learnreg.apps.register import check_writing, measure, set_device
 from learnreg.data.files import content_of, stamp_of
@@ -375,8 +375,7 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
 
 
 def _fail(job: Job, error: Exception, settings: Settings) -> Row:
-    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-    row = {"pair": job.name, "status": "failed", "reason": kind + one_line(error)}
+    row = {"pair": job.name, "status": "failed", "reason": reason_of(error)}
     row |= {"fixed": str(job.fixed.image), "moving": str(job.moving.image)}
     lines = [] if isinstance(error, InputError) else traceback.format_exception(error)
     text = json.dumps({**row, "traceback": "".join(lines).splitlines()}, indent=2) + "\n"

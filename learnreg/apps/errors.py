@@ -64,6 +64,11 @@ def input_error(error: BaseException) -> InputError | None:
     return found if isinstance(found, InputError) else None
 
 
+def reason_of(error: BaseException) -> str:
+    """Return why a case failed, on one line; an error that is not of the input keeps the name of its class."""
+    return ("" if isinstance(error, InputError) else f"{type(error).__name__}: ") + one_line(error)
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an exception on one line; of one from a data loader's worker, without its traceback."""
     text = str(error).strip()

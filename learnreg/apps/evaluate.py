@@ -6,7 +6,8 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
+from learnreg.apps.errors import reason_of
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.datasets import Case, centered, reversed_pairs
@@ -27,6 +29,7 @@ from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
 from learnreg.writing import distinct_names, together
 
 T = TypeVar("T")
+EVERY = 10.0  # seconds after which what is done is written
 
 
 def run(options: argparse.Namespace) -> None:
@@ -48,16 +51,49 @@ def run(options: argparse.Namespace) -> None:
             f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels)."
         )
     methods = choose_methods(options)
-    rows: list[Row] = []
-    names = f"{len(pairs)} pairs, {', '.join(methods)}"
-    hidden = options.quiet or not sys.stderr.isatty()
-    with recorded_warnings() as noticed:
-        for case in tqdm(_cases(pairs, options), total=len(pairs), desc=names, disable=hidden):
-            rows += evaluate([case], methods, device=options.device)
+    rows, failed = _evaluated(pairs, methods, options)
     print(table(rows))
     if options.output:
-        write(rows, Path(options.output), options, noticed)
         print(f"Wrote {options.output}: table.md, cases.csv, metrics.json")
+    if failed:
+        for name, reason in failed.items():
+            print(f"failed: {name}: {reason}", file=sys.stderr)
+        print(f"{len(failed)} of {len(pairs)} cases failed; the table is of the others.", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _evaluated(
+    pairs: Sequence[Pair], methods: Mapping[str, Method], options: argparse.Namespace
+) -> tuple[list[Row], dict[str, str]]:
+    """Evaluate the cases one by one, and write what is done every few seconds.
+
+    Returns:
+        The rows, and why cases failed.
+
+    Raises:
+        InputError: All cases failed.
+    """
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    written = time.monotonic()
+    hidden = options.quiet or not sys.stderr.isatty()
+    with recorded_warnings() as noticed:
+        for name, fixed, moving in tqdm(_named(pairs), desc=", ".join(methods), unit="case", disable=hidden):
+            try:
+                case = Case(name, _read(fixed, options), _read(moving, options))
+                rows += evaluate([case], methods, device=options.device)
+            except Exception as error:
+                if options.debug:
+                    raise
+                failed[name] = reason_of(error)
+            if options.output and rows and time.monotonic() - written > EVERY:
+                write(rows, Path(options.output), options, noticed, failed)
+                written = time.monotonic()
+    if not rows:
+        raise InputError(next(iter(failed.values())) + (f" All {len(failed)} cases failed." if len(failed) > 1 else ""))
+    if options.output:
+        write(rows, Path(options.output), options, noticed, failed)
+    return rows, failed
 
 
 def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
@@ -97,11 +133,11 @@ def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list
     return list(items[block[0] : block[1]])
 
 
-def _cases(pairs: Sequence[Pair], options: argparse.Namespace) -> Iterator[Case]:
+def _named(pairs: Sequence[Pair]) -> list[tuple[str, Subject, Subject]]:
+    """Return each pair with its name."""
     files = list(dict.fromkeys(subject.image for pair in pairs for subject in pair))
     names = dict(zip(files, distinct_names(files), strict=True))
-    for fixed, moving in pairs:
-        yield Case(f"{names[fixed.image]} < {names[moving.image]}", _read(fixed, options), _read(moving, options))
+    return [(f"{names[fixed.image]} < {names[moving.image]}", fixed, moving) for fixed, moving in pairs]
 
 
 def _read(subject: Subject, options: argparse.Namespace) -> Image:
@@ -111,8 +147,14 @@ def _read(subject: Subject, options: argparse.Namespace) -> Image:
     return image
 
 
-def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace, noticed: Sequence[str] = ()) -> None:
-    """Write the table, every case, and both as JSON, with the warnings that were ``noticed``."""
+def write(
+    rows: Sequence[Row],
+    folder: Path,
+    options: argparse.Namespace,
+    noticed: Sequence[str] = (),
+    failed: Mapping[str, str] | None = None,
+) -> None:
+    """Write the table, every case, and both as JSON, with the warnings that were ``noticed`` and what failed."""
     columns = ["case", "method", *(key for key, _, _ in METRICS if any(key in row for row in rows))]
 
     def cases(part: str) -> None:
@@ -129,6 +171,7 @@ def write(rows: Sequence[Row], folder: Path, options: argparse.Namespace, notice
         "threads": torch.get_num_threads(),
         "learnreg": __version__,
         **({"warnings": list(noticed)} if noticed else {}),
+        **({"failed": dict(failed)} if failed else {}),
         "summary": summarize(rows),
         "cases": list(rows),
     }

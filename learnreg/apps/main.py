@@ -7,12 +7,33 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 
 from learnreg import __version__
 from learnreg.apps.environment import let_threads_sleep
 from learnreg.apps.errors import reporting_errors
 
 FILL = "value beyond the moving image (default: 0, or its lowest value if that is negative, as of air in a CT)"
+
+
+REWRITING = {
+    "compose": "write several transforms as one",
+    "invert": "write the inverse of transforms, from moving to fixed, and print its error",
+    "convert": "write a transform in another format: .h5, .tfm, .txt, .mat (linear), .nii.gz (a field in mm)",
+    "jacobian": "write the change of volume at each voxel",
+}
+APPLY = """
+A transform maps points of the fixed image to points of the moving image, and so an image the other way:
+
+    points   fixed  ---- T ---->  moving         image   moving  ---- T ---->  grid of fixed
+
+examples:
+  learnreg apply OUT/transform.h5 moving.nii.gz -r fixed.nii.gz -o warped.nii.gz
+  learnreg apply OUT/transform.h5 moving_seg.nii.gz -r fixed.nii.gz -o seg.nii.gz --labels
+  learnreg apply to_template.h5 to_visit.h5 scan.nii.gz -r template.nii.gz -o out.nii.gz    (interpolated once)
+  learnreg apply OUT/transform.h5 --points fixed.csv -o moving.csv
+  learnreg apply OUT/transform.h5 --inverse --points moving.csv -o fixed.csv
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,27 +57,8 @@ def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.command == "register":
-        from learnreg.apps.register import run
-    elif options.command == "batch":
-        from learnreg.apps.batch import run
-    elif options.command == "bids":
-        from learnreg.apps.bids import run
-    elif options.command == "evaluate":
-        from learnreg.apps.evaluate import run
-    elif options.command == "apply":
-        from learnreg.apps.apply import run
-    elif options.command == "check":
-        from learnreg.apps.check import run
-    elif options.command == "template":
-        from learnreg.apps.template import run
-    elif options.command == "export":
-        from learnreg.apps.export import run
-    elif options.command == "runs":
-        from learnreg.apps.runs import run
-    else:
-        from learnreg.apps.methods import run
-    run(options)
+    module = "transforms" if options.command in REWRITING else options.command
+    import_module(f"learnreg.apps.{module}").run(options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
         help="a package whose classes the file of a method or network can name, such as mylab; may be repeated",
     )
     computing = argparse.ArgumentParser(add_help=False)
-    computing.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: cpu)")
+    computing.add_argument(
+        "--device", default="cpu", help="cpu, cuda, cuda:1, mps, or auto for the fastest (default: cpu)"
+    )
     computing.add_argument("--threads", type=_positive, help="CPU threads (default: all cores)")
     computing.add_argument("--quiet", action="store_true", help="no progress bar and no summary")
     solving = argparse.ArgumentParser(add_help=False)
@@ -110,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
         help="one CSV with the points of both images, or two files, fixed and moving: their distance is measured, "
         "and a method with a landmark term (lung) is guided by them",
     )
+    register.add_argument("--inverse", action="store_true", help="also write inverse.h5, from moving to fixed")
     register.add_argument("--fill", type=float, metavar="VALUE", help=FILL)
     register.add_argument("--overwrite", action="store_true", help="replace results that are already in OUT")
 
@@ -195,14 +200,42 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("data", help="a folder (images/, labels/), BIDS, a CSV or TSV, or a Learn2Reg dataset.json")
     check.add_argument("--quiet", action="store_true", help="what is wrong only, without the table")
 
-    apply = commands.add_parser("apply", parents=[common], help="resample an image through a saved transform")
-    apply.add_argument("transform", help="an ITK transform (.h5, .tfm) or displacement field in mm (.nii.gz)")
-    apply.add_argument("moving", help="the image to resample")
-    apply.add_argument("-r", "--reference", required=True, metavar="FIXED", help="the image whose grid the result has")
-    apply.add_argument("-o", "--output", required=True, metavar="FILE", help="the resampled image")
+    apply = commands.add_parser(
+        "apply",
+        parents=[common],
+        help="resample an image, or map points, through saved transforms",
+        description="Resample an image, or map points, through saved transforms.",
+        epilog=APPLY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    apply.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FILE",
+        help="one or more transforms (.h5, .tfm, .mat, or a displacement field in mm), the first applied to points "
+        "first; then, without --points, the image",
+    )
+    apply.add_argument("-r", "--reference", metavar="FIXED", help="the image whose grid the result has")
+    apply.add_argument("-o", "--output", required=True, metavar="OUT", help="the resampled image, or a CSV of points")
+    apply.add_argument("--inverse", action="store_true", help="map from moving to fixed")
+    apply.add_argument("--points", metavar="FILE", help="points to map: CSV, elastix' .txt, Slicer's .fcsv, .mrk.json")
     apply.add_argument("--labels", action="store_true", help="nearest neighbor, integers: for segmentations")
+    apply.add_argument("--interpolation", choices=("linear", "nearest"), help="default: linear; nearest with --labels")
     apply.add_argument("--fill", type=float, metavar="VALUE", help=FILL)
-    apply.add_argument("--overwrite", action="store_true", help="replace FILE")
+    apply.add_argument("--overwrite", action="store_true", help="replace OUT")
+
+    for name, purpose in REWRITING.items():
+        if name == "jacobian":
+            continue
+        command = commands.add_parser(name, parents=[common], help=purpose, description=f"{purpose.capitalize()}.")
+        _add_transforms(command, several=name != "convert")
+        grid = "the moving image" if name == "invert" else "the fixed image (default: the grid of the first field)"
+        command.add_argument("-r", "--reference", metavar="IMAGE", help=f"where a field is sampled: {grid}")
+    jacobian = commands.add_parser("jacobian", parents=[common], help=REWRITING["jacobian"])
+    _add_transforms(jacobian, several=True)
+    jacobian.add_argument("-r", "--reference", required=True, metavar="FIXED", help="the fixed image")
+    jacobian.add_argument("--log", action="store_true", help="the logarithm of the determinant: 0 is no change")
+    jacobian.add_argument("--inverse", action="store_true", help="of the map from moving to fixed")
 
     template = commands.add_parser(
         "template", parents=[common, trusting, computing], help="build the mean of a group of images"
@@ -227,6 +260,18 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("methods", parents=[common], help="list the classical presets and the trained models")
     commands.add_parser("train", help="train a network: learnreg train experiment=... (Hydra; also: python train.py)")
     return top
+
+
+def _add_transforms(command: argparse.ArgumentParser, *, several: bool) -> None:
+    """Add the arguments of a command that reads transforms and writes one file."""
+    command.add_argument(
+        "transforms",
+        nargs="+" if several else 1,
+        metavar="TRANSFORM",
+        help="fixed to moving" + (", the first applied to points first" if several else ""),
+    )
+    command.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    command.add_argument("--overwrite", action="store_true", help="replace OUT")
 
 
 def _positive(text: str) -> int:

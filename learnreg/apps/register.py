@@ -27,14 +27,15 @@ from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
-from learnreg.transforms import Affine, Displacement
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms import Affine, Displacement, inverse_of, inverse_residual
+from learnreg.transforms.itk import read_transform, write_transform
 from learnreg.warping import warp
 from learnreg.writing import together
 
 WRITING = 24  # volumes in float32 that writing and measuring take at most; an .h5 holds float64
 SAMPLES = 2**20  # of voxels for a reported mutual information
 FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
+INVERSE = "inverse.h5"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -72,10 +73,10 @@ def run(options: argparse.Namespace) -> None:
     )
     metrics |= {"device": options.device, "threads": torch.get_num_threads(), "learnreg": __version__}
     metrics |= {"warnings": noticed} if noticed else {}
-    metrics = save(result, metrics, output, fill=options.fill)
+    metrics = save(result, metrics, output, fill=options.fill, inverse=options.inverse)
     if not options.quiet:
         print(summary(metrics))
-        print(f"Wrote {output}: {', '.join(name for name in FILES if (output / name).exists())}")
+        print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE) if (output / name).exists())}")
 
 
 def _check(options: argparse.Namespace, output: Path) -> None:
@@ -89,7 +90,7 @@ def _check(options: argparse.Namespace, output: Path) -> None:
     if options.landmarks and len(options.landmarks) > 2:
         raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(options.landmarks)}.")
     check_folder(output)
-    existing = [name for name in FILES if (output / name).exists()]
+    existing = [name for name in (*FILES, INVERSE) if (output / name).exists()]
     if existing and not options.overwrite:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 
@@ -119,12 +120,19 @@ def set_device(options: argparse.Namespace) -> None:
     """Set the number of threads, and check that the device exists."""
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        options.device = fastest_device()
     if str(options.device).startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"--device {options.device}: PyTorch sees no CUDA device here; use --device cpu.")
     try:
         torch.zeros(1, device=options.device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # by device: unknown, missing, without data
         raise InputError(f"--device {options.device} is unknown or not available; use cpu, cuda or cuda:1.") from error
+
+
+def fastest_device() -> str:
+    """Return ``cuda``, ``mps`` or ``cpu``, the first that is available."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def measure(result: Registration) -> dict[str, Any]:
@@ -175,7 +183,9 @@ def _agreement(row: dict[str, Any]) -> dict[str, Any]:
     return kept | ({"landmarks_mm": row["tre_mm"]} if "tre_mm" in row else {})
 
 
-def save(result: Registration, metrics: dict[str, Any], output: Path, *, fill: float | None = None) -> dict[str, Any]:
+def save(
+    result: Registration, metrics: dict[str, Any], output: Path, *, fill: float | None = None, inverse: bool = False
+) -> dict[str, Any]:
     """Write all files together. A measure or figure that fails costs neither the image nor the transform.
 
     Args:
@@ -183,12 +193,15 @@ def save(result: Registration, metrics: dict[str, Any], output: Path, *, fill: f
         metrics: What is known without measuring.
         output: Folder of the files.
         fill: Value beyond the moving image; ``None`` is its background.
+        inverse: Write the inverse transform too, and measure it.
 
     Returns:
         ``metrics`` with what was measured.
     """
     with together(output) as part:
         result.save_transform(part / FILES[1])
+        if inverse:
+            metrics = metrics | {"inverse_residual_mm": save_inverse(result, part / INVERSE)}
         warped = result.warped if fill is None else warp(result.moving, result.sampled, result.fixed.grid, fill=fill)
         write_image(warped.data[0], result.fixed.grid, part / FILES[0])
         try:
@@ -201,6 +214,15 @@ def save(result: Registration, metrics: dict[str, Any], output: Path, *, fill: f
             warnings.warn(failed, stacklevel=2)
         (part / FILES[3]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
+
+
+def save_inverse(result: Registration, path: Path) -> dict[str, float]:
+    """Write the inverse, and return its mean and greatest error as it was written, mm."""
+    grid = result.moving.grid
+    forward = read_transform(path.with_name(FILES[1]))  # as other programs read it
+    write_transform(inverse_of(forward), grid, path)
+    residual = inverse_residual(forward, read_transform(path), grid)
+    return {"mean": residual.mean, "max": residual.greatest}
 
 
 def summary(metrics: dict[str, Any]) -> str:

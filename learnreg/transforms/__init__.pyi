@@ -11,7 +11,12 @@ from .batches import unstacked_transforms as unstacked_transforms
 from .bspline import BSpline as BSpline, fit_bspline as fit_bspline, spline_lattice as spline_lattice
 from .composite import Composite as Composite, chain as chain
 from .displacement import Displacement as Displacement
-from .inverse import Inverse as Inverse
+from .inverse import (
+    Inverse as Inverse,
+    Residual as Residual,
+    inverse_of as inverse_of,
+    inverse_residual as inverse_residual,
+)
 from .itk import (
     from_itk as from_itk,
     read_transform as read_transform,

@@ -24,6 +24,7 @@ from learnreg.transforms.sampled import Sampled
 from learnreg.transforms.velocity import Velocity
 from learnreg.typing import PathLike
 
+TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")  # that are written, besides those of images
 KNOWN = (Affine, BSpline, Displacement, Velocity)  # kinds that ITK has a class for
 NESTED = 32  # composites of one composite in each other that are unpacked
 

@@ -1,0 +1,80 @@
+"""``learnreg compose``, ``invert``, ``convert`` and ``jacobian``: work with saved transforms."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from learnreg.apps.apply import read_chain
+from learnreg.apps.output import recorded_warnings
+from learnreg.errors import InputError
+from learnreg.fields import jacobian_determinant
+from learnreg.grid import Grid
+from learnreg.headers import SUFFIXES
+from learnreg.io import read_image, write_image
+from learnreg.transforms import Transform
+from learnreg.transforms.inverse import Residual, inverse_of, inverse_residual
+from learnreg.transforms.itk import TRANSFORM_SUFFIXES, read_transform, write_transform
+from learnreg.writing import check_output
+
+FLOOR = 1e-9  # of a determinant whose logarithm is taken
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run one of the commands."""
+    with recorded_warnings():
+        line = jacobian(options) if options.command == "jacobian" else rewrite(options)
+    print(line)
+
+
+def rewrite(options: argparse.Namespace) -> str:
+    """Write the composition of transforms, or its inverse, in the format of the output's suffix."""
+    check_output(options.output, overwrite=options.overwrite, suffixes=(*TRANSFORM_SUFFIXES, *SUFFIXES))
+    grid = None if options.reference is None else read_image(options.reference).grid
+    ndim = None if grid is None else grid.ndim
+    forward = read_chain(options.transforms, ndim=ndim)
+    if grid is None:
+        grid = own_grid(forward, options)
+    transform = inverse_of(forward) if options.command == "invert" else forward
+    write_transform(transform, grid, options.output)
+    if options.command != "invert":
+        return f"Wrote {options.output}"
+    written = read_transform(options.output, ndim=grid.ndim)
+    residual = inverse_residual(forward, written, grid)
+    return f"Wrote {options.output}; {described(residual)}"
+
+
+def described(residual: Residual) -> str:
+    """Return a residual in words."""
+    if residual.share == 0:
+        return "the inverse could not be checked, because no point of the grid stays in it"
+    return f"the inverse is off by {residual.mean:.3f} mm on average and {residual.greatest:.2f} mm at most"
+
+
+def own_grid(transform: Transform, options: argparse.Namespace) -> Grid:
+    """Return the grid of the first field of a transform; any grid for one without a field.
+
+    Raises:
+        InputError: The file needs another grid.
+    """
+    fields = transform.fields()
+    if options.command == "invert" and fields:
+        raise InputError("The inverse of a field needs a grid: name the moving image with --reference.")
+    if str(options.output).lower().endswith(SUFFIXES) and not fields:
+        raise InputError("A field needs a grid: name the fixed image with --reference.")
+    return fields[0][1] if fields else Grid.regular((2,) * transform.ndim)
+
+
+def jacobian(options: argparse.Namespace) -> str:
+    """Write the determinant of the Jacobian matrix, or its logarithm, as an image."""
+    check_output(options.output, overwrite=options.overwrite)
+    grid = read_image(options.reference).grid
+    transform = read_chain(options.transforms, ndim=grid.ndim, inverse=options.inverse)
+    determinant = jacobian_determinant(transform.displacement(grid), grid)[0]
+    folding = 100 * float((determinant <= 0).double().mean())
+    values = determinant.clamp(min=FLOOR).log() if options.log else determinant
+    write_image(values.to(torch.float32)[None], grid, options.output)
+    low, high = float(determinant.min()), float(determinant.max())
+    return f"Wrote {Path(options.output)}; determinant {low:.3f} to {high:.3f}, folding {folding:.3f} %"
