@@ -79,6 +79,11 @@ class Image:
         """Number of spatial dimensions, 2 or 3."""
         return self.grid.ndim
 
+    def __repr__(self) -> str:
+        beside = [name for name in ("mask", "labels", "landmarks", "covariates") if getattr(self, name) is not None]
+        kind = str(self.data.dtype).removeprefix("torch.")
+        return f"Image({', '.join([str(tuple(self.data.shape)), kind, repr(self.grid), *beside])})"
+
     def to(self, *args: object, **kwargs: object) -> Image:
         """Move to a device; a dtype applies to intensities, grid, landmarks and covariates, not to mask or labels."""
         data = self.data.to(*args, **kwargs)  # type: ignore[call-overload]
@@ -201,8 +206,8 @@ def _cropped(image: Image, first: Sequence[int], shape: Sequence[int]) -> Image:
 def stack(images: Sequence[Image]) -> Image:
     """Combine images of equal shape into one batch.
 
-    Masks, labels, landmarks and covariates are kept if all images have them. Shorter lists of landmarks are padded with
-    NaN.
+    Labels, landmarks and covariates are kept if all images have them. If some have a mask, that of the others is their
+    whole field of view. Shorter lists of landmarks are padded with NaN.
 
     Args:
         images: At least one.
@@ -216,14 +221,15 @@ def stack(images: Sequence[Image]) -> Image:
     affine = torch.cat([image.grid.affine for image in images])
     if bool((affine == affine[:1]).all()):
         affine = affine[:1]
-    masks = [image.mask for image in images if image.mask is not None]
+    masked = any(image.mask is not None for image in images)
+    masks = [mask for image in images if masked and (mask := with_field_of_view(image).mask) is not None]
     labels = [image.labels for image in images if image.labels is not None]
     landmarks = [image.landmarks for image in images if image.landmarks is not None]
     covariates = [image.covariates for image in images if image.covariates is not None]
     return Image(
         torch.cat([image.data for image in images]),
         Grid(images[0].grid.shape, affine),
-        torch.cat(masks) if len(masks) == len(images) else None,
+        torch.cat(masks) if masks else None,
         torch.cat(labels) if len(labels) == len(images) else None,
         _cat_points(landmarks) if len(landmarks) == len(images) else None,
         torch.cat(covariates) if len(covariates) == len(images) else None,

@@ -29,7 +29,6 @@ from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
 from learnreg.writing import write_atomically
 
-NOT_FINITE = "learnreg|not finite"  # number of NaN and infinite values in the file, which ITK replaces by 0
 SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
 
@@ -46,12 +45,13 @@ def read_image(
         time: Time point of a 4-D file, from 0. Labels and mask can be 4-D too, or 3-D for all time points.
 
     Returns:
-        Float32 intensities ``(1, 1, *shape)`` as stored, without normalization.
+        Float32 intensities ``(1, 1, *shape)`` as stored, without normalization. Voxels that are NaN are left out of the
+        mask, and get the value of the background.
 
     Raises:
         MissingFileError: The file does not exist.
-        InputError: The file is not an image, is truncated, 4-D or in color, or contains NaN; or labels or mask do not
-            fit.
+        InputError: The file is not an image, is truncated, 4-D or in color, or has infinite values or
+            only NaN; or labels or mask do not fit.
 
     Example:
         >>> grid = learnreg.Grid.regular((4, 5, 6), spacing=2.0)
@@ -80,7 +80,12 @@ def read_image(
             attached[name] = labels_from_sitk(stored, name=str(beside))
         else:
             attached[name] = _mask_from_sitk(stored, name=str(beside))
-    return Image(image.data, image.grid, attached.get("mask"), attached.get("labels"))
+    inside = attached.get("mask", image.mask)
+    if inside is not None and image.mask is not None:
+        inside = inside * image.mask
+        if not bool(inside.any()):
+            raise InputError(f"The mask {mask} covers only voxels of {path} that are NaN; correct it, or leave it out.")
+    return Image(image.data, image.grid, inside, attached.get("labels"))
 
 
 def time_points(path: PathLike) -> int:
@@ -153,8 +158,11 @@ def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
         image.SetSpacing(spacing.tolist())
         image.SetDirection((linear / spacing).ravel().tolist())
         image.SetOrigin(placed[:ndim, 3].tolist())
-    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        image.SetMetaData(NOT_FINITE, str(values.size - int(np.isfinite(values).sum())))
+        return image
+    if values.ndim in (2, 3) and np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+        whole = sitk.GetImageFromArray(_exact(values).T)
+        whole.CopyInformation(image)
+        return whole
     return image
 
 
@@ -169,12 +177,12 @@ def _on_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_finite(array: NDArray[Any], name: str, known: int = 0) -> None:
-    bad = max(known, array.size - int(np.isfinite(array).sum()))
-    if bad:
-        raise InputError(
-            f"{name} has {bad} NaN or infinite values; replace them first, for example with numpy.nan_to_num."
-        )
+def _check_known(array: NDArray[Any], name: str) -> None:
+    infinite = int(np.isinf(array).sum())
+    if infinite:
+        raise InputError(f"{name} has {infinite} infinite values; replace them, for example with numpy.nan_to_num.")
+    if np.isnan(array).all():
+        raise InputError(f"Every value of {name} is NaN; export it again.")
 
 
 def _read_dicom(folder: Path) -> sitk.Image:
@@ -200,19 +208,24 @@ def _described(files: Sequence[str]) -> str:
 
 
 def image_from_sitk(image: sitk.Image, *, name: str = "image") -> Image:
-    """Convert a SimpleITK image to an :class:`Image`, ``(1, 1, *shape)`` float32.
+    """Convert a SimpleITK image to an :class:`Image`, ``(1, 1, *shape)`` float32; NaN is left out of its mask.
 
     Args:
         image: Scalar, 2-D or 3-D.
         name: Name in error messages.
 
     Raises:
-        InputError: The image is not a scalar 2-D or 3-D image, or has values that are not finite.
+        InputError: The image is not a scalar 2-D or 3-D image, has infinite values, or only NaN.
     """
     _check_scalar(image, name)
     array = sitk.GetArrayFromImage(image).astype(np.float32)
-    _check_finite(array, name, int(image.GetMetaData(NOT_FINITE)) if image.HasMetaDataKey(NOT_FINITE) else 0)
-    return Image(torch.from_numpy(array)[None, None], grid_from_sitk(image))
+    unknown = np.isnan(array)
+    mask = None
+    if not np.isfinite(array).all():
+        _check_known(array, name)
+        array[unknown] = min(0.0, float(array[~unknown].min()))
+        mask = torch.from_numpy((~unknown).astype(np.float32))[None, None]
+    return Image(torch.from_numpy(array)[None, None], grid_from_sitk(image), mask)
 
 
 def labels_from_sitk(image: sitk.Image, *, name: str = "labels") -> LabelTensor:

@@ -72,9 +72,11 @@ def test_failures(tmp_path):
     with pytest.raises(ValueError, match="is 4-D"):
         read_image(save(np.zeros((2, 4, 5, 6), np.float32), tmp_path / "four.nii.gz"))
     holes = np.random.rand(4, 5, 6).astype(np.float32)
-    holes[1, 2, 3] = np.nan
-    with pytest.raises(ValueError, match="1 NaN or infinite"):
-        read_image(save(holes, tmp_path / "nan.nii.gz"))
+    holes[1, 2, 3] = np.inf
+    with pytest.raises(ValueError, match="1 infinite value"):
+        read_image(save(holes, tmp_path / "infinite.nii.gz"))
+    with pytest.raises(ValueError, match="is NaN"):
+        read_image(save(np.full((4, 5, 6), np.nan, np.float32), tmp_path / "nan.nii.gz"))
     other = save(np.zeros((4, 5, 7), np.uint8), tmp_path / "shape.nii.gz")
     with pytest.raises(ValueError, match="labels .* have shape"):
         read_image(good, labels=other)
@@ -84,6 +86,22 @@ def test_failures(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="0 DICOM series"):
         read_image(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
+def test_nan_is_left_out_of_the_mask(suffix, tmp_path):
+    values = np.random.rand(4, 5, 6).astype(np.float32) + 1
+    values[1, 2, 3] = np.nan
+    image = read_image(save(values, tmp_path / f"nan{suffix}"))
+    assert torch.equal(image.mask[0, 0], torch.from_numpy(~np.isnan(values)).float())
+    assert torch.equal(image.data[0, 0], torch.from_numpy(np.nan_to_num(values)))
+    inside = np.zeros((4, 5, 6), np.uint8)
+    inside[1] = 1
+    image = read_image(tmp_path / f"nan{suffix}", mask=save(inside, tmp_path / "mask.nii.gz"))
+    assert int(image.mask.sum()) == 29
+    only = (np.isnan(values)).astype(np.uint8)
+    with pytest.raises(ValueError, match="covers only voxels"):
+        read_image(tmp_path / f"nan{suffix}", mask=save(only, tmp_path / "only.nii.gz"))
 
 
 def test_nothing_half_written(tmp_path):

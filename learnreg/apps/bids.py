@@ -9,15 +9,16 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from learnreg import __version__
 from learnreg.apps import batch
+from learnreg.apps.main import parser
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
 from learnreg.writing import PART, subject_name, write_atomically
 
 WORK = f"{PART}learnreg"  # folder of `learnreg batch` in the output, until all images are done
+SHARED = ("method", "checkpoint", "refine", "trust", "device", "threads", "jobs", "quiet", "debug")  # with `batch`
 ENTITY = re.compile(r"_(?=[A-Za-z0-9]+$)")  # before the suffix, such as T1w
 
 
@@ -64,10 +65,12 @@ def _images(source: Path, labels: Sequence[str]) -> dict[str, Path]:
 
 def _batch(options: argparse.Namespace, table: Path, work: Path) -> bool:
     """Register the pairs of a table; return whether some failed."""
-    defaults: dict[str, Any] = {"shard": (1, 1), "on": None, "shards": 1, "engine": [], "weight": None, "retry": True}
-    settings = {"pairs": str(table), "output": str(work), "save": ["transform", "warped", "metrics"]}
+    chosen = parser().parse_args(
+        ["batch", str(table), "-o", str(work), "--save", "transform", "warped", "metrics", "--retry"]
+    )
+    shared = {name: vars(options)[name] for name in SHARED}
     try:
-        batch.run(argparse.Namespace(**{**vars(options), **defaults, **settings}))
+        batch.run(argparse.Namespace(**{**vars(chosen), **shared}))
     except SystemExit as ended:
         return bool(ended.code)
     return False

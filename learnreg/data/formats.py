@@ -88,7 +88,7 @@ class Subject:
                     f"{file} and {self.image} are channels of one image, but lie on different grids: {other.grid} and "
                     f"{image.grid}; resample one of them onto the other's grid."
                 )
-            image = image.with_data(torch.cat([image.data, other.data], 1))
+            image = _with_channel(image, other)
         known = torch.tensor([self.covariates], dtype=image.grid.dtype) if self.covariates else None
         points = None
         if self.landmarks is not None:
@@ -117,8 +117,16 @@ def _read_channels(file: Path, labels: Path | None, mask: Path | None, time: int
         first = Path(folder) / "channel.nrrd"
         sitk.WriteImage(sitk.VectorIndexSelectionCast(stored, 0), str(first))
         image = read_image(first, labels=labels, mask=mask)
-    others = [image_from_sitk(sitk.VectorIndexSelectionCast(stored, k), name=str(file)) for k in range(1, count)]
-    return image.with_data(torch.cat([image.data, *(other.data for other in others)], 1))
+    for k in range(1, count):
+        image = _with_channel(image, image_from_sitk(sitk.VectorIndexSelectionCast(stored, k), name=str(file)))
+    return image
+
+
+def _with_channel(image: Image, other: Image) -> Image:
+    """Add the channel of another image; what is unknown in one of them is left out of the mask."""
+    masks = [mask for mask in (image.mask, other.mask) if mask is not None]
+    mask = masks[0] * masks[1] if len(masks) == 2 else next(iter(masks), None)
+    return replace(image, data=torch.cat([image.data, other.data], 1), mask=mask)
 
 
 def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subject]:

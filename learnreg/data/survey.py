@@ -65,7 +65,7 @@ def survey(
     """Read every file of a data set and check it.
 
     Files must be readable, with a geometry that does not contradict itself; labels must be integers on the grid of
-    their image; images must be finite and not constant; no two images can have the same content. An image whose
+    their image; images must not be infinite or constant; no two images can have the same content. An image whose
     labels, orientation or channels differ from those of most images gets a finding that is not serious.
 
     Args:
@@ -107,6 +107,9 @@ def _entry(subject: Subject) -> Entry:
         for k, channel in enumerate(values[0])
         if channel.min() == channel.max()
     ]
+    if image.mask is not None and subject.mask is None:
+        share = 100 * float((image.mask == 0).double().mean())
+        findings.append(Finding(subject.image, f"{share:.3g} % of it is NaN, and left out as by a mask", serious=False))
     labels = None if image.labels is None else tuple(int(v) for v in np.unique(image.labels.numpy()))
     if labels is not None and subject.labels is not None:
         findings += _of_labels(subject.labels, labels)

@@ -48,6 +48,17 @@ class Registration(UncachedState):
     seconds: float = 0.0
     peak_bytes: int | None = None
 
+    def __repr__(self) -> str:
+        parts = ", ".join(type(part).__name__ for part in Sampled(self.transform, self.fixed.grid).parts())
+        sizes = (" x ".join(map(str, image.grid.shape[::-1])) for image in (self.fixed, self.moving))
+        return f"Registration({parts}; {' to '.join(sizes)} voxels, {self.seconds:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        """Show the images before and after in a notebook."""
+        from learnreg.reporting.figures import figure_html, registration_figure
+
+        return figure_html(registration_figure(self.fixed, self.moving, self.sampled, initial=self.initial), repr(self))
+
     @cached_property
     def sampled(self) -> Sampled:
         """The transform with its displacement on the fixed grid, which is computed once."""

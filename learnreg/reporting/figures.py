@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,14 @@ def save_figure(figure: Figure, path: PathLike, *, dpi: int = 100) -> None:
     """Write a figure; the file appears only when it is complete."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda part: figure.savefig(part, dpi=dpi))
+
+
+def figure_html(figure: Figure, caption: str, *, dpi: int = 70) -> str:
+    """Return a figure with a caption as HTML that needs no other file."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=dpi)
+    picture = base64.b64encode(file.getvalue()).decode()
+    return f'<p>{html.escape(caption)}</p><img src="data:image/png;base64,{picture}">'
 
 
 def _planes(image: Image, limits: tuple[float, float]) -> list[_Plane]:

@@ -49,8 +49,8 @@ def damage(kind, folder):
         image.write_bytes(image.read_bytes()[:1000])
     elif kind == "text":
         labels.write_text("no image")
-    elif kind == "nan":
-        values[3, 4, 5] = np.nan
+    elif kind in ("infinite", "nan"):
+        values[3, 4, 5] = np.inf if kind == "infinite" else np.nan
         store(values, image)
     elif kind == "constant":
         store(0 * values + 3, image)
@@ -66,12 +66,19 @@ def damage(kind, folder):
         image.write_bytes((folder / "images/s0.nii.gz").read_bytes())
 
 
+def test_nan_is_told_and_is_no_error(folder, capsys):
+    damage("nan", folder)
+    status, told = check(folder, capsys)
+    assert status == 0
+    assert "is NaN, and left out as by a mask" in told.out
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("truncated", "images/s2.nii.gz: is damaged"),
         ("text", "labels/s2.nii.gz: "),
-        ("nan", "images/s2.nii.gz: has 1 NaN or infinite values"),
+        ("infinite", "images/s2.nii.gz: has 1 infinite values"),
         ("constant", "images/s2.nii.gz: channel 0 is constant: every value is 3"),
         ("halves", "labels/s2.nii.gz: has 1678 values that are not integers"),
         ("negative", "labels/s2.nii.gz: labels are negative: -3"),

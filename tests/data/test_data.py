@@ -198,6 +198,15 @@ def test_stack_needs_one_shape():
         stack([smooth_image(make_grid()), smooth_image(make_grid(shape=(5, 5, 5)))])
 
 
+def test_a_mask_of_one_image_is_kept_in_a_batch():
+    """An image without a mask counts as a whole; it must not make what is unknown of another one known."""
+    image = smooth_image(make_grid())
+    masked = Image(image.data, image.grid, (image.data > image.data.median()).double())
+    both = stack([image, masked])
+    assert torch.equal(both.mask, torch.cat([torch.ones_like(masked.mask), masked.mask]))
+    assert stack([image, image]).mask is None
+
+
 def test_augmentation_moves_image_and_labels_together():
     torch.manual_seed(0)
     image = blob_image(make_grid(shape=(24, 24, 24), spacing=(1.0, 1.0, 1.0), dtype=torch.float32))

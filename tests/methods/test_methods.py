@@ -1,3 +1,5 @@
+import base64
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,7 +11,7 @@ from learnreg.data.datasets import Case
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import to_sitk, write_image
-from learnreg.methods import IterativeMethod, OneShotMethod, load_method, register
+from learnreg.methods import IterativeMethod, OneShotMethod, Registration, load_method, register
 from learnreg.methods.evaluation import evaluate, score_case, summarize, table
 from learnreg.metrics import dice_scores
 from learnreg.networks import Network, Pyramid
@@ -49,6 +51,18 @@ def test_every_preset_improves_a_pair(name):
     before, after = improved(register(*pair(), name))
     assert before < 0.75
     assert after > before + (0.05 if name in ("rigid", "affine") else 0.1)
+
+
+def test_a_result_shows_itself():
+    """In a line, and in a notebook as a picture; not as its numbers."""
+    fixed, moving = pair()
+    result = Registration(Composite((Affine.identity(3), Affine.translation([1.0, 0.0, 0.0]))), fixed, moving)
+    assert repr(result) == "Registration(Affine, Affine; 30 x 26 x 24 to 26 x 30 x 26 voxels, 0.00 s)"
+    assert repr(fixed).startswith("Image((1, 1, 24, 26, 30), float32, Grid(")
+    shown = result._repr_html_()
+    picture = base64.b64decode(shown.partition("base64,")[2].partition('"')[0])
+    assert picture.startswith(b"\x89PNG")
+    assert "Registration(" in shown
 
 
 def test_zeros_around_a_field_of_view_change_nothing():
