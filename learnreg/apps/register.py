@@ -200,11 +200,11 @@ def save(
     """
     with together(output) as part:
         result.save_transform(part / FILES[1])
-        if inverse:
-            metrics = metrics | {"inverse_residual_mm": save_inverse(result, part / INVERSE)}
         warped = result.warped if fill is None else warp(result.moving, result.sampled, result.fixed.grid, fill=fill)
         write_image(warped.data[0], result.fixed.grid, part / FILES[0])
         try:
+            if inverse:
+                metrics = metrics | {"inverse_residual_mm": save_inverse(result, part / INVERSE)}
             metrics = metrics | measure(result)
             title = summary(metrics)
             save_figure(registration_figure(result.fixed, result.moving, result.sampled, title=title), part / FILES[2])
@@ -213,6 +213,8 @@ def save(
             metrics = metrics | {"warnings": [*metrics.get("warnings", []), failed]}
             warnings.warn(failed, stacklevel=2)
         (part / FILES[3]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if not inverse:
+        (output / INVERSE).unlink(missing_ok=True)  # it is that of the transform that was replaced
     return metrics
 
 

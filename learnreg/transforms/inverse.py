@@ -16,6 +16,7 @@ from learnreg.transforms.composite import Composite, chain
 from learnreg.transforms.displacement import Displacement, warn_of_residual
 from learnreg.typing import PointTensor
 
+BLOCK = 2**18  # points that are solved at once, which bounds the memory
 STUCK = 1e-3  # rate of a point that no step brings closer, as in a fold
 
 
@@ -46,7 +47,14 @@ class Inverse(Transform):
 
     @full_precision
     def __call__(self, points: PointTensor) -> PointTensor:
-        targets = points.flatten(1, -2)
+        solved = [self._solved(part) for part in points.flatten(1, -2).split(BLOCK, 1)]
+        residual = max((size for _, size in solved), default=0.0)
+        if not residual <= self.tolerance:
+            warn_of_residual(residual, 1.0)
+        return torch.cat([found for found, _ in solved], 1).unflatten(1, points.shape[1:-1])
+
+    def _solved(self, targets: PointTensor) -> tuple[PointTensor, float]:
+        """Return the points that are mapped to ``targets``, ``(B, P, D)``, and the largest error, mm."""
         missed = self.transform(targets) - targets
         targets = targets.expand_as(missed)
         found, size = targets, missed.detach().norm(dim=-1, keepdim=True)
@@ -67,9 +75,7 @@ class Inverse(Transform):
             step = rate[:, left]
             step = torch.where(closer, (1.5 * step).clamp(max=1), torch.where(own[:, left], 0.5 * step, step))
             rate = rate.index_copy(1, left, step)
-        if bool(size.amax() > self.tolerance):
-            warn_of_residual(float(size.amax()), 1.0)
-        return found.unflatten(1, points.shape[1:-1])
+        return found, float(size.amax())
 
     def _linear_inverse(self, vectors: PointTensor) -> PointTensor:
         if self.linear is None:

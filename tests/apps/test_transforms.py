@@ -152,6 +152,8 @@ def test_a_registration_writes_its_inverse(files):
     forward, inverse = (sitk.ReadTransform(str(files / "out" / f"{name}.h5")) for name in ("transform", "inverse"))
     for point in POINTS:
         assert inverse.TransformPoint(forward.TransformPoint(point)) == pytest.approx(point, abs=0.1)
+    call("register", *pair, "-o", files / "out", "--method", "rigid", "--quiet", "--overwrite")
+    assert not (files / "out" / "inverse.h5").exists()  # of another transform
 
 
 def test_auto_is_a_device_that_is_there():
