@@ -26,6 +26,8 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from NIfTI's RAS
 UNEVEN, TILT = 0.02, 0.5  # largest difference of a gap, as a share of it; largest tilt, degrees
 APART = 0.1  # mm; affines that agree to this are the same
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
+FREESURFER = (".mgz", ".mgh")
+READABLE = SUFFIXES + FREESURFER
 
 
 def keeping_locale(function: Callable[P, R]) -> Callable[P, R]:
@@ -75,7 +77,7 @@ def series_files(folder: PathLike, series: str = "") -> Sequence[str]:
 
 def unreadable(path: PathLike, error: RuntimeError) -> InputError:
     """Return the error for a file that ITK cannot read."""
-    formats = ", ".join(SUFFIXES)
+    formats = ", ".join(READABLE)
     return InputError(f"{path} cannot be read as an image: {itk_reason(error)}. Formats that can be read: {formats}.")
 
 
@@ -147,6 +149,28 @@ def _slice_header(file: str) -> tuple[list[float], list[float]] | None:
     return values[0], values[1]
 
 
+def affine_in_lps(affine: NDArray[np.float64], shape: Sequence[int], file: Path) -> NDArray[np.float64]:
+    """Convert an affine of nibabel, and make its direction cosines orthonormal.
+
+    Args:
+        affine: ``(4, 4)``, voxel index to mm RAS.
+        shape: Number of samples along ``(x, y, z)``.
+        file: For error messages.
+
+    Returns:
+        ``(4, 4)``, voxel index to mm LPS.
+
+    Raises:
+        InputError: The affine is not finite, or sheared, so that the voxels are no boxes.
+    """
+    placed: NDArray[np.float64] = LPS @ _orthonormal(affine, _corner(shape), file)
+    return placed
+
+
+def _corner(shape: Sequence[int]) -> NDArray[np.float64]:
+    return np.array([*(n - 1 for n in shape), *[0] * (3 - len(shape)), 1.0])
+
+
 def nifti_geometry(file: Path, shape: Sequence[int]) -> NDArray[np.float64] | None:
     """Return the affine of a NIfTI file where ITK would read another one than FSL, SPM, FreeSurfer and nibabel.
 
@@ -170,8 +194,8 @@ def nifti_geometry(file: Path, shape: Sequence[int]) -> NDArray[np.float64] | No
     qform, qform_code = header.get_qform(coded=True)
     if not sform_code:
         return None
-    corner = np.array([*(n - 1 for n in shape), *[0] * (3 - len(shape)), 1.0])
-    rectangular = _orthonormal(sform, corner, file)
+    corner = _corner(shape)
+    placed = affine_in_lps(sform, shape, file)
     if qform_code:
         apart = max(float(np.linalg.norm((sform - qform) @ at)) for at in (corner, np.array([0.0, 0.0, 0.0, 1.0])))
         if apart > max(APART, 0.1 * float(np.linalg.norm(sform[:3, 0]))):
@@ -180,7 +204,6 @@ def nifti_geometry(file: Path, shape: Sequence[int]) -> NDArray[np.float64] | No
                 "FSL and SPM.",
                 stacklevel=2,
             )
-    placed: NDArray[np.float64] = LPS @ rectangular
     return placed
 
 

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from learnreg.errors import InputError, MissingFileError
 from learnreg.grid import Grid
 from learnreg.headers import (
+    FREESURFER,
     SUFFIXES,
+    affine_in_lps,
     check_series,
     itk_reason,
     keeping_locale,
@@ -39,7 +41,7 @@ def read_image(
     """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
 
     Args:
-        path: A file that SimpleITK reads, or a folder with one DICOM series.
+        path: A file that SimpleITK reads, a ``.mgz`` of FreeSurfer, or a folder with one DICOM series.
         labels: Segmentation on the same grid.
         mask: Image on the same grid, non-zero where the image counts.
         time: Time point of a 4-D file, from 0. Labels and mask can be 4-D too, or 3-D for all time points.
@@ -122,6 +124,8 @@ def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
             return _read_dicom(file)
         if file.name.endswith((".nii", ".nii.gz")):
             return _read_nifti(file, time)
+        if file.name.lower().endswith(FREESURFER):
+            return _read_freesurfer(file, time)
         image = sitk.ReadImage(str(file))
         return image if time is None or image.GetDimension() == 3 else image[:, :, :, time]
     except RuntimeError as error:
@@ -134,35 +138,62 @@ def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
     ITK replaces what a truncated file lacks, and NaN, by zeros; and it chooses between sform and qform in silence.
     """
     import nibabel
+
+    stored, values = _loaded(file, time)
+    placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
+    if placed is None and values.ndim in (2, 3) and isinstance(stored, nibabel.Nifti2Image):  # ITK does not read it
+        placed = affine_in_lps(stored.affine, values.shape, file)
+    if placed is None:
+        image = sitk.ReadImage(str(file))
+        if time is not None and image.GetDimension() == 4:
+            image = image[:, :, :, time]
+    else:  # ITK refuses direction cosines that are rounded
+        if values.ndim == 2 and np.abs(placed[2, :2]).max() > 1e-3 * np.abs(placed[:2, :2]).max():
+            return sitk.ReadImage(str(file))  # an oblique plane, which has no 2-D geometry
+        return _placed(values, placed)
+    if values.ndim in (2, 3) and np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+        whole = sitk.GetImageFromArray(_exact(values).T)
+        whole.CopyInformation(image)
+        return whole
+    return image
+
+
+def _read_freesurfer(file: Path, time: int | None = None) -> sitk.Image:
+    """Read a ``.mgz`` or ``.mgh`` file."""
+    stored, values = _loaded(file, time)
+    if values.ndim != 3:
+        raise InputError(f"{file} is {values.ndim}-D; give one time point, for example by mri_convert --frame 0.")
+    return _placed(values, affine_in_lps(stored.affine, values.shape, file))
+
+
+def _loaded(file: Path, time: int | None) -> tuple[Any, NDArray[Any]]:
+    """Load an image with nibabel, and its values or those of one time point.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    import nibabel
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.freesurfer.mghformat import MGHError
 
     try:
         stored = nibabel.load(file)  # type: ignore[attr-defined]
         values = np.asarray(stored.dataobj)
         if time is not None and values.ndim == 4:
             values = np.ascontiguousarray(values[..., time])
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, MGHError) as error:
         raise InputError(f"{file} is damaged: {_on_one_line(error)}. Copy or export it again.") from error
-    placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
-    if placed is None:
-        image = sitk.ReadImage(str(file))
-        if time is not None and image.GetDimension() == 4:
-            image = image[:, :, :, time]
-    else:  # ITK refuses direction cosines that are rounded
-        image = sitk.GetImageFromArray(_exact(values).T)
-        ndim = values.ndim
-        linear = placed[:ndim, :ndim]
-        if ndim == 2 and np.abs(placed[2, :2]).max() > 1e-3 * np.abs(linear).max():
-            return sitk.ReadImage(str(file))  # an oblique plane, which has no 2-D geometry
-        spacing = np.linalg.norm(linear, axis=0)
-        image.SetSpacing(spacing.tolist())
-        image.SetDirection((linear / spacing).ravel().tolist())
-        image.SetOrigin(placed[:ndim, 3].tolist())
-        return image
-    if values.ndim in (2, 3) and np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
-        whole = sitk.GetImageFromArray(_exact(values).T)
-        whole.CopyInformation(image)
-        return whole
+    return stored, values
+
+
+def _placed(values: NDArray[Any], affine: NDArray[np.float64]) -> sitk.Image:
+    """Return values ``(x, y, z)`` as an image with an affine from voxel index to mm LPS."""
+    image = sitk.GetImageFromArray(_exact(values).T)
+    linear = affine[: values.ndim, : values.ndim]
+    spacing = np.linalg.norm(linear, axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((linear / spacing).ravel().tolist())
+    image.SetOrigin(affine[: values.ndim, 3].tolist())
     return image
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from learnreg.errors import InputError
-from learnreg.headers import SUFFIXES
+from learnreg.headers import READABLE, SUFFIXES
 from learnreg.typing import PathLike
 
 PART = ".part-"  # prefix of files and folders that are not complete
@@ -25,7 +25,7 @@ def subject_name(path: PathLike) -> str:
         'RMS.20141210_MCH'
     """
     name = Path(path).name
-    known = [suffix for suffix in SUFFIXES if name.lower().endswith(suffix)]
+    known = [suffix for suffix in READABLE if name.lower().endswith(suffix)]
     return name[: -max(map(len, known))] if known and len(name) > max(map(len, known)) else name
 
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -86,6 +87,28 @@ def test_failures(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="0 DICOM series"):
         read_image(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", ["a.mgz", "a.mgh", "nifti2.nii.gz", "nifti2.nii"])
+def test_files_that_itk_does_not_read_are_read_as_by_nibabel(kind, tmp_path):
+    values = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    turn = np.array([[0.0, -0.8, 0.6], [1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = turn * [1.0, 1.5, 2.0], [10.0, -20.0, 5.0]
+    image = nibabel.MGHImage if kind.startswith("a.") else nibabel.Nifti2Image
+    nibabel.save(image(values, affine), tmp_path / kind)
+    found = read_image(tmp_path / kind)
+    np.testing.assert_array_equal(found.data[0, 0].numpy(), values.T)
+    for index in ((0, 0, 0), (3, 1, 4)):
+        ras = affine @ [*index, 1.0]
+        lps = found.grid.points[0][index[::-1]].tolist()
+        assert lps == pytest.approx([-ras[0], -ras[1], ras[2]], abs=1e-4)
+    assert subject_name(tmp_path / kind) == kind.partition(".")[0]
+    if kind == "a.mgh":
+        return  # nibabel leaves a damaged one open, which is a warning of its own
+    (tmp_path / kind).write_bytes((tmp_path / kind).read_bytes()[:300])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_image(tmp_path / kind)
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])

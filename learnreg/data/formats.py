@@ -14,7 +14,7 @@ import torch
 
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
-from learnreg.headers import SUFFIXES, read_header
+from learnreg.headers import READABLE, read_header
 from learnreg.image import Image
 from learnreg.io import image_from_sitk, read_image, read_sitk, time_points
 from learnreg.landmarks import read_named_landmarks
@@ -207,7 +207,7 @@ def _existing(path: PathLike) -> Path:
 
 
 def _is_image(file: Path) -> bool:
-    return file.is_file() and file.name.lower().endswith(SUFFIXES) and not file.name.startswith(".")
+    return file.is_file() and file.name.lower().endswith(READABLE) and not file.name.startswith(".")
 
 
 def _is_series(folder: Path) -> bool:
@@ -218,7 +218,7 @@ def _from_folder(folder: Path) -> list[Subject]:
     images = folder / "images" if (folder / "images").is_dir() else folder
     files = sorted(file for file in images.iterdir() if _is_image(file) or _is_series(file))
     if not files:
-        raise InputError(f"{images} holds no images ({', '.join(SUFFIXES)}, or folders with a DICOM series).")
+        raise InputError(f"{images} holds no images ({', '.join(READABLE)}, or folders with a DICOM series).")
     if images is folder:
         return [Subject(file) for file in files]
     return [Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file)) for file in files]
@@ -226,7 +226,7 @@ def _from_folder(folder: Path) -> list[Subject]:
 
 def _beside(folder: Path, image: Path) -> Path | None:
     """Return the file of a folder with the name of an image, in any format."""
-    names = [image.name, *(f"{subject_name(image)}{suffix}" for suffix in SUFFIXES)]
+    names = [image.name, *(f"{subject_name(image)}{suffix}" for suffix in READABLE)]
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
