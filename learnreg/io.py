@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from learnreg.writing import write_atomically
 
 SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
+GZIP = b"\x1f\x8b"  # how a compressed file begins
 
 
 def read_image(
@@ -138,8 +140,15 @@ def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
     ITK replaces what a truncated file lacks, and NaN, by zeros; and it chooses between sform and qform in silence.
     """
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
-    stored, values = _loaded(file, time)
+    try:
+        stored = nibabel.load(file)  # type: ignore[attr-defined]
+        values = np.asarray(stored.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise _damaged(file, error) from error
+    if time is not None and values.ndim == 4:
+        values = np.ascontiguousarray(values[..., time])
     placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
     if placed is None and values.ndim in (2, 3) and isinstance(stored, nibabel.Nifti2Image):  # ITK does not read it
         placed = affine_in_lps(stored.affine, values.shape, file)
@@ -159,31 +168,27 @@ def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
 
 
 def _read_freesurfer(file: Path, time: int | None = None) -> sitk.Image:
-    """Read a ``.mgz`` or ``.mgh`` file."""
-    stored, values = _loaded(file, time)
+    """Read a ``.mgz`` or ``.mgh`` file; nibabel would leave it open."""
+    import nibabel
+    from nibabel.freesurfer.mghformat import MGHError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        content = file.read_bytes()
+        content = gzip.decompress(content) if content.startswith(GZIP) else content
+        stored = nibabel.MGHImage.from_bytes(content)
+        values = np.asarray(stored.dataobj)
+    except (OSError, EOFError, ValueError, TypeError, zlib.error, MGHError, HeaderDataError) as error:
+        raise _damaged(file, error) from error
+    if time is not None and values.ndim == 4:
+        values = np.ascontiguousarray(values[..., time])
     if values.ndim != 3:
         raise InputError(f"{file} is {values.ndim}-D; give one time point, for example by mri_convert --frame 0.")
     return _placed(values, affine_in_lps(stored.affine, values.shape, file))
 
 
-def _loaded(file: Path, time: int | None) -> tuple[Any, NDArray[Any]]:
-    """Load an image with nibabel, and its values or those of one time point.
-
-    Raises:
-        InputError: The file is damaged.
-    """
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.freesurfer.mghformat import MGHError
-
-    try:
-        stored = nibabel.load(file)  # type: ignore[attr-defined]
-        values = np.asarray(stored.dataobj)
-        if time is not None and values.ndim == 4:
-            values = np.ascontiguousarray(values[..., time])
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, MGHError) as error:
-        raise InputError(f"{file} is damaged: {_on_one_line(error)}. Copy or export it again.") from error
-    return stored, values
+def _damaged(file: Path, error: BaseException) -> InputError:
+    return InputError(f"{file} is damaged: {_on_one_line(error)}. Copy or export it again.")
 
 
 def _placed(values: NDArray[Any], affine: NDArray[np.float64]) -> sitk.Image:

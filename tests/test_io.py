@@ -104,8 +104,6 @@ def test_files_that_itk_does_not_read_are_read_as_by_nibabel(kind, tmp_path):
         lps = found.grid.points[0][index[::-1]].tolist()
         assert lps == pytest.approx([-ras[0], -ras[1], ras[2]], abs=1e-4)
     assert subject_name(tmp_path / kind) == kind.partition(".")[0]
-    if kind == "a.mgh":
-        return  # nibabel leaves a damaged one open, which is a warning of its own
     (tmp_path / kind).write_bytes((tmp_path / kind).read_bytes()[:300])
     with pytest.raises(ValueError, match="is damaged"):
         read_image(tmp_path / kind)
