@@ -180,8 +180,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
     four = written("four.nii.gz", np.zeros((2, 8, 8, 8), np.float32))
     color = written("color.png", np.zeros((8, 8, 3), np.uint8), vector=True)
     holes = sitk.GetArrayFromImage(good)
-    holes[3, 3, 3] = np.nan
-    nan = written("nan.nii.gz", holes)
+    holes[3, 3, 3] = np.inf
+    infinite = written("infinite.nii.gz", holes)
     flat = written("flat.mha", np.random.rand(8, 8).astype(np.float32))
     short = written("short.nii.gz", np.zeros((4, 4, 4), np.uint8))
     text = files / "text.txt"
@@ -192,7 +192,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
         ((four, moving), "is 4-D"),
         ((color, moving), "one gray channel"),
         ((zeros, moving), "the fixed image is constant"),
-        ((nan, moving), "1 NaN"),
+        ((infinite, moving), "1 infinite"),
         ((flat, moving), "fixed image is 2-D and the moving image is 3-D"),
         ((text, moving), "cannot be read as an image"),
         ((fixed, moving, "--fixed-labels", short, "--moving-labels", short), "labels"),
