@@ -242,7 +242,7 @@ def _check_same(row: Row, job: Job, settings: Settings) -> None:
 
 
 def _inputs(job: Job, hashed: Callable[[list[Path | None]], str]) -> str:
-    """Return a hash of the files of a pair, with the time points that are taken of them."""
+    """Hash the files of a pair, and the time points to read."""
     return f"{hashed(job.files)} {job.fixed.time} {job.moving.time}"
 
 
@@ -301,7 +301,7 @@ def _of_a_worker(jobs: Sequence[Job]) -> list[Row]:
 
 
 def _attempted(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Exception:
-    """Return a result, or the error of a pair, so that it does not end the others."""
+    """Call a function; return its result, or the error that it raises."""
     try:
         return function(*args, **kwargs)
     except Exception as error:

@@ -16,7 +16,7 @@ from learnreg.apps.errors import reporting_errors
 FILL = "value beyond the moving image (default: 0, or its lowest value if that is negative, as of air in a CT)"
 
 
-REWRITING = {
+OF_TRANSFORMS = {
     "compose": "write several transforms as one",
     "invert": "write the inverse of transforms, from moving to fixed, and print its error",
     "convert": "write a transform in another format: .h5, .tfm, .txt, .mat (linear), .nii.gz (a field in mm)",
@@ -57,7 +57,7 @@ def _one_line_warning(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def _run(options: argparse.Namespace) -> None:
-    module = "transforms" if options.command in REWRITING else options.command
+    module = "transforms" if options.command in OF_TRANSFORMS else options.command
     import_module(f"learnreg.apps.{module}").run(options)
 
 
@@ -224,14 +224,13 @@ def parser() -> argparse.ArgumentParser:
     apply.add_argument("--fill", type=float, metavar="VALUE", help=FILL)
     apply.add_argument("--overwrite", action="store_true", help="replace OUT")
 
-    for name, purpose in REWRITING.items():
-        if name == "jacobian":
-            continue
+    for name in ("compose", "invert", "convert"):
+        purpose = OF_TRANSFORMS[name]
         command = commands.add_parser(name, parents=[common], help=purpose, description=f"{purpose.capitalize()}.")
         _add_transforms(command, several=name != "convert")
         grid = "the moving image" if name == "invert" else "the fixed image (default: the grid of the first field)"
         command.add_argument("-r", "--reference", metavar="IMAGE", help=f"where a field is sampled: {grid}")
-    jacobian = commands.add_parser("jacobian", parents=[common], help=REWRITING["jacobian"])
+    jacobian = commands.add_parser("jacobian", parents=[common], help=OF_TRANSFORMS["jacobian"])
     _add_transforms(jacobian, several=True)
     jacobian.add_argument("-r", "--reference", required=True, metavar="FIXED", help="the fixed image")
     jacobian.add_argument("--log", action="store_true", help="the logarithm of the determinant: 0 is no change")

@@ -15,6 +15,7 @@ import torch
 from learnreg import __version__
 from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder, recorded_warnings
+from learnreg.apps.transforms import write_inverse
 from learnreg.errors import InputError
 from learnreg.image import Image, with_field_of_view
 from learnreg.io import read_image, write_image
@@ -27,8 +28,8 @@ from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
-from learnreg.transforms import Affine, Displacement, inverse_of, inverse_residual
-from learnreg.transforms.itk import read_transform, write_transform
+from learnreg.transforms import Affine, Displacement
+from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
 from learnreg.writing import together
 
@@ -204,7 +205,9 @@ def save(
         write_image(warped.data[0], result.fixed.grid, part / FILES[0])
         try:
             if inverse:
-                metrics = metrics | {"inverse_residual_mm": save_inverse(result, part / INVERSE)}
+                written = read_transform(part / FILES[1])  # as other programs read it
+                residual = write_inverse(written, result.moving.grid, part / INVERSE)
+                metrics = metrics | {"inverse_residual_mm": {"mean": residual.mean, "max": residual.greatest}}
             metrics = metrics | measure(result)
             title = summary(metrics)
             save_figure(registration_figure(result.fixed, result.moving, result.sampled, title=title), part / FILES[2])
@@ -216,15 +219,6 @@ def save(
     if not inverse:
         (output / INVERSE).unlink(missing_ok=True)  # it is that of the transform that was replaced
     return metrics
-
-
-def save_inverse(result: Registration, path: Path) -> dict[str, float]:
-    """Write the inverse, and return its mean and greatest error as it was written, mm."""
-    grid = result.moving.grid
-    forward = read_transform(path.with_name(FILES[1]))  # as other programs read it
-    write_transform(inverse_of(forward), grid, path)
-    residual = inverse_residual(forward, read_transform(path), grid)
-    return {"mean": residual.mean, "max": residual.greatest}
 
 
 def summary(metrics: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from learnreg.io import read_image, write_image
 from learnreg.transforms import Transform
 from learnreg.transforms.inverse import Residual, inverse_of, inverse_residual
 from learnreg.transforms.itk import TRANSFORM_SUFFIXES, read_transform, write_transform
+from learnreg.typing import PathLike
 from learnreg.writing import check_output
 
 FLOOR = 1e-9  # of a determinant whose logarithm is taken
@@ -37,13 +38,22 @@ def rewrite(options: argparse.Namespace) -> str:
     forward = read_chain(options.transforms, ndim=ndim)
     if grid is None:
         grid = own_grid(forward, options)
-    transform = inverse_of(forward) if options.command == "invert" else forward
-    write_transform(transform, grid, options.output)
-    if options.command != "invert":
-        return f"Wrote {options.output}"
-    written = read_transform(options.output, ndim=grid.ndim)
-    residual = inverse_residual(forward, written, grid)
-    return f"Wrote {options.output}; {described(residual)}"
+    if options.command == "invert":
+        return f"Wrote {options.output}; {described(write_inverse(forward, grid, options.output))}"
+    write_transform(forward, grid, options.output)
+    return f"Wrote {options.output}"
+
+
+def write_inverse(forward: Transform, grid: Grid, path: PathLike) -> Residual:
+    """Write the inverse of a transform, and return its error as it was written.
+
+    Args:
+        forward: Fixed to moving.
+        grid: Of the moving image.
+        path: See :func:`learnreg.transforms.write_transform`.
+    """
+    write_transform(inverse_of(forward), grid, path)
+    return inverse_residual(forward, read_transform(path), grid)
 
 
 def described(residual: Residual) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -142,7 +143,7 @@ def inverse_residual(forward: Transform, inverse: Transform, grid: Grid, *, samp
         grid: Of the moving image; samples that leave the fields of ``forward`` do not count.
         samples: Number of samples, about.
     """
-    step = max(1, round((grid.points[0, ..., 0].numel() / samples) ** (1 / grid.ndim)))
+    step = max(1, round((prod(grid.shape) / samples) ** (1 / grid.ndim)))
     points = grid.points[(slice(None), *[slice(None, None, step)] * grid.ndim)].flatten(1, -2)
     back = inverse(points)
     counted = torch.ones_like(back[..., 0], dtype=torch.bool)

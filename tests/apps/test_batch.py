@@ -262,18 +262,18 @@ def test_a_node_of_ray_is_killed_and_each_pair_is_done_once(tmp_path):
     text = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen([sys.executable, "-m", "tests.apps.ray_nodes"], **text) as nodes:
         address = next(line.strip() for line in nodes.stdout if line.strip().count(":") == 1)
-        command = [
-            sys.executable,
-            "-m",
-            "learnreg.apps.main",
-            "batch",
-            str(table),
-            "-o",
-            str(out),
+        command = [sys.executable, "-m", "learnreg.apps.main", "batch", str(table), "-o", str(out)]
+        command += [
             "--checkpoint",
             "hippocampus",
+            "--on",
+            "ray",
+            "--shards",
+            "4",
+            "--engine",
+            f"address={address}",
+            "--quiet",
         ]
-        command += ["--on", "ray", "--shards", "4", "--engine", f"address={address}", "--quiet"]
         running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(list(out.glob("*/metrics.json"))) < 6:
             assert running.poll() is None

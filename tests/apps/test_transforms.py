@@ -9,29 +9,15 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from learnreg.apps.main import main
 from learnreg.apps.register import set_device
 from learnreg.grid import Grid
 from learnreg.io import read_image, write_image
 from learnreg.transforms import Affine, Displacement, Inverse, read_transform, write_transform
+from tests.apps.test_command_line import call, fails
 from tests.conftest import blob_image, make_grid
 
 POINTS = [(1.0, 2.0, -1.0), (-3.0, 4.0, 2.0), (0.5, -4.0, 3.0)]
 pytestmark = pytest.mark.slow
-
-
-def call(*arguments):
-    main([str(a) for a in arguments])
-
-
-def fails(capsys, *arguments):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        call(*arguments)
-    assert ended.value.code == 2
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1
-    return said
 
 
 @pytest.fixture

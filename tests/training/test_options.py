@@ -328,9 +328,9 @@ class TestAccumulation:
 
 class TestPrecision:
     def test_half_precision_trains_alike(self, tmp_path):
-        """Weights, coordinates and similarities stay in float32; the loss falls nearly as far.
+        """Weights, coordinates and similarities stay in float32; the loss falls as far.
 
-        How far depends on the CPU: with the bfloat16 instructions of AVX-512 it was 74 % after 40 steps, without above 80 %.
+        After few steps one of the two is ahead by chance: on one CPU bfloat16 was behind after 40, and ahead after 80.
         """
 
         def train(folder, precision):
@@ -344,13 +344,13 @@ class TestPrecision:
                     types.add(pl_module(*batch).displacement(batch[0].grid).dtype)
 
             trained = module(similarity="lncc", optimizer=ADAM)
-            ((weights, history),) = fit(folder, trained, Blobs(2), steps=40, precision=precision, callbacks=[Seen()])
+            ((weights, history),) = fit(folder, trained, Blobs(2), steps=120, precision=precision, callbacks=[Seen()])
             assert types | {value.dtype for value in weights.values()} == {torch.float32}
             return [values["val/loss"] for values in history]
 
         full, half = train(tmp_path / "full", "32-true"), train(tmp_path / "half", "bf16-mixed")
         assert full[-1] < full[0] - 0.02
-        assert half[-1] == pytest.approx(full[-1], abs=0.35 * (full[0] - full[-1]))
+        assert half[-1] == pytest.approx(full[-1], abs=0.2 * (full[0] - full[-1]))
 
 
 def test_no_row_is_lost_when_each_step_is_logged(tmp_path):
