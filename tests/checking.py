@@ -31,7 +31,7 @@ def checked(function=None, *, typechecker):
     if isinstance(function, type) or not callable(function):  # a dataclass; a property, class or static method
         return with_shapes(function, typechecker=typechecker)
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function, include_extras=True)  # the command line reads what is Annotated
     except NameError:  # of a class that is defined further down, or for mypy alone
         return with_shapes(function, typechecker=typechecker)
     if any(map(has_shape, hints.values())):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from learnreg.apps.output import recorded_warnings
+from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import background
@@ -31,23 +31,43 @@ from learnreg.sampling import LabelMode, sample_labels
 from learnreg.transforms import Transform, chain
 from learnreg.transforms.inverse import inverse_of
 from learnreg.transforms.itk import read_transform
+from learnreg.typing import PathLike
 from learnreg.warping import warp
-from learnreg.writing import check_output
+from learnreg.writing import check_output, distinct_names, together
 
 FEW = 64  # distinct integers of an image that looks like a segmentation
 
 
-def run(options: argparse.Namespace) -> None:
-    """Read, resample or map, write; show warnings about headers."""
-    with recorded_warnings():
-        if options.points:
-            map_points(options)
-        else:
-            resample(options)
-    print(f"Wrote {options.output}")
+@dataclass(frozen=True)
+class Resampling:
+    """How images are resampled.
+
+    Args:
+        inverse: Through the inverse of the transforms.
+        labels: They are segmentations.
+        interpolation: ``None`` is linear, and nearest for labels.
+        fill: Value beyond the image; ``None`` is its background.
+    """
+
+    inverse: bool = False
+    labels: bool = False
+    interpolation: Mode | None = None
+    fill: float | None = None
 
 
-def read_chain(files: Sequence[str], *, ndim: int | None = None, inverse: bool = False) -> Transform:
+def split_inputs(
+    inputs: Sequence[PathLike], moving: Sequence[PathLike] | None
+) -> tuple[Sequence[PathLike], Sequence[PathLike]]:
+    """Return the transforms and the images of a command line: the last input is the image if none is named."""
+    if moving:
+        return inputs, moving
+    *transforms, file = inputs
+    if not transforms:
+        raise InputError(f"Give one or more transforms and then the image to resample; got only {file}.")
+    return transforms, [file]
+
+
+def read_chain(files: Sequence[PathLike], *, ndim: int | None = None, inverse: bool = False) -> Transform:
     """Read transforms and compose them, the first applied to the points first, as by ``antsApplyTransforms``.
 
     Args:
@@ -63,53 +83,83 @@ def read_chain(files: Sequence[str], *, ndim: int | None = None, inverse: bool =
     return inverse_of(whole) if inverse else whole
 
 
-def map_points(options: argparse.Namespace) -> None:
+def map_points(
+    transforms: Sequence[PathLike],
+    points: PathLike,
+    *,
+    output: PathLike,
+    reference: PathLike | None = None,
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Write the mapped points."""
-    if options.labels or options.fill is not None or options.interpolation:
-        raise InputError("--labels, --fill and --interpolation are for images; leave them out with --points.")
-    check_output(options.output, overwrite=options.overwrite, suffixes=(".csv",))
-    transform = read_chain(options.inputs, inverse=options.inverse)
-    if options.reference is None and in_voxels(options.points):
-        raise InputError(f"{options.points} gives voxels, not mm; name their image with --reference.")
-    grid = read_image(options.reference).grid if options.reference else Grid.regular((2,) * transform.ndim)
-    given = read_named_landmarks(options.points, grid)
-    write_landmarks(transform(given.points), options.output, names=given.names)
+    check_output(output, overwrite=overwrite, suffixes=(".csv",))
+    with recorded_warnings():
+        transform = read_chain(transforms, inverse=inverse)
+        if reference is None and in_voxels(points):
+            raise InputError(f"{points} gives voxels, not mm; name their image with --reference.")
+        grid = read_image(reference).grid if reference else Grid.regular((2,) * transform.ndim)
+        given = read_named_landmarks(points, grid)
+        write_landmarks(transform(given.points), output, names=given.names)
 
 
-def resample(options: argparse.Namespace) -> None:
-    """Write the resampled image or segmentation."""
-    *transforms, file = options.inputs
-    if not transforms:
-        raise InputError(f"Give one or more transforms and then the image to resample; got only {file}.")
-    if options.reference is None:
+def resample(
+    transforms: Sequence[PathLike],
+    images: Sequence[PathLike],
+    how: Resampling,
+    *,
+    reference: PathLike | None,
+    output: PathLike,
+    overwrite: bool = False,
+) -> None:
+    """Write the resampled image or segmentation, or a folder of several."""
+    if reference is None:
         raise InputError("Name the image whose grid the result has with --reference; it is the fixed image.")
-    check_output(options.output, overwrite=options.overwrite)
-    if options.labels and options.fill is not None:
+    if how.labels and how.fill is not None:
         raise InputError("--fill is for intensities; beyond a segmentation lies label 0.")
-    if not options.labels:
-        check_pixels(options.output, sitk.sitkFloat32, 2)
-    reference = read_image(options.reference)
+    if len(images) == 1:
+        outputs = [Path(output)]
+    else:
+        check_folder(Path(output))
+        names = distinct_names([Path(image) for image in images])
+        outputs = [Path(output) / f"{name}.nii.gz" for name in names]
+    for file in outputs:
+        check_output(file, overwrite=overwrite)
+        if not how.labels:
+            check_pixels(file, sitk.sitkFloat32, 2)
+    with recorded_warnings():
+        grid = read_image(reference).grid
+        if len(images) == 1:
+            _resample_one(transforms, images[0], how, grid, outputs[0])
+            return
+        with together(output) as part:
+            for image, file in zip(images, outputs, strict=True):
+                _resample_one(transforms, image, how, grid, part / file.name)
+
+
+def _resample_one(
+    transforms: Sequence[PathLike], file: PathLike, how: Resampling, grid: Grid, output: PathLike
+) -> None:
     stored = read_sitk(file)
-    if reference.ndim != stored.GetDimension():
+    if grid.ndim != stored.GetDimension():
         raise InputError(
-            f"The reference is {reference.ndim}-D and the image {stored.GetDimension()}-D; give images of one "
-            "dimension."
+            f"The reference is {grid.ndim}-D and the image {stored.GetDimension()}-D; give images of one dimension."
         )
-    check_pixels(options.output, stored.GetPixelID() if options.labels else sitk.sitkFloat32, reference.ndim)
-    transform = read_chain(transforms, ndim=reference.ndim, inverse=options.inverse)
-    if options.labels:
-        labels = labels_from_sitk(stored, name=file)
-        mode = cast(LabelMode, options.interpolation or "nearest")
-        moved = sample_labels(labels, grid_from_sitk(stored), transform.map_grid(reference.grid), mode=mode)
+    check_pixels(output, stored.GetPixelID() if how.labels else sitk.sitkFloat32, grid.ndim)
+    transform = read_chain(transforms, ndim=grid.ndim, inverse=how.inverse)
+    if how.labels:
+        labels = labels_from_sitk(stored, name=str(file))
+        mode: LabelMode = how.interpolation or "nearest"
+        moved = sample_labels(labels, grid_from_sitk(stored), transform.map_grid(grid), mode=mode)
         # The values stay those of the input, so they fit its pixel type.
-        write_sitk(sitk.Cast(to_sitk(moved[0], reference.grid), stored.GetPixelID()), options.output)
+        write_sitk(sitk.Cast(to_sitk(moved[0], grid), stored.GetPixelID()), output)
         return
-    if options.interpolation != "nearest" and looks_like_labels(stored):
+    if how.interpolation != "nearest" and looks_like_labels(stored):
         warnings.warn(f"{file} looks like a segmentation, and is interpolated; use --labels for one.", stacklevel=2)
-    moving = image_from_sitk(stored, name=file)
-    fill = background(moving) if options.fill is None else options.fill
-    mode = cast(Mode, options.interpolation or "linear")
-    write_image(warp(moving, transform, reference.grid, mode=mode, fill=fill).data[0], reference.grid, options.output)
+    moving = image_from_sitk(stored, name=str(file))
+    fill = background(moving) if how.fill is None else how.fill
+    warped = warp(moving, transform, grid, mode=how.interpolation or "linear", fill=fill)
+    write_image(warped.data[0], grid, output)
 
 
 def looks_like_labels(image: sitk.Image) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -16,22 +14,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import ParamSpec, TypeAlias, TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.engines import submit
+from learnreg.apps.engines import Engine, submit
 from learnreg.apps.errors import reason_of
+from learnreg.apps.jobs import Job, read_jobs
 from learnreg.apps.output import check_folder
-from learnreg.apps.register import check_writing, measure, set_device
+from learnreg.apps.records import FAILED, FILES, Row, read_row, records_of, remove_parts, write_results
+from learnreg.apps.register import check_network_options, check_writing, measure, set_device
 from learnreg.data.files import content_of, stamp_of
-from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
-from learnreg.errors import InputError, MissingFileError
+from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.io import write_image
 from learnreg.methods import Registration
@@ -40,39 +39,12 @@ from learnreg.methods.base import Method
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.transforms import Transform
 from learnreg.transforms.itk import read_transform
-from learnreg.writing import PART, distinct_names, write_atomically
+from learnreg.typing import PathLike
+from learnreg.writing import PART, write_atomically
 
-FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
-FAILED = "failed"
-HIDDEN = ("fingerprint", "stamp", "content")  # of metrics.json, not columns of a table
-COLUMNS = ("pair", "status", "reason", "fixed", "moving", "seconds", "folding_percent", "sd_log_jacobian")
-
-Row: TypeAlias = dict[str, Any]
 Pair: TypeAlias = tuple[Image, Image, Transform | None]
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row of the table.
-
-    Args:
-        name: Name of the pair and of its folder.
-        fixed: Files of the fixed image.
-        moving: Files of the moving image.
-        initial: Transform to start from.
-    """
-
-    name: str
-    fixed: Subject
-    moving: Subject
-    initial: Path | None = None
-
-    @property
-    def files(self) -> list[Path | None]:
-        """All files that are read for the pair."""
-        return [*self.fixed.files, *self.moving.files, self.initial]
 
 
 @dataclass(frozen=True)
@@ -113,41 +85,74 @@ class Settings:
         return hashlib.blake2b(known.encode(), digest_size=12).hexdigest()
 
 
-def run(options: argparse.Namespace) -> None:
-    """Register the pairs of a shard that are not done; exit with status 1 if some failed."""
-    settings = Settings(
-        Path(options.output),
-        options.method,
-        options.checkpoint,
-        options.refine,
-        options.weight,
-        tuple(dict.fromkeys(options.save)),
-        tuple(options.trust),
-        options.device,
-        options.batch,
-    )
-    if settings.together > 1 and not settings.checkpoint:
-        raise InputError("--batch puts several pairs through a network at once; give --checkpoint too.")
-    check_folder(settings.output)
-    set_device(options)
-    jobs = read_jobs(options.pairs)
-    method = settings.load()  # an error of the method is one of all pairs
-    if options.on:
-        submit(options, _for_a_shard(options), len(jobs))
-        return
-    first, shards = options.shard
-    own = jobs[first - 1 :: shards]
+def run(
+    pairs: PathLike,
+    settings: Settings,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    jobs: int = 1,
+    threads: int | None = None,
+    retry: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Register the pairs of a shard that are not done; exit with status 1 if some failed.
+
+    Args:
+        pairs: Table of the pairs.
+        settings: How to register.
+        shard: ``(I, N)``: every N-th pair from the I-th on.
+        jobs: Processes.
+        threads: Threads of the CPU.
+        retry: Try the pairs that failed before again.
+        quiet: No progress bar and no summary.
+    """
+    if not register_pairs(pairs, settings, shard=shard, jobs=jobs, threads=threads, retry=retry, quiet=quiet):
+        raise SystemExit(1)
+
+
+def run_shards(
+    pairs: PathLike,
+    settings: Settings,
+    engine: Engine,
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    retry: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Register the pairs in shards on an engine; exit with status 1 if some failed. See :func:`run`."""
+    settings = _checked(settings, threads)
+    total = len(read_jobs(pairs))
+    settings.load()  # an error of the method is one of all pairs
+    arguments = [*_for_a_shard(pairs, settings), "--jobs", str(jobs)]
+    arguments += [] if threads is None else ["--threads", str(threads)]
+    submit(engine, [*arguments, *(["--retry"] if retry else [])], settings.output, total, quiet=quiet)
+
+
+def register_pairs(
+    pairs: PathLike,
+    settings: Settings,
+    *,
+    shard: tuple[int, int] = (1, 1),
+    jobs: int = 1,
+    threads: int | None = None,
+    retry: bool = False,
+    quiet: bool = False,
+) -> bool:
+    """Register the pairs of a shard that are not done; return whether all of the shard are. See :func:`run`."""
+    settings = _checked(settings, threads)
+    all_pairs = read_jobs(pairs)
+    method = settings.load()
+    first, shards = shard
+    own = all_pairs[first - 1 :: shards]
     settings.output.mkdir(parents=True, exist_ok=True)
-    _remove_parts(settings.output)
-    left = to_do(own, settings, retry=options.retry)
-    if not options.quiet:
+    remove_parts(settings.output)
+    left = to_do(own, settings, retry=retry)
+    if not quiet:
         print(f"{len(own)} pairs, {len(own) - len(left)} done or failed before, {len(left)} to do", flush=True)
     try:
-        if options.jobs > 1:
-            results = _in_processes(left, settings, options.jobs, options.threads)
-        else:
-            results = _in_this_process(left, settings, method)
-        with tqdm(total=len(left), unit="pair", disable=options.quiet or not sys.stderr.isatty()) as bar:
+        results = _results(left, settings, method, jobs=jobs, threads=threads)
+        with tqdm(total=len(left), unit="pair", disable=quiet or not sys.stderr.isatty()) as bar:
             failed = 0
             for row in results:
                 failed += row["status"] == "failed"
@@ -155,63 +160,44 @@ def run(options: argparse.Namespace) -> None:
                 bar.update()
     finally:
         name = "results.csv" if shards == 1 else f"results-{first}-of-{shards}.csv"
-        rows = write_results(own, settings.output, name)
-        if shards > 1 and all(any(file.exists() for file in _records(job, settings.output)) for job in jobs):
-            write_results(jobs, settings.output, "results.csv")
+        rows = write_results([job.name for job in own], settings.output, name)
+        if shards > 1 and all(any(f.exists() for f in records_of(job.name, settings.output)) for job in all_pairs):
+            write_results([job.name for job in all_pairs], settings.output, "results.csv")
     wrong = sum(row["status"] == "failed" for row in rows)
-    if not options.quiet:
+    if not quiet:
         print(f"Wrote {settings.output}: {name}, {sum(row['status'] == 'done' for row in rows)} pairs")
     if wrong:
         print(f"{wrong} of {len(own)} pairs failed; see {settings.output / FAILED}, and --retry", file=sys.stderr)
-        raise SystemExit(1)
+    return not wrong
 
 
-def _for_a_shard(options: argparse.Namespace) -> list[str]:
-    """Return the arguments of this command without those of the engine."""
-    arguments = [str(Path(options.pairs).absolute()), "-o", str(Path(options.output).absolute())]
-    for name in ("method", "checkpoint", "refine", "weight", "jobs", "threads", "device", "batch"):
-        value = getattr(options, name)
-        if value:
-            is_file = name in ("method", "checkpoint") and Path(value).is_file()
-            arguments += [f"--{name}", str(Path(value).absolute() if is_file else value)]
-    for package in options.trust:
+def _checked(settings: Settings, threads: int | None) -> Settings:
+    """Check the settings, set the number of threads, and return the settings with the device that is taken."""
+    check_network_options(settings.refine, settings.weight, settings.checkpoint)
+    if settings.together > 1 and not settings.checkpoint:
+        raise InputError("--batch puts several pairs through a network at once; give --checkpoint too.")
+    check_folder(settings.output)
+    return replace(settings, device=set_device(settings.device, threads))
+
+
+def _for_a_shard(pairs: PathLike, settings: Settings) -> list[str]:
+    """Return the arguments of ``learnreg batch`` that tell what to register and how."""
+    arguments = [str(Path(pairs).absolute()), "-o", str(settings.output.absolute())]
+    given = {
+        "method": settings.method,
+        "checkpoint": settings.checkpoint,
+        "refine": settings.refine,
+        "weight": settings.weight,
+        "device": settings.device,
+        "batch": settings.together,
+    }
+    for name, value in given.items():
+        if value is not None:
+            is_file = name in ("method", "checkpoint") and Path(str(value)).is_file()
+            arguments += [f"--{name}", str(Path(str(value)).absolute() if is_file else value)]
+    for package in settings.trust:
         arguments += ["--trust", package]
-    return [*arguments, "--save", *options.save, *(["--retry"] if options.retry else [])]
-
-
-def read_jobs(table: str) -> list[Job]:
-    """Read a table of pairs.
-
-    Args:
-        table: A CSV with the columns of :func:`learnreg.data.read_pairs`, and ``name`` and ``initial`` if wanted; or a
-            ``dataset.json`` with pairs.
-
-    Raises:
-        InputError: It has no pairs, or two pairs have one name.
-    """
-    pairs = read_pairs(table)
-    if not pairs:
-        raise InputError(f"{table} has no pairs; give a CSV with the columns fixed,moving.")
-    images = [subject.image for pair in pairs for subject in pair]
-    files = dict(zip(dict.fromkeys(images), distinct_names(list(dict.fromkeys(images))), strict=True))
-    rows: list[dict[str, str]] = [{} for _ in pairs]
-    if Path(table).suffix in TABLES:
-        rows = table_rows(Path(table).expanduser())
-    jobs = []
-    for (fixed, moving), row in zip(pairs, rows, strict=True):
-        name = (row.get("name") or "").strip() or f"{files[fixed.image]}__{files[moving.image]}"
-        start = (row.get("initial") or "").strip()
-        initial = Path(table).expanduser().parent / Path(start).expanduser() if start else None
-        if initial is not None and not initial.exists():
-            raise MissingFileError(f"No such file: {initial}, the initial transform of {name} in {table}.")
-        jobs.append(Job(name.replace("/", "-"), fixed, moving, initial))
-    seen: dict[str, int] = {}
-    for number, job in enumerate(jobs, start=1):
-        if job.name in seen or job.name in ("", FAILED) or job.name.startswith("."):
-            same = f"rows {seen[job.name]} and {number} are" if job.name in seen else f"row {number} is"
-            raise InputError(f"{table}: {same} named {job.name!r}; give each pair its own name in the column `name`.")
-        seen[job.name] = number
-    return jobs
+    return [*arguments, "--save", *settings.save]
 
 
 def to_do(jobs: Sequence[Job], settings: Settings, *, retry: bool = False) -> list[Job]:
@@ -222,7 +208,7 @@ def to_do(jobs: Sequence[Job], settings: Settings, *, retry: bool = False) -> li
     """
     left = []
     for job in jobs:
-        row = _read_row(job, settings.output)
+        row = read_row(job.name, settings.output)
         if row is None or (row["status"] == "failed" and retry):
             left.append(job)
         elif row["status"] == "done":
@@ -262,6 +248,12 @@ def _in_this_process(jobs: Sequence[Job], settings: Settings, method: Method) ->
             writing = pool.submit(_finish, group, results, settings)
         if writing is not None:
             yield from writing.result()
+
+
+def _results(
+    left: Sequence[Job], settings: Settings, method: Method, *, jobs: int, threads: int | None
+) -> Iterator[Row]:
+    return _in_processes(left, settings, jobs, threads) if jobs > 1 else _in_this_process(left, settings, method)
 
 
 def _groups(jobs: Sequence[Job], settings: Settings) -> list[Sequence[Job]]:
@@ -370,7 +362,7 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
             part.rename(settings.output / job.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _records(job, settings.output)[1].unlink(missing_ok=True)
+    records_of(job.name, settings.output)[1].unlink(missing_ok=True)
     return row
 
 
@@ -383,75 +375,3 @@ def _fail(job: Job, error: Exception, settings: Settings) -> Row:
         settings.output / FAILED / f"{job.name}.json", lambda part: Path(part).write_text(text, encoding="utf-8")
     )
     return row
-
-
-def _read_row(job: Job, output: Path) -> Row | None:
-    for file in _records(job, output):
-        try:
-            row = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            raise InputError(f"{file} is damaged; remove it.") from error
-        if not isinstance(row, dict) or not {"status", "pair"} <= row.keys():
-            raise InputError(f"{file.parent} was not made by `learnreg batch`; give another folder (-o).")
-        return row
-    return None
-
-
-def _records(job: Job, output: Path) -> tuple[Path, Path]:
-    """Return the file of a pair that is done, and that of one that failed."""
-    return output / job.name / FILES["metrics"], output / FAILED / f"{job.name}.json"
-
-
-def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:
-    """Write a table with a row per pair, as far as they are done, and return the rows.
-
-    With pandas and pyarrow, a table of all pairs is also written as ``results.parquet``.
-    """
-    rows = [row for job in jobs if (row := _read_row(job, output)) is not None]
-    table = [flat(row) for row in rows]
-    columns = list(dict.fromkeys([*COLUMNS, *(key for row in table for key in row)]))
-
-    def write(part: str) -> None:
-        with Path(part).open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.DictWriter(lines, columns)
-            writer.writeheader()
-            writer.writerows(table)
-
-    write_atomically(output / name, write)
-    if name == "results.csv":
-        with suppress(ImportError):
-            import pandas  # type: ignore[import-untyped]
-
-            frame = pandas.DataFrame(table, columns=columns)
-            write_atomically(output / "results.parquet", lambda part: frame.to_parquet(part, engine="pyarrow"))
-    return rows
-
-
-def flat(row: Row) -> Row:
-    """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``."""
-    columns = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
-    for side in ("before", "after"):
-        measures = row.get(side, {})
-        columns |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}
-    return columns
-
-
-def _remove_parts(output: Path) -> None:
-    """Remove what processes of this machine that were killed have left half-written."""
-    begin = f"{PART}{socket.gethostname()}-"
-    for folder in output.glob(f"{begin}*"):
-        process = folder.name.removeprefix(begin).partition("-")[0]
-        if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True

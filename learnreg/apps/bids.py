@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
@@ -11,45 +10,75 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from learnreg import __version__
-from learnreg.apps import batch
-from learnreg.apps.main import parser
+from learnreg.apps.batch import Settings, register_pairs
+from learnreg.apps.records import flat
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
+from learnreg.typing import PathLike
 from learnreg.writing import PART, subject_name, write_atomically
 
-WORK = f"{PART}learnreg"  # folder of `learnreg batch` in the output, until all images are done
-SHARED = ("method", "checkpoint", "refine", "trust", "device", "threads", "jobs", "quiet", "debug")  # with `batch`
 ENTITY = re.compile(r"_(?=[A-Za-z0-9]+$)")  # before the suffix, such as T1w
 
 
-def run(options: argparse.Namespace) -> None:
-    """Register the images of the participants, or collect their measures; exit with status 1 if some failed."""
-    source, output = Path(options.bids), Path(options.output)
-    if not source.is_dir() or not is_bids(source):
-        raise InputError(f"{source} is no BIDS data set: it has no sub-*/ folders with anat/.")
-    if options.level == "group":
-        _collect(output)
-        return
-    if options.to is None or not Path(options.to).exists():
-        raise MissingFileError(f"No such reference: {options.to}; give --to FILE, such as a template.")
-    images = _images(source, options.participant_label)
-    space = options.space or re.sub(r"[^A-Za-z0-9]", "", subject_name(options.to))
+def run(
+    source: Path,
+    output: Path,
+    *,
+    to: PathLike | None,
+    labels: Sequence[str] = (),
+    space: str | None = None,
+    settings: Settings,
+    jobs: int = 1,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> None:
+    """Register the images of the participants; exit with status 1 if some failed.
+
+    Args:
+        source: The data set.
+        output: Folder of the derivatives.
+        to: The reference.
+        labels: Participants; none are all.
+        space: Name of the reference; ``None`` is that of its file.
+        settings: How to register; the results go through ``work_of(output)``.
+        jobs: Processes.
+        threads: Threads of the CPU.
+        quiet: No progress bar and no summary.
+    """
+    _check(source)
+    if to is None or not Path(to).exists():
+        raise MissingFileError(f"No such reference: {to}; give --to FILE, such as a template.")
+    images = _images(source, labels)
+    space = space or re.sub(r"[^A-Za-z0-9]", "", subject_name(to))
     output.mkdir(parents=True, exist_ok=True)
     _describe(output)
     left = {name: image for name, image in images.items() if not _transform(output, source, image, space).exists()}
-    table, work = output / WORK / "pairs.csv", output / WORK / "out"
-    lines = [(name, str(Path(options.to).absolute()), str(image.absolute())) for name, image in left.items()]
+    work = settings.output
+    table = work.parent / "pairs.csv"
+    lines = [(name, str(Path(to).absolute()), str(image.absolute())) for name, image in left.items()]
     write_atomically(table, lambda part: _write(Path(part), ("name", "fixed", "moving"), lines))
     for name in left:  # a kill while a result was moved has left the rest of it
         if (work / name).exists() and not (work / name / "metrics.json").exists():
             shutil.rmtree(work / name)
-    failed = bool(lines) and _batch(options, table, work)
+    failed = False
+    if lines:
+        failed = not register_pairs(table, settings, jobs=jobs, threads=threads, retry=True, quiet=quiet)
     for name, image in left.items():
         if (work / name).exists():
             _publish(work / name, _transform(output, source, image, space), space)
     if failed:
         raise SystemExit(1)
-    shutil.rmtree(output / WORK)
+    shutil.rmtree(work.parent)
+
+
+def work_of(output: Path) -> Path:
+    """Return the folder of the batch, until all images are done."""
+    return output / f"{PART}learnreg" / "out"
+
+
+def _check(source: Path) -> None:
+    if not source.is_dir() or not is_bids(source):
+        raise InputError(f"{source} is no BIDS data set: it has no sub-*/ folders with anat/.")
 
 
 def _images(source: Path, labels: Sequence[str]) -> dict[str, Path]:
@@ -61,19 +90,6 @@ def _images(source: Path, labels: Sequence[str]) -> dict[str, Path]:
         raise InputError(f"{source} has no images of sub-{sorted(unknown)[0]}.")
     chosen = [row for row in rows if not wanted or row["group"].removeprefix("sub-") in wanted]
     return {subject_name(row["image"]): Path(row["image"]) for row in chosen}
-
-
-def _batch(options: argparse.Namespace, table: Path, work: Path) -> bool:
-    """Register the pairs of a table; return whether some failed."""
-    chosen = parser().parse_args(
-        ["batch", str(table), "-o", str(work), "--save", "transform", "warped", "metrics", "--retry"]
-    )
-    shared = {name: vars(options)[name] for name in SHARED}
-    try:
-        batch.run(argparse.Namespace(**{**vars(chosen), **shared}))
-    except SystemExit as ended:
-        return bool(ended.code)
-    return False
 
 
 def _transform(output: Path, source: Path, image: Path, space: str) -> Path:
@@ -106,12 +122,13 @@ def _describe(output: Path) -> None:
     )
 
 
-def _collect(output: Path) -> None:
+def collect(source: Path, output: Path) -> None:
     """Write ``group_registration.tsv``, a row per transform."""
+    _check(source)
     files = sorted(output.rglob("sub-*_xfm.json"))
     if not files:
         raise InputError(f"{output} holds no results; run the level `participant` first.")
-    rows = [batch.flat(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    rows = [flat(json.loads(file.read_text(encoding="utf-8"))) for file in files]
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     lines = [tuple(row.get(column, "n/a") for column in columns) for row in rows]
     table = output / "group_registration.tsv"

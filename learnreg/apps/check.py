@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,18 +9,19 @@ from collections.abc import Sequence
 from tqdm.auto import tqdm
 
 from learnreg.data.survey import Entry, all_subjects, survey
+from learnreg.typing import PathLike
 from learnreg.writing import subject_name
 
 SHOWN = 10  # labels in a row of the table
 
 
-def run(options: argparse.Namespace) -> None:
+def run(data: PathLike, *, quiet: bool = False) -> None:
     """Print the table and the findings; the exit status is 0, or 1 if there is a serious finding."""
-    subjects = all_subjects(options.data)
+    subjects = all_subjects(data)
     entries = survey(
-        subjects, lambda s: tqdm(s, total=len(subjects), disable=options.quiet or not sys.stderr.isatty(), desc="check")
+        subjects, lambda s: tqdm(s, total=len(subjects), disable=quiet or not sys.stderr.isatty(), desc="check")
     )
-    if not options.quiet:
+    if not quiet:
         print(table(entries))
         print()
     findings = [finding for entry in entries for finding in entry.findings]

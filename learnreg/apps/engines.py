@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,47 @@ def run_shard(arguments: Sequence[str], shard: str) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def submit(options: argparse.Namespace, arguments: Sequence[str], total: int) -> None:
+@dataclass(frozen=True)
+class Engine:
+    """Where shards run.
+
+    Args:
+        name: ``"slurm"`` or ``"ray"``.
+        shards: Number of shards.
+        settings: Parameters of submitit or ``ray.init``, each ``KEY=VALUE``.
+    """
+
+    name: str
+    shards: int = 1
+    settings: Sequence[str] = ()
+
+
+def submit(engine: Engine, arguments: Sequence[str], output: Path, total: int, *, quiet: bool = False) -> None:
     """Run all shards on an engine, and wait; exit with the worst status of a shard.
 
     A shard that is interrupted goes on where it was when the same command is given again.
 
     Args:
-        options: Of ``learnreg batch``.
+        engine: Where.
         arguments: Of ``learnreg batch`` for one shard, without ``--shard``.
+        output: Folder of the results.
         total: Number of pairs, for the progress bar.
+        quiet: No progress bar.
 
     Raises:
         MissingPackageError: The engine is not installed.
         InputError: The engine does not start.
     """
-    shards = [f"{number}/{options.shards}" for number in range(1, options.shards + 1)]
-    settings = _settings(options.engine)
-    start = _on_slurm if options.on == "slurm" else _on_ray
+    shards = [f"{number}/{engine.shards}" for number in range(1, engine.shards + 1)]
+    settings = _settings(engine.settings)
+    start = _on_slurm if engine.name == "slurm" else _on_ray
     try:
-        tasks = start(arguments, shards, settings, Path(options.output))
+        tasks = start(arguments, shards, settings, output)
     except ImportError as error:
         raise MissingPackageError(
-            f"--on {options.on} needs a missing package: pip install 'learnreg[{options.on}]'."
+            f"--on {engine.name} needs a missing package: pip install 'learnreg[{engine.name}]'."
         ) from error
-    codes = _wait(tasks, Path(options.output), total, quiet=options.quiet)
+    codes = _wait(tasks, output, total, quiet=quiet)
     if any(codes):
         raise SystemExit(max(codes))
 

@@ -7,11 +7,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from learnreg.errors import InputError, UntrustedClassError
 
 LOG = "error.log"
+_DEBUG: ContextVar[bool] = ContextVar("_DEBUG", default=False)
+
+
+def debugging() -> bool:
+    """Return whether errors show their traceback: ``--debug``, or the environment variable ``LEARNREG_DEBUG``."""
+    return _DEBUG.get() or bool(os.environ.get("LEARNREG_DEBUG"))
 
 
 @contextmanager
@@ -24,11 +31,12 @@ def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iter
         debug: Keep the traceback of an ``InputError`` too; so does the environment variable ``LEARNREG_DEBUG``.
         remedy: How this command trusts a package.
     """
+    before = _DEBUG.set(debug or _DEBUG.get())
     try:
         yield
     except Exception as error:
         known = input_error(error)
-        if known is None or debug or os.environ.get("LEARNREG_DEBUG"):
+        if known is None or debugging():
             raise
         if isinstance(known, UntrustedClassError):
             known = UntrustedClassError(known.problem, known.package, remedy)
@@ -37,6 +45,8 @@ def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iter
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        _DEBUG.reset(before)
 
 
 @contextmanager

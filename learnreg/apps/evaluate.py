@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import reason_of
+from learnreg.apps.errors import debugging, reason_of
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.datasets import Case, centered, reversed_pairs
@@ -26,35 +26,51 @@ from learnreg.image import Image
 from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.base import Method
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
+from learnreg.typing import PathLike
 from learnreg.writing import distinct_names, together
 
 T = TypeVar("T")
 EVERY = 10.0  # seconds after which what is done is written
 
 
-def run(options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """What the scores depend on, as ``metrics.json`` records it; see the options of ``learnreg evaluate``."""
+
+    data: str
+    method: Sequence[str] = ()
+    checkpoint: Sequence[str] = ()
+    refine: int = 0
+    block: tuple[int, int] | None = None
+    shape: Sequence[int] | None = None
+    spacing: float = 1.0
+    trust: Sequence[str] = ()
+    device: str = "cpu"
+
+
+def run(settings: Settings, *, output: Path | None = None, threads: int | None = None, quiet: bool = False) -> None:
     """Evaluate, print the table, and write it."""
-    if options.output:
-        check_folder(Path(options.output))
-    set_device(options)
-    pairs = read_pairs(options.data)
+    if output is not None:
+        check_folder(output)
+    settings = replace(settings, device=set_device(settings.device, threads))
+    pairs = read_pairs(settings.data)
     if pairs is None:
-        subjects = read_subjects(options.data)
-        pairs = reversed_pairs(within(subjects, options.block, options.data))
+        subjects = read_subjects(settings.data)
+        pairs = reversed_pairs(within(subjects, settings.block, settings.data))
     else:
-        pairs = within(pairs, options.block, options.data)
+        pairs = within(pairs, settings.block, settings.data)
     if not pairs:
-        raise InputError(f"There is no pair to evaluate in {options.data}; give at least two images (--block 0:2).")
+        raise InputError(f"There is no pair to evaluate in {settings.data}; give at least two images (--block 0:2).")
     missing = [s.image for pair in pairs for s in pair if s.labels is None]
     if missing:
         raise InputError(
             f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels)."
         )
-    methods = choose_methods(options)
-    rows, failed = _evaluated(pairs, methods, options)
+    methods = choose_methods(settings)
+    rows, failed = _evaluated(pairs, methods, settings, output, hidden=quiet or not sys.stderr.isatty())
     print(table(rows))
-    if options.output:
-        print(f"Wrote {options.output}: table.md, cases.csv, metrics.json")
+    if output is not None:
+        print(f"Wrote {output}: table.md, cases.csv, metrics.json")
     if failed:
         for name, reason in failed.items():
             print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -63,7 +79,12 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _evaluated(
-    pairs: Sequence[Pair], methods: Mapping[str, Method], options: argparse.Namespace
+    pairs: Sequence[Pair],
+    methods: Mapping[str, Method],
+    settings: Settings,
+    output: Path | None,
+    *,
+    hidden: bool = True,
 ) -> tuple[list[Row], dict[str, str]]:
     """Evaluate the cases one by one, and write what is done every few seconds.
 
@@ -76,37 +97,38 @@ def _evaluated(
     rows: list[Row] = []
     failed: dict[str, str] = {}
     written = time.monotonic()
-    hidden = options.quiet or not sys.stderr.isatty()
     with recorded_warnings() as noticed:
         for name, fixed, moving in tqdm(_named(pairs), desc=", ".join(methods), unit="case", disable=hidden):
             try:
-                case = Case(name, _read(fixed, options), _read(moving, options))
-                rows += evaluate([case], methods, device=options.device)
+                case = Case(name, _read(fixed, settings), _read(moving, settings))
+                rows += evaluate([case], methods, device=settings.device)
             except Exception as error:
-                if options.debug:
+                if debugging():
                     raise
                 failed[name] = reason_of(error)
-            if options.output and rows and time.monotonic() - written > EVERY:
-                write(rows, Path(options.output), options, noticed, failed)
+            if output is not None and rows and time.monotonic() - written > EVERY:
+                write(rows, output, settings, noticed, failed)
                 written = time.monotonic()
     if not rows:
         raise InputError(next(iter(failed.values())) + (f" All {len(failed)} cases failed." if len(failed) > 1 else ""))
-    if options.output:
-        write(rows, Path(options.output), options, noticed, failed)
+    if output is not None:
+        write(rows, output, settings, noticed, failed)
     return rows, failed
 
 
-def choose_methods(options: argparse.Namespace) -> dict[str, Method]:
+def choose_methods(settings: Settings) -> dict[str, Method]:
     """Return the methods to compare, by their name in the table."""
-    methods = {shown: choose_method(name, trust=options.trust) for shown, name in method_names(options.method).items()}
-    if options.refine and not options.checkpoint:
+    methods = {
+        shown: choose_method(name, trust=settings.trust) for shown, name in method_names(settings.method).items()
+    }
+    if settings.refine and not settings.checkpoint:
         raise InputError("--refine improves the answer of a network; give --checkpoint too.")
-    for checkpoint in dict.fromkeys(options.checkpoint):
-        name = "one-shot" if len(options.checkpoint) == 1 else f"one-shot {checkpoint}"
-        methods[name] = choose_method(checkpoint=checkpoint, trust=options.trust, device=options.device)
-        if options.refine:
-            methods[f"{name} + refine {options.refine}"] = choose_method(
-                checkpoint=checkpoint, refine=options.refine, trust=options.trust, device=options.device
+    for checkpoint in dict.fromkeys(settings.checkpoint):
+        name = "one-shot" if len(settings.checkpoint) == 1 else f"one-shot {checkpoint}"
+        methods[name] = choose_method(checkpoint=checkpoint, trust=settings.trust, device=settings.device)
+        if settings.refine:
+            methods[f"{name} + refine {settings.refine}"] = choose_method(
+                checkpoint=checkpoint, refine=settings.refine, trust=settings.trust, device=settings.device
             )
     return methods or {DEFAULT: choose_method()}
 
@@ -124,7 +146,7 @@ def method_names(methods: Sequence[str]) -> dict[str, str]:
     return {name if short.get(name, name) in unique else short[name]: name for name in unique}
 
 
-def within(items: Sequence[T], block: tuple[int, int] | None, data: str) -> list[T]:
+def within(items: Sequence[T], block: tuple[int, int] | None, data: PathLike) -> list[T]:
     """Return the items of a block of positions; all without a block."""
     if block is None:
         return list(items)
@@ -140,17 +162,17 @@ def _named(pairs: Sequence[Pair]) -> list[tuple[str, Subject, Subject]]:
     return [(f"{names[fixed.image]} < {names[moving.image]}", fixed, moving) for fixed, moving in pairs]
 
 
-def _read(subject: Subject, options: argparse.Namespace) -> Image:
+def _read(subject: Subject, settings: Settings) -> Image:
     image = subject.read()
-    if options.shape:
-        image = centered(ModelSpace(options.spacing, options.shape).place(image))
+    if settings.shape:
+        image = centered(ModelSpace(settings.spacing, settings.shape).place(image))
     return image
 
 
 def write(
     rows: Sequence[Row],
     folder: Path,
-    options: argparse.Namespace,
+    settings: Settings,
     noticed: Sequence[str] = (),
     failed: Mapping[str, str] | None = None,
 ) -> None:
@@ -163,11 +185,8 @@ def write(
             writer.writeheader()
             writer.writerows(rows)
 
-    settings = {
-        key: value for key, value in vars(options).items() if key not in ("debug", "quiet", "command", "output")
-    }
     content = {
-        "settings": settings,
+        "settings": asdict(settings),
         "threads": torch.get_num_threads(),
         "learnreg": __version__,
         **({"warnings": list(noticed)} if noticed else {}),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 from learnreg.configs.files import config_dir, method_names, model_files
 
 
-def run(options: argparse.Namespace) -> None:
+def run() -> None:
     """Print one line per preset and model."""
     for name in method_names():
         first = (config_dir() / "method" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import warnings
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Displacement
 from learnreg.transforms.itk import read_transform
+from learnreg.typing import PathLike
 from learnreg.warping import warp
 from learnreg.writing import together
 
@@ -39,60 +39,80 @@ FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
 INVERSE = "inverse.h5"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Register, and write warped image, transform, figure and metrics."""
-    output = Path(options.output)
-    _check(options, output)
-    set_device(options)
+def run(
+    fixed: PathLike,
+    moving: PathLike,
+    *,
+    output: Path,
+    method: str | None = None,
+    checkpoint: PathLike | None = None,
+    refine: int = 0,
+    weight: float | None = None,
+    initial: PathLike | None = None,
+    labels: tuple[PathLike | None, PathLike | None] = (None, None),
+    masks: tuple[PathLike | None, PathLike | None] = (None, None),
+    landmarks: Sequence[PathLike] | None = None,
+    inverse: bool = False,
+    fill: float | None = None,
+    overwrite: bool = False,
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    quiet: bool = False,
+) -> None:
+    """Register, and write warped image, transform, figure and metrics; see ``learnreg register --help``."""
+    check_network_options(refine, weight, checkpoint)
+    if bool(labels[0]) != bool(labels[1]):
+        raise InputError("Give --fixed-labels and --moving-labels together, or neither.")
+    if landmarks and len(landmarks) > 2:
+        raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(landmarks)}.")
+    check_results(output, overwrite=overwrite)
+    device = set_device(device, threads)
     with recorded_warnings() as noticed:
-        fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
-        moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
-        check_writing(fixed, moving)
-        fixed, moving = with_landmarks(fixed, moving, options.landmarks)
-        initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
-        result = register(
-            fixed,
-            moving,
-            options.method,
-            checkpoint=options.checkpoint,
-            refine=options.refine,
-            weight=options.weight,
-            initial=initial,
-            trust=options.trust,
-            device=options.device,
-            progress=False if options.quiet else None,
+        images = (
+            read_image(fixed, labels=labels[0], mask=masks[0]),
+            read_image(moving, labels=labels[1], mask=masks[1]),
         )
-    metrics: dict[str, Any] = {"fixed": str(options.fixed), "moving": str(options.moving)}
-    metrics |= (
-        {"method": options.method or DEFAULT}
-        if options.checkpoint is None
-        else {
-            "checkpoint": str(options.checkpoint),
-            "refine": options.refine,
-            **({} if options.weight is None else {"weight": options.weight}),
-        }
-    )
-    metrics |= {"device": options.device, "threads": torch.get_num_threads(), "learnreg": __version__}
+        check_writing(*images)
+        images = with_landmarks(*images, landmarks)
+        result = register(
+            *images,
+            method,
+            checkpoint=checkpoint,
+            refine=refine,
+            weight=weight,
+            initial=None if initial is None else read_transform(initial, ndim=images[0].ndim),
+            trust=trust,
+            device=device,
+            progress=False if quiet else None,
+        )
+    metrics: dict[str, Any] = {"fixed": str(fixed), "moving": str(moving)}
+    if checkpoint is None:
+        metrics |= {"method": method or DEFAULT}
+    else:
+        metrics |= {"checkpoint": str(checkpoint), "refine": refine}
+        metrics |= {} if weight is None else {"weight": weight}
+    metrics |= {"device": device, "threads": torch.get_num_threads(), "learnreg": __version__}
     metrics |= {"warnings": noticed} if noticed else {}
-    metrics = save(result, metrics, output, fill=options.fill, inverse=options.inverse)
-    if not options.quiet:
+    metrics = save(result, metrics, output, fill=fill, inverse=inverse)
+    if not quiet:
         print(summary(metrics))
         print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE) if (output / name).exists())}")
 
 
-def _check(options: argparse.Namespace, output: Path) -> None:
-    """Check what can be checked before the computation."""
-    if options.refine and options.checkpoint is None:
+def check_network_options(refine: int, weight: float | None, checkpoint: PathLike | None) -> None:
+    """Raise ``InputError`` if an option of networks is given without a network."""
+    if refine and checkpoint is None:
         raise InputError("--refine improves the answer of a network; give --checkpoint too.")
-    if options.weight is not None and options.checkpoint is None:
+    if weight is not None and checkpoint is None:
         raise InputError("--weight is for conditioned networks; give --checkpoint too.")
-    if bool(options.fixed_labels) != bool(options.moving_labels):
-        raise InputError("Give --fixed-labels and --moving-labels together, or neither.")
-    if options.landmarks and len(options.landmarks) > 2:
-        raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(options.landmarks)}.")
+
+
+def check_results(output: Path, *, overwrite: bool) -> None:
+    """Raise ``InputError`` if the results cannot be written, or are there already."""
     check_folder(output)
     existing = [name for name in (*FILES, INVERSE) if (output / name).exists()]
-    if existing and not options.overwrite:
+    if existing and not overwrite:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 
 
@@ -105,7 +125,7 @@ def check_writing(fixed: Image, moving: Image) -> None:
     check_fits(4.0 * WRITING * largest.data[0, 0].numel(), "cpu", what, remedy)
 
 
-def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> tuple[Image, Image]:
+def with_landmarks(fixed: Image, moving: Image, files: Sequence[PathLike] | None) -> tuple[Image, Image]:
     """Attach landmarks from one file of pairs, or from one file per image."""
     if not files:
         return fixed, moving
@@ -117,18 +137,27 @@ def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> 
     return replace(fixed, landmarks=first), replace(moving, landmarks=second)
 
 
-def set_device(options: argparse.Namespace) -> None:
-    """Set the number of threads, and check that the device exists."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.device == "auto":
-        options.device = fastest_device()
-    if str(options.device).startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {options.device}: PyTorch sees no CUDA device here; use --device cpu.")
+def set_device(device: str, threads: int | None = None) -> str:
+    """Set the number of threads, and return the device, of which ``auto`` is the fastest.
+
+    Raises:
+        InputError: The device does not exist, or does not compute.
+
+    Example:
+        >>> set_device("cpu")
+        'cpu'
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = fastest_device()
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu.")
     try:
-        torch.zeros(1, device=options.device).cpu()
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # by device: unknown, missing, without data
-        raise InputError(f"--device {options.device} is unknown or not available; use cpu, cuda or cuda:1.") from error
+        raise InputError(f"--device {device} is unknown or not available; use cpu, cuda or cuda:1.") from error
+    return device
 
 
 def fastest_device() -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -42,9 +42,9 @@ class TrainingRun:
         return (max if greatest else min)(rows, key=lambda row: row[name]) if rows else {}
 
 
-def run(options: argparse.Namespace) -> None:
+def run(folders: Sequence[Path]) -> None:
     """Print the table; runs that differ only in the seed share a row."""
-    found = [read_run(folder) for folder in _folders([Path(name) for name in options.folders])]
+    found = [read_run(folder) for folder in _folders(folders)]
     done = [training for training in found if training.best]
     for training in found:
         if not training.best:
@@ -123,7 +123,7 @@ def _read_validations(file: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _folders(given: list[Path]) -> list[Path]:
+def _folders(given: Sequence[Path]) -> list[Path]:
     """Return the given run folders, and the run folders below other folders."""
     found = []
     for folder in given:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import warnings
@@ -25,30 +24,41 @@ from learnreg.methods.api import choose_method
 from learnreg.methods.groupwise import GroupTemplate, build_template
 from learnreg.reporting.figures import save_figure, template_figure
 from learnreg.transforms.itk import write_transform
+from learnreg.typing import PathLike
 from learnreg.writing import distinct_names, together
 
 FILES = ("template.nii.gz", "transforms", "figure.png", "metrics.json")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(
+    data: PathLike,
+    *,
+    output: Path,
+    method: str = "fast",
+    rounds: int = 4,
+    block: tuple[int, int] | None = None,
+    overwrite: bool = False,
+    trust: Sequence[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    quiet: bool = False,
+) -> None:
     """Build the template; write it, the transforms, a figure and the rounds."""
-    output = Path(options.output)
     check_folder(output)
     existing = [name for name in FILES if (output / name).exists()]
-    if existing and not options.overwrite:
+    if existing and not overwrite:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
-    set_device(options)
-    subjects = within(read_subjects(options.data), options.block, options.data)
+    device = set_device(device, threads)
+    subjects = within(read_subjects(data), block, data)
     names = distinct_names([subject.image for subject in subjects])
     with recorded_warnings() as noticed:
-        images = [subject.read().to(options.device) for subject in subjects]
-        shown = not options.quiet and sys.stderr.isatty()
-        with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
-            template = build_template(
-                images, choose_method(options.method, trust=options.trust), rounds=options.rounds, on_pair=bar.update
-            )
-    save(template, dict(zip(names, subjects, strict=True)), output, options, noticed)
-    if not options.quiet:
+        images = [subject.read().to(device) for subject in subjects]
+        shown = not quiet and sys.stderr.isatty()
+        with tqdm(total=rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
+            chosen = choose_method(method, trust=trust)
+            template = build_template(images, chosen, rounds=rounds, on_pair=bar.update)
+    save(template, dict(zip(names, subjects, strict=True)), output, method, noticed)
+    if not quiet:
         for number, done in enumerate(template.rounds, 1):
             print(f"round {number}: spread {done.spread:.4f}, drift {done.drift:.3f} mm, change {done.change:.4f}")
         print(f"Wrote {output}: {', '.join(name for name in FILES if (output / name).exists())}")
@@ -58,7 +68,7 @@ def save(
     template: GroupTemplate,
     subjects: dict[str, Subject],
     output: Path,
-    options: argparse.Namespace,
+    method: str,
     noticed: Sequence[str] = (),
 ) -> None:
     """Write all files together. A figure that fails costs neither the template nor the transforms.
@@ -67,14 +77,14 @@ def save(
         template: What was built.
         subjects: Its images; the keys name the transforms.
         output: Folder of the files.
-        options: Of the command line.
+        method: Preset or file, for ``metrics.json``.
         noticed: Warnings so far, for ``metrics.json``.
     """
     image = template.image.to("cpu")
     noticed = list(noticed)
     metrics: dict[str, Any] = {
         "images": [str(subject.image) for subject in subjects.values()],
-        "method": options.method,
+        "method": method,
         "rounds": [asdict(done) for done in template.rounds],
         "learnreg": __version__,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,25 +23,27 @@ from learnreg.writing import check_output
 FLOOR = 1e-9  # of a determinant whose logarithm is taken
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run one of the commands."""
-    with recorded_warnings():
-        line = jacobian(options) if options.command == "jacobian" else rewrite(options)
-    print(line)
-
-
-def rewrite(options: argparse.Namespace) -> str:
+def rewrite(
+    transforms: Sequence[PathLike],
+    *,
+    output: PathLike,
+    reference: PathLike | None = None,
+    overwrite: bool = False,
+    inverse: bool = False,
+) -> None:
     """Write the composition of transforms, or its inverse, in the format of the output's suffix."""
-    check_output(options.output, overwrite=options.overwrite, suffixes=(*TRANSFORM_SUFFIXES, *SUFFIXES))
-    grid = None if options.reference is None else read_image(options.reference).grid
-    ndim = None if grid is None else grid.ndim
-    forward = read_chain(options.transforms, ndim=ndim)
-    if grid is None:
-        grid = own_grid(forward, options)
-    if options.command == "invert":
-        return f"Wrote {options.output}; {described(write_inverse(forward, grid, options.output))}"
-    write_transform(forward, grid, options.output)
-    return f"Wrote {options.output}"
+    check_output(output, overwrite=overwrite, suffixes=(*TRANSFORM_SUFFIXES, *SUFFIXES))
+    told = f"Wrote {output}"
+    with recorded_warnings():
+        grid = None if reference is None else read_image(reference).grid
+        forward = read_chain(transforms, ndim=None if grid is None else grid.ndim)
+        if grid is None:
+            grid = own_grid(forward, output, inverse=inverse)
+        if inverse:
+            told += f"; {described(write_inverse(forward, grid, output))}"
+        else:
+            write_transform(forward, grid, output)
+    print(told)
 
 
 def write_inverse(forward: Transform, grid: Grid, path: PathLike) -> Residual:
@@ -63,28 +65,37 @@ def described(residual: Residual) -> str:
     return f"the inverse is off by {residual.mean:.3f} mm on average and {residual.greatest:.2f} mm at most"
 
 
-def own_grid(transform: Transform, options: argparse.Namespace) -> Grid:
+def own_grid(transform: Transform, output: PathLike, *, inverse: bool = False) -> Grid:
     """Return the grid of the first field of a transform; any grid for one without a field.
 
     Raises:
         InputError: The file needs another grid.
     """
     fields = transform.fields()
-    if options.command == "invert" and fields:
+    if inverse and fields:
         raise InputError("The inverse of a field needs a grid: name the moving image with --reference.")
-    if str(options.output).lower().endswith(SUFFIXES) and not fields:
+    if str(output).lower().endswith(SUFFIXES) and not fields:
         raise InputError("A field needs a grid: name the fixed image with --reference.")
     return fields[0][1] if fields else Grid.regular((2,) * transform.ndim)
 
 
-def jacobian(options: argparse.Namespace) -> str:
+def jacobian(
+    transforms: Sequence[PathLike],
+    *,
+    output: PathLike,
+    reference: PathLike,
+    log: bool = False,
+    inverse: bool = False,
+    overwrite: bool = False,
+) -> None:
     """Write the determinant of the Jacobian matrix, or its logarithm, as an image."""
-    check_output(options.output, overwrite=options.overwrite)
-    grid = read_image(options.reference).grid
-    transform = read_chain(options.transforms, ndim=grid.ndim, inverse=options.inverse)
-    determinant = jacobian_determinant(transform.displacement(grid), grid)[0]
-    folding = 100 * float((determinant <= 0).double().mean())
-    values = determinant.clamp(min=FLOOR).log() if options.log else determinant
-    write_image(values.to(torch.float32)[None], grid, options.output)
+    check_output(output, overwrite=overwrite)
+    with recorded_warnings():
+        grid = read_image(reference).grid
+        transform = read_chain(transforms, ndim=grid.ndim, inverse=inverse)
+        determinant = jacobian_determinant(transform.displacement(grid), grid)[0]
+        folding = 100 * float((determinant <= 0).double().mean())
+        values = determinant.clamp(min=FLOOR).log() if log else determinant
+        write_image(values.to(torch.float32)[None], grid, output)
     low, high = float(determinant.min()), float(determinant.max())
-    return f"Wrote {Path(options.output)}; determinant {low:.3f} to {high:.3f}, folding {folding:.3f} %"
+    print(f"Wrote {Path(output)}; determinant {low:.3f} to {high:.3f}, folding {folding:.3f} %")

@@ -1,6 +1,5 @@
 """Saved transforms: applied, composed, inverted and converted as SimpleITK does."""
 
-import argparse
 import json
 import shutil
 
@@ -143,9 +142,8 @@ def test_a_registration_writes_its_inverse(files):
 
 
 def test_auto_is_a_device_that_is_there():
-    options = argparse.Namespace(device="auto", threads=None)
-    set_device(options)
-    assert torch.zeros(1, device=options.device).device.type == options.device
+    device = set_device("auto")
+    assert torch.zeros(1, device=device).device.type == device
 
 
 def test_a_segmentation_is_not_interpolated_in_silence(files):
