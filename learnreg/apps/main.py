@@ -49,7 +49,14 @@ GROUPS = {
         commands.jacobian,
     ),
     "Many images": (commands.batch, commands.bids, commands.evaluate, commands.template),
-    "Training and data": (commands.check, commands.train, commands.runs, commands.export, commands.methods),
+    "Training and data": (
+        commands.check,
+        commands.train,
+        commands.runs,
+        commands.export,
+        commands.methods,
+        commands.doctor,
+    ),
 }
 
 

@@ -55,7 +55,7 @@ def run(folders: Sequence[Path]) -> None:
 
 
 def summary(runs: list[TrainingRun]) -> list[list[str]]:
-    """Return header and rows, the best first: the differences between runs, and mean and range over seeds."""
+    """Return header and rows, the best first: the differences between runs, mean and range over seeds, and folders."""
     keys = sorted({key for training in runs for key in training.choices} - {"seed"})
     keys = [key for key in keys if len({training.choices.get(key) for training in runs}) > 1]
     groups: dict[tuple[str, ...], list[TrainingRun]] = {}
@@ -68,9 +68,16 @@ def summary(runs: list[TrainingRun]) -> list[list[str]]:
         order = statistics.fmean(member.best[monitor] for member in members) * (-1 if greatest else 1)
         cells = [_mean([member.best[name] for member in members if name in member.best], n) for name, n in names]
         steps = _mean([member.validations[-1]["step"] + 1 for member in members], 0)
-        rows.append((order, [*values, str(len(members)), steps, *cells]))
-    header = [*keys, "runs", "steps", *(name.removeprefix("val/") for name, _ in names)]
+        rows.append((order, [*values, str(len(members)), steps, *cells, _listed(members)]))
+    header = [*keys, "runs", "steps", *(name.removeprefix("val/") for name, _ in names), "folders"]
     return [header, *(row for _, row in sorted(rows, key=lambda item: item[0]))]
+
+
+def _listed(members: Sequence[TrainingRun]) -> str:
+    """Return the folders of runs, best first, so that a checkpoint can be named by copying."""
+    monitor, greatest = members[0].monitor
+    best = sorted(members, key=lambda member: member.best[monitor] * (-1 if greatest else 1))
+    return ", ".join(str(member.folder) for member in best)
 
 
 def _mean(values: list[float], digits: int) -> str:

@@ -1,3 +1,4 @@
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -119,3 +120,88 @@ def test_pairs_and_groups(folder, capsys):
     status, told = check(folder / "pairs.csv", capsys)
     assert status == 0
     assert "2 images, 1 shape, 1 spacing, 1 orientation, 0 with labels, 1 groups" in told.out
+
+
+def check_images(capsys, *files):
+    status = 0
+    try:
+        main(["check", *map(str, files)])
+    except SystemExit as ended:
+        status = ended.code
+    return status, capsys.readouterr().out
+
+
+def test_images_are_described(folder, capsys):
+    status, told = check_images(capsys, folder / "images/s0.nii.gz", folder / "labels/s0.nii.gz")
+    assert status == 0
+    image = sitk.ReadImage(str(folder / "images/s0.nii.gz"))
+    values = sitk.GetArrayFromImage(image)
+    size = " ".join(map(str, image.GetSize()[::-1]))
+    for expected in (f"shape z y x   {size}", "spacing x y z 1 1 1 mm", "axes          RAS", "NaN           none"):
+        assert expected in told
+    assert f"range         {values.min():.5g} to {values.max():.5g}, mean {values.mean():.5g}" in told
+    assert "labels        0 1 2" in told
+    assert "s0.nii.gz: it looks like a segmentation" in told
+    assert told.splitlines()[-1] == "2 images; 0 cannot be used, 1 notes"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated", "error: {}: is damaged"),
+        ("infinite", "error: {}: has 1 infinite values"),
+        ("constant", "error: {}: it is constant"),
+        ("missing", "error: {}: No such image"),
+    ],
+)
+def test_one_bad_image_is_named_and_the_others_are_described(kind, message, folder, capsys):
+    file = folder / "images/s2.nii.gz"
+    damage(kind, folder)
+    if kind == "missing":
+        file.unlink()
+    status, told = check_images(capsys, folder / "images/s0.nii.gz", file, folder / "images/s1.nii.gz")
+    assert status == 1
+    assert message.format(file) in told
+    assert told.count("axes          RAS") >= 2
+    assert told.splitlines()[-1].startswith("3 images; 1 cannot be used")
+
+
+def test_what_is_unusual_in_an_image_is_a_note(tmp_path, capsys):
+    values = np.random.default_rng(8).random((4, 14, 10)).astype(np.float32)
+    values[0, 0, :5] = np.nan
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing((0.4, 0.4, 25.0))
+    sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))
+    status, told = check_images(capsys, tmp_path / "a.nii.gz")
+    assert status == 0
+    assert "NaN           5 voxels, 0.893 %" in told
+    for expected in ("62.5 times as long as wide", "are its units mm?", "only 4 samples along an axis"):
+        assert expected in told
+    assert told.splitlines()[-1] == "1 images; 0 cannot be used, 4 notes"
+
+
+def test_color_and_series_are_described_and_refused(tmp_path, capsys):
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((8, 8, 3), np.uint8), isVector=True), str(tmp_path / "c.png"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.zeros((2, 8, 8, 8), np.float32), isVector=False), str(tmp_path / "four.nii.gz")
+    )
+    status, told = check_images(capsys, tmp_path / "c.png", tmp_path / "four.nii.gz")
+    assert status == 1
+    assert "3 values a voxel" in told
+    assert "one gray channel" in told
+    assert "shape z y x   2 8 8 8" in told
+    assert "is 4-D" in told
+    assert told.splitlines()[-1].startswith("2 images; 2 cannot be used")
+
+
+def test_a_warning_about_a_header_is_a_note_of_its_image(folder, capsys):
+    stored = nibabel.load(folder / "images/s0.nii.gz")
+    shifted = stored.affine.copy()
+    shifted[0, 3] += 40
+    stored.set_sform(shifted, 1)
+    nibabel.save(stored, folder / "images/s0.nii.gz")
+    status, told = check_images(capsys, folder / "images/s0.nii.gz")
+    assert status == 0
+    notes = [line for line in told.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "sform and qform" in notes[0]

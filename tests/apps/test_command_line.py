@@ -233,7 +233,7 @@ def test_methods_lists_presets(capsys):
 
 
 def test_runs_are_compared(tmp_path, capsys):
-    """Two seeds of one network share a row; what was the same for all is left out; the best comes first."""
+    """Two seeds of one network share a row, which names both, the best first; what was the same is left out."""
     scores = {("unet", 0): (0.5, 0.70, 0.69), ("unet", 1): (0.5, 0.72), ("pyramid", 0): (0.5, 0.81, 0.80)}
     for (network, seed), dice in scores.items():
         folder = tmp_path / f"{network}{seed}"
@@ -247,10 +247,10 @@ def test_runs_are_compared(tmp_path, capsys):
         (folder / "metrics" / "metrics.csv").write_text("\n".join(lines))
     call("runs", tmp_path)
     head, _, *rows = [[c.strip() for c in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
-    assert head == ["network", "runs", "steps", "dice", "loss"]
+    assert head == ["network", "runs", "steps", "dice", "loss", "folders"]
     assert rows == [
-        ["pyramid", "1", "15", "0.8100", "0.1900"],
-        ["unet", "2", "12 ± 2", "0.7100 ± 0.0100", "0.2900 ± 0.0100"],
+        ["pyramid", "1", "15", "0.8100", "0.1900", str(tmp_path / "pyramid0")],
+        ["unet", "2", "12 ± 2", "0.7100 ± 0.0100", "0.2900 ± 0.0100", f"{tmp_path / 'unet1'}, {tmp_path / 'unet0'}"],
     ]
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.yaml").write_text("callbacks: {}")

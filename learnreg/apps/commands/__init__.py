@@ -10,7 +10,7 @@ Example:
     Wrote unit.mat
 """
 
-from learnreg.apps.commands.others import check, export, methods, runs, train
+from learnreg.apps.commands.others import check, doctor, export, methods, runs, train
 from learnreg.apps.commands.pairs import apply, compose, convert, invert, jacobian, register
 from learnreg.apps.commands.sets import batch, bids, evaluate, template
 
@@ -21,6 +21,7 @@ __all__ = [
     "check",
     "compose",
     "convert",
+    "doctor",
     "evaluate",
     "export",
     "invert",

@@ -11,20 +11,37 @@ from cyclopts import Parameter
 from learnreg.apps.commands.options import File, Files, Flag, Output, Trusted
 
 
-def check(data: File, /, *, quiet: Flag = False) -> None:
-    """Read every file of a data set, and tell what is wrong.
+def check(data: Files, /, *, quiet: Flag = False) -> None:
+    """Read images or every file of a data set, and tell what is wrong.
 
     For example:
+      learnreg check FIXED.nii.gz MOVING.nii.gz
+      learnreg check DICOM_FOLDER
       learnreg check FOLDER
       learnreg check PAIRS.csv --quiet
 
     Args:
-        data: A folder (images/, labels/), BIDS, a CSV or TSV, or a Learn2Reg dataset.json.
+        data: Images (files or DICOM folders), whose geometry and intensities are printed; or one data set: a folder
+            (images/, labels/), BIDS, a CSV or TSV, or a Learn2Reg dataset.json.
         quiet: What is wrong only, without the table.
     """
-    from learnreg.apps.check import run
+    from learnreg.apps import check as data_set, images
 
-    run(data, quiet=quiet)
+    if images.are_images(data):
+        images.run(data, quiet=quiet)
+    else:
+        data_set.run(data[0], quiet=quiet)
+
+
+def doctor() -> None:
+    """Tell what this installation and machine can do, and test them by a small registration.
+
+    For example:
+      learnreg doctor
+    """
+    from learnreg.apps.doctor import run
+
+    run()
 
 
 def export(checkpoint: File, /, *, output: Output, overwrite: Flag = False, trust: Trusted = ()) -> None:
@@ -45,7 +62,7 @@ def export(checkpoint: File, /, *, output: Output, overwrite: Flag = False, trus
 
 
 def runs(folders: Files, /) -> None:
-    """Compare trainings: what differs, and what each came to.
+    """Compare trainings: what differs, what each came to, and the folders of the runs.
 
     For example:
       learnreg runs runs/compared
