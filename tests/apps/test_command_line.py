@@ -216,8 +216,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
 
 def test_bad_evaluations(files, capsys):
     assert "No such data set" in fails(capsys, "evaluate", files / "nothing")
-    assert "has no labels" in fails(capsys, "evaluate", files)
     assert "goes beyond" in fails(capsys, "evaluate", files, "--block", "0:99")
+
+
+def test_evaluate_without_labels(files, capsys):
+    (files / "set").mkdir()
+    for name in ("fixed", "moving"):
+        (files / f"{name}.nii.gz").rename(files / "set" / f"{name}.nii.gz")
+    call("evaluate", files / "set", "--method", "rigid", "-o", files / "out", "--quiet")
+    table = capsys.readouterr().out.splitlines()
+    assert "correlation" in table[0] and "SDlogJ" in table[0] and "Dice" not in table[0]
+    start, rigid = json.loads((files / "out" / "metrics.json").read_text())["summary"]
+    assert rigid["ncc"] > start["ncc"]
+    assert rigid["information"] > start["information"]
 
 
 def test_debug_shows_the_traceback(files):
