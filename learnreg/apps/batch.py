@@ -45,7 +45,18 @@ from learnreg.writing import PART, distinct_names, write_atomically
 FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
 FAILED = "failed"
 HIDDEN = ("fingerprint", "stamp", "content")  # of metrics.json, not columns of a table
-COLUMNS = ("pair", "status", "reason", "fixed", "moving", "seconds", "folding_percent", "sd_log_jacobian")
+COLUMNS = (
+    "pair",
+    "status",
+    "reason",
+    "verdict",
+    "verdict_reasons",
+    "fixed",
+    "moving",
+    "seconds",
+    "folding_percent",
+    "sd_log_jacobian",
+)
 
 Row: TypeAlias = dict[str, Any]
 Pair: TypeAlias = tuple[Image, Image, Transform | None]
@@ -430,8 +441,10 @@ def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:
 
 
 def flat(row: Row) -> Row:
-    """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``."""
+    """Return a row whose measures before and after, and whose verdict, are columns; those by label stay in ``metrics.json``."""
     columns = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
+    if "verdict_reasons" in row:
+        columns["verdict_reasons"] = "; ".join(row["verdict_reasons"])
     for side in ("before", "after"):
         measures = row.get(side, {})
         columns |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}

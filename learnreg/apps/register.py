@@ -24,6 +24,7 @@ from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
 from learnreg.methods.api import DEFAULT
 from learnreg.methods.contrast import SAME, contrast_agreement
+from learnreg.methods.verdicts import Verdict, verdict
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
@@ -77,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
     metrics = save(result, metrics, output, fill=options.fill, inverse=options.inverse)
     if not options.quiet:
         print(summary(metrics))
+        print(verdict_line(metrics))
         print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE) if (output / name).exists())}")
 
 
@@ -159,10 +161,32 @@ def measure(result: Registration) -> dict[str, Any]:
         "after": _agreement(after),
         "folding_percent": after["folding_percent"],
         "sd_log_jacobian": after["sd_log_jacobian"],
+        **{name: after[name] for name in ("sd_log_jacobian_learn2reg", "ndv_percent") if name in after},
         "mean_displacement_mm": float(size.mean()),
         "largest_displacement_mm": float(size.max()),
         "iterations": sum(len(level.losses) for level in result.history),
+        **({"landmarks_guided": result.guided} if "tre_mm" in after else {}),
+        **judged(result),
     }
+
+
+def judged(result: Registration) -> dict[str, Any]:
+    """Return the verdict for ``metrics.json``: level, reasons, and what they were made from."""
+    found = verdict(result)
+    measures = {name: float(f"{value:.4g}") for name, value in found.measures.items()}
+    return {"verdict": found.level, "verdict_reasons": list(found.reasons), "verdict_measures": measures}
+
+
+def verdict_line(metrics: dict[str, Any]) -> str:
+    """Return the verdict in one line.
+
+    Example:
+        >>> verdict_line({"verdict": "WARN", "verdict_reasons": ["18 % of the moving image lies outside"]})
+        'verdict: WARN: 18 % of the moving image lies outside'
+    """
+    if "verdict" not in metrics:
+        return "verdict: WARN: not measured"
+    return f"verdict: {Verdict(metrics['verdict'], tuple(metrics['verdict_reasons']))}"
 
 
 def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
@@ -179,7 +203,7 @@ def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
 
 def _agreement(row: dict[str, Any]) -> dict[str, Any]:
     """Select the scores of agreement."""
-    names = ("ncc", "mutual_information", "dice", "dice_by_label", "hd95_mm")
+    names = ("ncc", "mutual_information", "dice", "dice_by_label", "hd95_mm", "assd_mm", "nsd")
     kept = {key: row[key] for key in names if key in row}
     return kept | ({"landmarks_mm": row["tre_mm"]} if "tre_mm" in row else {})
 
@@ -239,6 +263,8 @@ def summary(metrics: dict[str, Any]) -> str:
         parts.append(f"Dice {before['dice']:.3f} -> {after['dice']:.3f}")
     if "landmarks_mm" in after:
         parts.append(f"landmarks {before['landmarks_mm']:.2f} -> {after['landmarks_mm']:.2f} mm")
+        if metrics.get("landmarks_guided"):
+            parts[-1] += " (guided by them: no measure of accuracy)"
     parts.append(f"folding {metrics['folding_percent']:.3f} %")
     parts.append(f"{metrics['seconds']:.2f} s")
     return ", ".join(parts)
