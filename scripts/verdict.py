@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from tqdm.auto import tqdm
 from scipy.optimize import minimize
+from tqdm.auto import tqdm
 from verdict_cases import HALVES, Case, all_cases, images, wrong_transform
 
 import learnreg
@@ -197,7 +197,7 @@ def fit(folder: Path) -> None:
         table[kind] = {"offset": round(offset, 4), "warn": round(warn, 3), "fail": fail, "evidence": evidences}
         hits = (held[broken] >= warn).mean()
         print(f"{kind}: {(~broken).sum()} good, {broken.sum()} broken, warn at {warn:.3f}, hits {hits:.3f} in folds")
-    head = "# Weights of the verdict's evidence, fitted by `scripts/verdict.py fit` to the calibration half of its pairs.\n"
+    head = "# Weights of the verdict's evidence, fitted by `scripts/verdict.py fit` to the calibration half.\n"
     path = Path(learnreg.__file__).parent / "methods" / "verdicts.yaml"
     path.write_text(head + yaml.safe_dump(table, sort_keys=False), encoding="utf-8")
 
@@ -235,10 +235,7 @@ def table(folder: Path) -> None:
     found: dict[tuple[str, str], list[str]] = {}
     missed = []
     for row in rows:
-        if row["refused"] == "1":
-            level = "refused"
-        else:
-            level = judge(numbers(row)).level
+        level = "refused" if row["refused"] == "1" else judge(numbers(row)).level
         kind = "turned, recovered" if row["kind"] == "turned" and is_good(row) else row["kind"]
         found.setdefault((kind, row["method"]), []).append(level)
         if (level == "PASS") != is_good(row):

@@ -60,7 +60,7 @@ class Case:
 
 def all_cases(data: Path) -> list[Case]:
     """Return all cases in an order in which each part of the list is a sample of the whole."""
-    cases = [case for half in HALVES for case in _of_half(data, half)]
+    cases = [case for half in HALVES for case in _Half(data, half).all()]
     random.Random(0).shuffle(cases)
     return cases
 
@@ -78,40 +78,55 @@ BROKEN = (
 KINDS = ("other organ", "flipped", "turned", "noise", "tiny overlap", "spacing", "truncated")
 
 
-def _of_half(data: Path, half: str) -> Iterator[Case]:
-    """Make the cases of one half of the subjects."""
-    chance = random.Random(HALVES.index(half) + 1)
-    groups = [_subjects(data, folder, half) for folder in ("hippocampus", "2d/oasis_trt", "brain")]
-    number = 0
+class _Half:
+    """Makes the cases of one half of the subjects."""
 
-    def case(kind: str, method: str, fixed: str, moving: str) -> Case:
-        nonlocal number
-        number += 1
-        return Case(f"{half}-{number:03d}-{kind.replace(' ', '-')}", kind, half, method, fixed, moving, number)
+    def __init__(self, data: Path, half: str) -> None:
+        self.data, self.half, self.number = data, half, 0
+        self.chance = random.Random(HALVES.index(half) + 1)
+        self.groups = [_subjects(data, folder, half) for folder in ("hippocampus", "2d/oasis_trt", "brain")]
 
-    for method, *counts in GOOD:
-        for files, count in zip(groups, counts, strict=True):
-            for _ in range(count):
-                yield case("good", method, *chance.sample(files, 2))
-    for _ in range(8):
-        yield case("good, other contrast", "deformable", *chance.sample(groups[0], 2))
-    yield from (case("good", "deformable", *pair) for pair in _special(half))
-    for kind in KINDS:
-        for method, *counts in BROKEN:
-            for files, count in zip(groups, counts, strict=True):
+    def case(self, kind: str, method: str, fixed: str, moving: str) -> Case:
+        """Number a case."""
+        self.number += 1
+        name = f"{self.half}-{self.number:03d}-{kind.replace(' ', '-')}"
+        return Case(name, kind, self.half, method, fixed, moving, self.number)
+
+    def good(self) -> Iterator[Case]:
+        """Make right pairs."""
+        for method, *counts in GOOD:
+            for files, count in zip(self.groups, counts, strict=True):
                 for _ in range(count):
-                    fixed, moving = chance.sample(files, 2)
-                    yield case(
-                        kind, method, fixed, _other(data, files, groups, half, chance) if kind == KINDS[0] else moving
-                    )
-    for files in groups:
-        yield case("constant", "fast", *chance.sample(files, 2))
-        for _ in range(6):
-            yield case("diverged", "none", *chance.sample(files, 2))
-    whole = (SPM[0], SPM[3]) if half == HALVES[0] else (SPM[3], SPM[0])
-    for count, method in enumerate(("fast",) * 5 + ("deformable",) * 2 + ("affine",) * 2):
-        brain, head = chance.choice(groups[2]), f"multimodal/{whole[count % 2]}.nii.gz"
-        yield case("skull", method, *((brain, head) if count % 3 else (head, brain)))
+                    yield self.case("good", method, *self.chance.sample(files, 2))
+        for _ in range(8):
+            yield self.case("good, other contrast", "deformable", *self.chance.sample(self.groups[0], 2))
+        yield from (self.case("good", "deformable", *pair) for pair in _special(self.half))
+
+    def broken(self) -> Iterator[Case]:
+        """Make broken pairs of the kinds that every method gets."""
+        for kind in KINDS:
+            for method, *counts in BROKEN:
+                for files, count in zip(self.groups, counts, strict=True):
+                    for _ in range(count):
+                        fixed, moving = self.chance.sample(files, 2)
+                        if kind == KINDS[0]:
+                            moving = _other(self.data, files, self.groups, self.half, self.chance)
+                        yield self.case(kind, method, fixed, moving)
+
+    def others(self) -> Iterator[Case]:
+        """Make broken pairs of the other kinds."""
+        for files in self.groups:
+            yield self.case("constant", "fast", *self.chance.sample(files, 2))
+            for _ in range(6):
+                yield self.case("diverged", "none", *self.chance.sample(files, 2))
+        whole = (SPM[0], SPM[3]) if self.half == HALVES[0] else (SPM[3], SPM[0])
+        for count, method in enumerate(("fast",) * 5 + ("deformable",) * 2 + ("affine",) * 2):
+            brain, head = self.chance.choice(self.groups[2]), f"multimodal/{whole[count % 2]}.nii.gz"
+            yield self.case("skull", method, *((brain, head) if count % 3 else (head, brain)))
+
+    def all(self) -> list[Case]:
+        """Make all cases."""
+        return [*self.good(), *self.broken(), *self.others()]
 
 
 def _subjects(data: Path, folder: str, half: str) -> list[str]:

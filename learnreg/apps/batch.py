@@ -441,7 +441,10 @@ def write_results(jobs: Sequence[Job], output: Path, name: str) -> list[Row]:
 
 
 def flat(row: Row) -> Row:
-    """Return a row whose measures before and after, and whose verdict, are columns; those by label stay in ``metrics.json``."""
+    """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``.
+
+    The reasons of the verdict are one column.
+    """
     columns = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
     if "verdict_reasons" in row:
         columns["verdict_reasons"] = "; ".join(row["verdict_reasons"])

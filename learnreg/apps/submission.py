@@ -80,8 +80,8 @@ def _numbers(path: PathLike) -> tuple[str, str]:
     found = NAME.search(Path(path).name)
     if found is None:
         raise InputError(
-            f"{path} is not named as in Learn2Reg, with a subject and a modality of four digits (NAME_0001_0000.nii.gz); "
-            "rename it to write a submission."
+            f"{path} is not named as in Learn2Reg, with a subject and a modality of four digits each "
+            "(NAME_0001_0000.nii.gz); rename it to write a submission."
         )
     return found[1], found[2]
 

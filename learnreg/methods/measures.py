@@ -11,11 +11,11 @@ from torch import Tensor
 
 from learnreg.data.preprocessing import normalized, without_padding
 from learnreg.errors import InputError
+from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.image import Image, with_field_of_view
-from learnreg.metrics import folding_fraction
-from learnreg.fields import jacobian_determinant
 from learnreg.methods.base import Registration
+from learnreg.metrics import folding_fraction
 from learnreg.numerics import full_precision
 from learnreg.optimization.iterative import at_level
 from learnreg.sampling import resize, sample_image

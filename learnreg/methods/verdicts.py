@@ -84,11 +84,6 @@ EVIDENCE: dict[str, Evidence] = {
         ),
         more_is_better=True,
     ),
-    "gained": Evidence(
-        lambda m: _over(m, "similarity", "start", 0.02),
-        lambda m: f"the registration gained little similarity ({m['start']:.2f} to {m['similarity']:.2f})",
-        more_is_better=True,
-    ),
     "information": Evidence(
         lambda m: math.log(max(m["information"], 0.0) + 0.01),
         lambda m: f"the images share little information ({m['information']:.3f})",
@@ -143,12 +138,14 @@ EVIDENCE: dict[str, Evidence] = {
         lambda m: abs(math.log(max(m["volume"], 1e-3))),
         lambda m: f"the content of the moving image has {m['volume']:.2f} times the volume: with skull and without?",
     ),
-    "roughness": Evidence(lambda m: m["roughness"], lambda m: "an image looks like noise"),
+    "roughness": Evidence(lambda m: m["roughness"], lambda m: "an image is rougher than images are: noise?"),
     "cut": Evidence(lambda m: m["cut"], lambda m: "the content of an image ends abruptly: is it truncated?"),
 }
 BOUNDS: dict[str, Callable[[Measures], bool]] = {  # any of them fails
     "the map is a reflection": lambda m: m["handedness"] < 0,
     "the images do not overlap": lambda m: m["outside"] > 0.98,
+    "an image looks like noise": lambda m: m["roughness"] > 0.7,  # real images: up to 0.2
+    "more than 5 % of the voxels fold": lambda m: m["folding"] > 0.05,
     "the map collapses the image": lambda m: m["smallest_scale"] < 0.05 or m["largest_scale"] > 20,
 }
 

@@ -155,7 +155,7 @@ def test_evaluation_against_a_known_transform():
 
 
 def test_evaluation_without_a_truth_is_by_similarity():
-    fixed, moving = pair()
+    fixed, _ = pair()
     bare = Image(fixed.data, fixed.grid)
     same = score_case(Case("a", bare, bare), Affine.identity(3))
     apart = score_case(Case("a", bare, bare), Affine.translation([6.0, 0.0, 0.0]))
