@@ -73,12 +73,12 @@ def register_all(data: Path, folder: Path) -> None:
         began = time.perf_counter()
         try:
             field = _field(case, fixed, moving, methods)
-            content = {"field": field[0].numpy().astype(np.float32)}
+            content: dict[str, np.ndarray] = {"field": field[0].numpy().astype(np.float32)}
         except InputError as error:
             content = {"refused": np.array(str(error))}
-        seconds = np.array(time.perf_counter() - began)
+        content["seconds"] = np.array(time.perf_counter() - began)
         part = file.with_suffix(".part.npz")
-        np.savez(part, seconds=seconds, **content)
+        np.savez(part, **content)  # type: ignore[arg-type]
         part.rename(file)
 
 
@@ -98,14 +98,14 @@ def _field(case: Case, fixed: learnreg.Image, moving: learnreg.Image, methods: d
         return wrong_transform(fixed, moving, case.seed).displacement(fixed.grid)
     if case.method not in methods:
         methods[case.method] = learnreg.load_method(case.method)
-    bare = (learnreg.Image(image.data, image.grid) for image in (fixed, moving))  # a method must not see the labels
-    return learnreg.register(*bare, methods[case.method], progress=False).sampled.field
+    bare = [learnreg.Image(image.data, image.grid) for image in (fixed, moving)]  # a method must not see the labels
+    return learnreg.register(bare[0], bare[1], methods[case.method], progress=False).sampled.field
 
 
 def measure_all(data: Path, folder: Path) -> None:
     """Measure the registrations that are there and not yet in measures.csv, and add them to it."""
     table = folder / "measures.csv"
-    rows: list[dict[str, object]] = list(read_rows(table)) if table.exists() else []
+    rows: list[dict[str, object]] = [dict(row) for row in read_rows(table)] if table.exists() else []
     done, written = {row["name"] for row in rows}, time.monotonic()
     for case in tqdm(all_cases(data), desc="measure"):
         file = folder / "fields" / f"{case.name}.npz"
