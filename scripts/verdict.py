@@ -203,7 +203,7 @@ def fit(folder: Path) -> None:
         evidences = {
             name: {"mean": round(float(m), 4), "scale": round(float(s), 4), "weight": round(float(w), 4)}
             for name, m, s, w in zip(EVIDENCE, mean, scale, weights, strict=True)
-            if w != 0
+            if abs(w) >= 5e-5
         }
         fail = round(max(FAIL, (1 + warn) / 2), 3)
         table[kind] = {"offset": round(offset, 4), "warn": round(warn, 3), "fail": fail, "evidence": evidences}
@@ -252,22 +252,16 @@ def table(folder: Path) -> None:
         found.setdefault((kind, row["method"]), []).append(level)
         if (level == "PASS") != is_good(row):
             missed.append((row["name"], row["method"], row["fixed"], row["moving"], level))
-    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    groups: dict[str, list[str]] = {}
+    for (kind, method), levels in sorted(found.items()):
+        side = "good" if kind.startswith("good") or "recovered" in kind else "broken"
+        for name in (kind, f"all {side}, `{method}`", f"all {side}"):
+            groups.setdefault(name, []).extend(levels)
     print("| pairs | n | PASS | WARN | FAIL | refused | flagged |\n|---|---|---|---|---|---|---|")
-    for kind in [*sorted(kinds), "all good", "all broken"]:
-        levels = [
-            level
-            for (k, _), own in found.items()
-            for level in own
-            if k == kind
-            or (kind.startswith("all ") and (k.startswith("good") or "recovered" in k) == (kind == "all good"))
-        ]
+    for name, levels in sorted(groups.items(), key=lambda item: item[0].startswith("all")):
         counts = [levels.count(level) for level in ("PASS", "WARN", "FAIL", "refused")]
-        print(
-            f"| {kind} | {len(levels)} | "
-            + " | ".join(map(str, counts))
-            + f" | {100 * (1 - counts[0] / len(levels)):.1f} % |"
-        )
+        flagged = 100 * (1 - counts[0] / len(levels))
+        print(f"| {name} | {len(levels)} | {' | '.join(map(str, counts))} | {flagged:.1f} % |")
     for line in missed:
         print("wrong:", *line)
 
