@@ -161,7 +161,7 @@ def measure(result: Registration) -> dict[str, Any]:
         "after": _agreement(after),
         "folding_percent": after["folding_percent"],
         "sd_log_jacobian": after["sd_log_jacobian"],
-        **{name: after[name] for name in ("sd_log_jacobian_learn2reg", "ndv_percent") if name in after},
+        **{name: after[name] for name in ("sd_log_jacobian_learn2reg",) if name in after},
         "mean_displacement_mm": float(size.mean()),
         "largest_displacement_mm": float(size.max()),
         "iterations": sum(len(level.losses) for level in result.history),

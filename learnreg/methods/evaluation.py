@@ -113,7 +113,7 @@ def score_case(case: Case, transform: Transform, *, distances: bool = True) -> R
         and no true transform, similarities take their place: ``ncc``, the correlation of the intensities where both
         images are seen, and ``information``, their normalized mutual information minus 1.
     """
-    row = score(case.fixed, case.moving, transform, truth=case.truth, distances=distances).row()
+    row = score(case.fixed, case.moving, transform, truth=case.truth, distances=distances, folds=distances).row()
     return row if {"dice", "tre_mm", "error_mm"} & set(row) else _similarity(case, transform) | row
 
 

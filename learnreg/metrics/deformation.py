@@ -100,8 +100,16 @@ def _folded(points: Tensor) -> Tensor:
             corners.append([_neighbor(points, tuple(sign * (k in pair) for k in range(3))) - center for pair in pairs])
     folded = torch.zeros_like(center[:, 0])
     for edges in corners:
-        folded -= torch.linalg.det(torch.stack(edges, -1).movedim(1, -1)).clamp(max=0)
+        folded -= _determinant(edges).clamp(max=0)
     return folded / (2 * math.factorial(ndim))  # a corner is 1/6 or 1/2 of a voxel; there are two ways to divide it
+
+
+def _determinant(edges: list[Tensor]) -> Tensor:
+    """Return the determinant of two or three ``(B, D, *grid)`` edges, ``(B, *grid)``."""
+    if len(edges) == 2:
+        (a, b), (c, d) = (edge.unbind(1) for edge in edges)
+        return a * d - b * c
+    return (torch.linalg.cross(edges[0], edges[1], dim=1) * edges[2]).sum(1)
 
 
 def _neighbor(points: Tensor, offset: tuple[int, ...]) -> Tensor:

@@ -16,7 +16,7 @@ from learnreg.metrics.landmarks import target_registration_error
 from learnreg.metrics.overlap import dice_scores
 from learnreg.metrics.surface import surface_scores
 from learnreg.sampling import SeparableMap, separable_labels
-from learnreg.transforms import Transform
+from learnreg.transforms import Affine, Transform
 from learnreg.typing import FieldTensor, LabelTensor
 
 
@@ -81,7 +81,13 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    fixed: Image, moving: Image, transform: Transform, *, truth: Transform | None = None, distances: bool = False
+    fixed: Image,
+    moving: Image,
+    transform: Transform,
+    *,
+    truth: Transform | None = None,
+    distances: bool = False,
+    folds: bool = False,
 ) -> Scores:
     """Score a transform of a batch of pairs.
 
@@ -93,8 +99,8 @@ def score(
         moving: The image that was aligned, with labels or landmarks if they are known.
         transform: Points of the fixed space to points of the moving space.
         truth: The true transform, if it is known.
-        distances: Compute distances between the surfaces of labels, which takes long for many labels, and the
-            non-diffeomorphic volume.
+        distances: Compute distances between the surfaces of labels, which takes long for many labels.
+        folds: Compute the non-diffeomorphic volume of a map that is not affine, 5 s for a brain at 1 mm.
 
     Returns:
         One value per pair.
@@ -125,7 +131,10 @@ def score(
     if truth is not None:
         found["error"] = _error(fixed, displacement, truth)
     found |= vars(regularity(displacement, grid))
-    if distances and min(grid.shape) >= 3:
+    if isinstance(transform, Affine):  # it folds everywhere or nowhere
+        reflected = -torch.linalg.det(transform.matrix).to(displacement)
+        found["non_diffeomorphic_volume"] = reflected.clamp(min=0).expand(fixed.batch_size)
+    elif folds and min(grid.shape) >= 3:
         found["non_diffeomorphic_volume"] = non_diffeomorphic_volume(displacement, grid)
     return Scores(**found)
 
