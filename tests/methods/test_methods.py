@@ -164,7 +164,7 @@ def test_evaluation_without_a_truth_is_by_similarity():
     assert same["folding_percent"] == apart["ndv_percent"] == 0
     nowhere = score_case(Case("a", bare, bare), Affine.translation([1e4, 0.0, 0.0]))
     assert "ncc" not in nowhere and "information" not in nowhere
-    assert "| correlation |" in table([{"case": "a", "method": "start", **same}])
+    assert "| correlation " in table([{"case": "a", "method": "start", **same}])
     assert "ncc" not in score_case(Case("a", fixed, fixed), Affine.identity(3))
 
 
