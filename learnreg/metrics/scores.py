@@ -131,7 +131,7 @@ def score(
     if truth is not None:
         found["error"] = _error(fixed, displacement, truth)
     found |= vars(regularity(displacement, grid))
-    if isinstance(transform, Affine):  # it folds everywhere or nowhere
+    if folds and isinstance(transform, Affine):  # it folds everywhere or nowhere
         reflected = -torch.linalg.det(transform.matrix).to(displacement)
         found["non_diffeomorphic_volume"] = reflected.clamp(min=0).expand(fixed.batch_size)
     elif folds and min(grid.shape) >= 3:
