@@ -36,6 +36,7 @@ from learnreg.io import write_image
 from learnreg.methods import Registration
 from learnreg.methods.api import DEFAULT, choose_method, register_several
 from learnreg.methods.base import Method
+from learnreg.methods.verdicts import LEVELS
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.transforms import Transform
 from learnreg.transforms.itk import read_transform
@@ -166,6 +167,8 @@ def register_pairs(
     wrong = sum(row["status"] == "failed" for row in rows)
     if not quiet:
         print(f"Wrote {settings.output}: {name}, {sum(row['status'] == 'done' for row in rows)} pairs")
+        counts = {level: sum(row.get("verdict") == level for row in rows) for level in LEVELS}
+        print("verdicts: " + ", ".join(f"{count} {level}" for level, count in counts.items()))
     if wrong:
         print(f"{wrong} of {len(own)} pairs failed; see {settings.output / FAILED}, and --retry", file=sys.stderr)
     return not wrong

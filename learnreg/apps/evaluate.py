@@ -1,4 +1,4 @@
-"""``learnreg evaluate``: compare methods on a data set with labels."""
+"""``learnreg evaluate``: compare methods on a data set, by labels if it has any."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -62,9 +63,9 @@ def run(settings: Settings, *, output: Path | None = None, threads: int | None =
     if not pairs:
         raise InputError(f"There is no pair to evaluate in {settings.data}; give at least two images (--block 0:2).")
     missing = [s.image for pair in pairs for s in pair if s.labels is None]
-    if missing:
-        raise InputError(
-            f"{missing[0]} has no labels; evaluation needs them for every image (folder labels/, column labels)."
+    if missing and any(s.labels is not None for pair in pairs for s in pair):
+        warnings.warn(
+            f"{missing[0]} has no labels; pairs without labels are compared by their intensities only.", stacklevel=2
         )
     methods = choose_methods(settings)
     rows, failed = _evaluated(pairs, methods, settings, output, hidden=quiet or not sys.stderr.isatty())

@@ -18,7 +18,18 @@ from learnreg.writing import PART, write_atomically
 FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
 FAILED = "failed"
 HIDDEN = ("fingerprint", "stamp", "content")  # of metrics.json, not columns of a table
-COLUMNS = ("pair", "status", "reason", "fixed", "moving", "seconds", "folding_percent", "sd_log_jacobian")
+COLUMNS = (
+    "pair",
+    "status",
+    "reason",
+    "verdict",
+    "verdict_reasons",
+    "fixed",
+    "moving",
+    "seconds",
+    "folding_percent",
+    "sd_log_jacobian",
+)
 
 Row: TypeAlias = dict[str, Any]
 
@@ -73,8 +84,13 @@ def write_results(pairs: Sequence[str], output: Path, name: str) -> list[Row]:
 
 
 def flat(row: Row) -> Row:
-    """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``."""
+    """Return a row whose measures before and after are columns; those by label stay in ``metrics.json``.
+
+    The reasons of the verdict are one column.
+    """
     columns = {key: value for key, value in row.items() if not isinstance(value, (dict, list)) and key not in HIDDEN}
+    if "verdict_reasons" in row:
+        columns["verdict_reasons"] = "; ".join(row["verdict_reasons"])
     for side in ("before", "after"):
         measures = row.get(side, {})
         columns |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}

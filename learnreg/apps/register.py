@@ -16,13 +16,14 @@ from learnreg.apps.errors import one_line
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.transforms import write_inverse
 from learnreg.errors import InputError
-from learnreg.image import Image, with_field_of_view
+from learnreg.image import Image, label_values, with_field_of_view
 from learnreg.io import read_image, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
 from learnreg.methods.api import DEFAULT
 from learnreg.methods.contrast import SAME, contrast_agreement
+from learnreg.methods.verdicts import Level, Verdict, verdict
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
@@ -97,6 +98,7 @@ def run(
     metrics = save(result, metrics, output, fill=fill, inverse=inverse)
     if not quiet:
         print(summary(metrics))
+        print(verdict_line(metrics))
         print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE) if (output / name).exists())}")
 
 
@@ -188,10 +190,36 @@ def measure(result: Registration) -> dict[str, Any]:
         "after": _agreement(after),
         "folding_percent": after["folding_percent"],
         "sd_log_jacobian": after["sd_log_jacobian"],
+        **{name: after[name] for name in ("sd_log_jacobian_learn2reg",) if name in after},
         "mean_displacement_mm": float(size.mean()),
         "largest_displacement_mm": float(size.max()),
         "iterations": sum(len(level.losses) for level in result.history),
+        **({"landmarks_guided": result.guided} if "tre_mm" in after else {}),
+        **judged(result),
     }
+
+
+def judged(result: Registration) -> dict[str, Any]:
+    """Return the verdict for ``metrics.json``: level, reasons, and what they were made from."""
+    found = verdict(result)
+    labels = [image.labels for image in (result.fixed, result.moving) if image.labels is not None]
+    if len(labels) == 2 and not label_values(*labels):
+        level: Level = "WARN" if found.level == "PASS" else found.level
+        found = Verdict(level, (*found.reasons, "the label maps have no label in common"), found.measures)
+    measures = {name: float(f"{value:.4g}") for name, value in found.measures.items()}
+    return {"verdict": found.level, "verdict_reasons": list(found.reasons), "verdict_measures": measures}
+
+
+def verdict_line(metrics: dict[str, Any]) -> str:
+    """Return the verdict in one line.
+
+    Example:
+        >>> verdict_line({"verdict": "WARN", "verdict_reasons": ["18 % of the moving image lies outside"]})
+        'verdict: WARN: 18 % of the moving image lies outside'
+    """
+    if "verdict" not in metrics:
+        return "verdict: WARN: not measured"
+    return f"verdict: {Verdict(metrics['verdict'], tuple(metrics['verdict_reasons']))}"
 
 
 def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
@@ -208,7 +236,7 @@ def _compared(fixed: Image, warped: Image, same: bool) -> dict[str, Any]:
 
 def _agreement(row: dict[str, Any]) -> dict[str, Any]:
     """Select the scores of agreement."""
-    names = ("ncc", "mutual_information", "dice", "dice_by_label", "hd95_mm")
+    names = ("ncc", "mutual_information", "dice", "dice_by_label", "hd95_mm", "assd_mm", "nsd")
     kept = {key: row[key] for key in names if key in row}
     return kept | ({"landmarks_mm": row["tre_mm"]} if "tre_mm" in row else {})
 
@@ -268,6 +296,8 @@ def summary(metrics: dict[str, Any]) -> str:
         parts.append(f"Dice {before['dice']:.3f} -> {after['dice']:.3f}")
     if "landmarks_mm" in after:
         parts.append(f"landmarks {before['landmarks_mm']:.2f} -> {after['landmarks_mm']:.2f} mm")
+        if metrics.get("landmarks_guided"):
+            parts[-1] += " (guided by them: no measure of accuracy)"
     parts.append(f"folding {metrics['folding_percent']:.3f} %")
     parts.append(f"{metrics['seconds']:.2f} s")
     return ", ".join(parts)

@@ -8,5 +8,7 @@ from .contrast import (
 from .evaluation import evaluate as evaluate, score_case as score_case, summarize as summarize, table as table
 from .groupwise import GroupTemplate as GroupTemplate, build_template as build_template
 from .iterative import IterativeMethod as IterativeMethod
+from .measures import evidence as evidence
 from .one_shot import OneShotMethod as OneShotMethod
 from .presets import load_method as load_method
+from .verdicts import Verdict as Verdict, verdict as verdict

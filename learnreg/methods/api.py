@@ -14,7 +14,7 @@ from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.io import image_from_sitk, read_image
 from learnreg.memory import peak_memory
-from learnreg.methods.base import Method, Registration
+from learnreg.methods.base import Method, Registration, guided_by_landmarks
 from learnreg.methods.one_shot import OneShotMethod
 from learnreg.methods.presets import load_method
 from learnreg.networks.checkpoint import load_checkpoint
@@ -83,7 +83,7 @@ def register(  # noqa: PLR0913 - the options of a registration
         pair = target.to(device), source.to(device)
         with peak_memory(device) as peak:
             result = _register(chosen, *pair, start, bar.update)
-    return _on_the_cpu(result, peak.bytes)
+    return _on_the_cpu(result, peak.bytes, chosen)
 
 
 def register_several(
@@ -104,14 +104,15 @@ def register_several(
     moved = [(f.to(device), m.to(device), None if start is None else start.to(device)) for f, m, start in pairs]
     with peak_memory(device) as peak:
         results = method.several(moved)
-    return [_on_the_cpu(result, peak.bytes) for result in results]
+    return [_on_the_cpu(result, peak.bytes, method) for result in results]
 
 
-def _on_the_cpu(result: Registration, peak_bytes: int | None) -> Registration:
+def _on_the_cpu(result: Registration, peak_bytes: int | None, method: Method) -> Registration:
     began = None if result.initial is None else result.initial.to("cpu")
     fixed, moving = result.fixed.to("cpu"), result.moving.to("cpu")
     transform = result.transform.to("cpu")
-    return Registration(transform, fixed, moving, began, result.history, result.seconds, peak_bytes)
+    guided = result.guided or guided_by_landmarks(method, fixed, moving)
+    return Registration(transform, fixed, moving, began, result.history, result.seconds, peak_bytes, guided)
 
 
 def _register(

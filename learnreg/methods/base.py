@@ -12,7 +12,8 @@ from torch import nn
 from learnreg.caching import UncachedState
 from learnreg.errors import InputError
 from learnreg.image import Image, background
-from learnreg.optimization import LevelHistory
+from learnreg.optimization import LandmarkStart, LevelHistory
+from learnreg.supervision import LandmarkDistance
 from learnreg.transforms import Sampled, Transform
 from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
@@ -31,6 +32,7 @@ class Registration(UncachedState):
         history: Losses of each level of each iterative stage.
         seconds: Wall time of the registration, without reading, writing and start-up.
         peak_bytes: Peak memory, without the images; ``None`` if unknown.
+        guided: Whether the landmarks of the images guided the method; their distance then says nothing of its accuracy.
 
     Example:
         >>> grid = learnreg.Grid.regular((8, 8))
@@ -47,6 +49,7 @@ class Registration(UncachedState):
     history: tuple[LevelHistory, ...] = ()
     seconds: float = 0.0
     peak_bytes: int | None = None
+    guided: bool = False
 
     def __repr__(self) -> str:
         parts = ", ".join(type(part).__name__ for part in Sampled(self.transform, self.fixed.grid).parts())
@@ -123,6 +126,20 @@ class Method(nn.Module):
     def iterations(self) -> int:
         """Maximum number of iterations, for progress bars; 0 without iterations."""
         return 0
+
+
+def guided_by_landmarks(method: nn.Module, fixed: Image, moving: Image) -> bool:
+    """Return whether a method uses the landmarks of a pair: to start from, or as a term of its objective.
+
+    Example:
+        >>> grid, corner = learnreg.Grid.regular((8, 8)), torch.zeros(1, 1, 2)
+        >>> image = learnreg.Image(torch.rand(1, 1, 8, 8), grid, landmarks=corner)
+        >>> [guided_by_landmarks(learnreg.load_method(name), image, image) for name in ("lung", "affine")]
+        [True, False]
+    """
+    if fixed.landmarks is None or moving.landmarks is None:
+        return False
+    return any(isinstance(part, (LandmarkDistance, LandmarkStart)) for part in method.modules())
 
 
 def check_pair(fixed: Image, moving: Image, initial: Transform | None = None) -> None:

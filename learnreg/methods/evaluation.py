@@ -1,4 +1,4 @@
-"""Compare methods on pairs with known labels, landmarks or a known transform."""
+"""Compare methods on pairs, by labels, landmarks or a known transform where there are any, else by similarity."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from typing import Any
 
 from learnreg.data.datasets import Case
 from learnreg.errors import InputError
-from learnreg.image import Image
+from learnreg.image import Image, with_field_of_view
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration
-from learnreg.metrics import score
+from learnreg.metrics import robustness30, score
 from learnreg.reporting.tables import markdown
+from learnreg.similarity import mutual_information_loss, ncc_loss
+from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Transform
+from learnreg.warping import warp
 
 START = "start"
+SAMPLES = 2**18  # of voxels for a mutual information
+ROBUSTNESS = {"tre_mm": True, "dice": False}  # of Learn2Reg's ranking: whether lower is better
 
 
 Row = dict[str, Any]
@@ -26,9 +31,14 @@ METRICS: tuple[tuple[str, str, int], ...] = (
     ("tre_mm", "TRE mm", 2),
     ("dice", "Dice", 3),
     ("hd95_mm", "HD95 mm", 2),
+    ("assd_mm", "ASSD mm", 2),
+    ("nsd", "NSD 1 mm", 3),
+    ("ncc", "correlation", 3),
+    ("information", "NMI - 1", 3),
     ("sd_log_jacobian", "SDlogJ", 3),
     ("sd_log_jacobian_learn2reg", "SDlogJ L2R", 3),
     ("folding_percent", "folding %", 4),
+    ("ndv_percent", "NDV %", 4),
     ("seconds", "seconds", 2),
     ("cpu_seconds", "CPU s", 2),
     ("peak_mb", "peak MB", 0),
@@ -46,7 +56,7 @@ def evaluate(
     """Register every case with every method, and score the results; the first row of a case is the score before.
 
     Args:
-        cases: Pairs with known labels, landmarks or transform.
+        cases: Pairs, with labels, landmarks or a true transform if they are known; see :func:`score_case`.
         methods: By the name in the table.
         on_case: Called after each case with its registrations.
         distances: Compute distances between the surfaces of labels, which takes long for many labels.
@@ -56,7 +66,7 @@ def evaluate(
         One row per case and method, with the keys ``case``, ``method`` and those of ``METRICS``.
 
     Raises:
-        InputError: Nothing is known of a case, or a method fails; the message names the case.
+        InputError: A method fails; the message names the case.
     """
     rows: list[Row] = []
     for case in cases:
@@ -94,27 +104,38 @@ def score_case(case: Case, transform: Transform, *, distances: bool = True) -> R
     """Score one transform against what is known of a case, see :func:`learnreg.metrics.score`.
 
     Args:
-        case: One pair with labels, landmarks or a true transform.
+        case: One pair, with labels, landmarks or a true transform if they are known.
         transform: Fixed to moving.
         distances: See :func:`learnreg.metrics.score`.
 
     Returns:
-        The scores by the keys of ``METRICS``, and ``dice_by_label``.
-
-    Raises:
-        InputError: The case has no labels in common, no landmarks and no true transform.
+        The scores by the keys of ``METRICS``, and ``dice_by_label``. If the case has no labels in common, no landmarks
+        and no true transform, similarities take their place: ``ncc``, the correlation of the intensities where both
+        images are seen, and ``information``, their normalized mutual information minus 1.
     """
-    row = score(case.fixed, case.moving, transform, truth=case.truth, distances=distances).row()
-    if not {"dice", "tre_mm", "error_mm"} & set(row):
-        raise InputError(
-            f"{case.name} has no labels in common, no landmarks and no true transform; "
-            "there is nothing to evaluate against."
-        )
-    return row
+    row = score(case.fixed, case.moving, transform, truth=case.truth, distances=distances, folds=distances).row()
+    return row if {"dice", "tre_mm", "error_mm"} & set(row) else _similarity(case, transform) | row
+
+
+def _similarity(case: Case, transform: Transform) -> Row:
+    """Compare the intensities of the channels' mean where both images are seen."""
+    fixed, moving = (
+        with_field_of_view(Image(image.data.mean(1, keepdim=True), image.grid, image.mask))
+        for image in (case.fixed, case.moving)
+    )
+    warped = warp(moving, transform, fixed.grid)
+    seen = both_masks(fixed.mask, warped.mask)
+    if seen is None or int((seen > 0).sum()) < 2:
+        return {}
+    information = mutual_information_loss(warped.data, fixed.data, seen, normalized=True, samples=SAMPLES)
+    return {"ncc": 1 - float(ncc_loss(warped.data, fixed.data, seen)), "information": 1 - float(information)}
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Compute mean and standard deviation over the cases, one row per method in order of appearance."""
+    """Compute mean and standard deviation over the cases, one row per method in order of appearance.
+
+    ``tre_mm_30`` and ``dice_30`` are :func:`learnreg.metrics.robustness30`.
+    """
     summary = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
@@ -124,6 +145,8 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
             if values:
                 entry[key] = statistics.fmean(values)
                 entry[f"{key}_std"] = statistics.pstdev(values)
+                if key in ROBUSTNESS:
+                    entry[f"{key}_30"] = robustness30(values, lower_is_better=ROBUSTNESS[key])
         summary.append(entry)
     return summary
 

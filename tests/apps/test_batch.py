@@ -56,9 +56,23 @@ def test_a_folder_and_a_row_per_pair(tmp_path):
     for name, row in rows.items():
         assert row["status"] == "done"
         assert float(row["ncc_after"]) > float(row["ncc_before"])
+        assert row["verdict"] in ("PASS", "WARN", "FAIL")
+        assert bool(row["verdict_reasons"]) == (row["verdict"] != "PASS")
         assert sorted(file.name for file in (tmp_path / "out" / name).iterdir()) == ["metrics.json", "transform.h5"]
         shift = read_transform(tmp_path / "out" / name / "transform.h5", ndim=3)(torch.zeros(1, 1, 3)).flatten()
         assert shift.tolist() == pytest.approx([1, 0, 0], abs=0.2)
+
+
+def test_the_table_tells_that_an_image_is_noise(tmp_path):
+    table = make_pairs(tmp_path, 1)
+    noise = torch.rand(1, *GRID.shape, generator=torch.Generator().manual_seed(0))
+    write_image(noise, GRID, tmp_path / "images" / "s1.nii.gz")
+    assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 0
+    row = rows_of(tmp_path / "out" / "results.csv")["p0"]
+    assert row["verdict"] == "FAIL"
+    assert "an image looks like noise; " in row["verdict_reasons"]
+    reasons = json.loads((tmp_path / "out" / "p0" / "metrics.json").read_text())["verdict_reasons"]
+    assert "; ".join(reasons) == row["verdict_reasons"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

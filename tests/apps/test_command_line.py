@@ -60,7 +60,12 @@ def test_register_writes_everything(files, capsys):
     assert metrics["after"]["dice"] > metrics["before"]["dice"] + 0.1
     assert metrics["after"]["ncc"] > metrics["before"]["ncc"]
     assert imread(out / "figure.png").shape[1] > 800
-    assert "Dice" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Dice" in shown
+    assert metrics["verdict"] in ("PASS", "WARN", "FAIL")
+    assert 0 < metrics["verdict_measures"]["similarity"] <= 1
+    assert f"\nverdict: {metrics['verdict']}" in shown
+    assert {"hd95_mm", "assd_mm", "nsd"} <= metrics["after"].keys()
     fixed, moving = (sitk.ReadImage(str(files / f"{n}.nii.gz")) for n in ("fixed", "moving"))
     theirs = sitk.GetArrayFromImage(
         sitk.Resample(moving, fixed, sitk.ReadTransform(str(out / "transform.h5")), sitk.sitkLinear, 0.0)
@@ -218,8 +223,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
 
 def test_bad_evaluations(files, capsys):
     assert "No such data set" in fails(capsys, "evaluate", files / "nothing")
-    assert "has no labels" in fails(capsys, "evaluate", files)
     assert "goes beyond" in fails(capsys, "evaluate", files, "--block", "0:99")
+
+
+def test_evaluate_without_labels(files, capsys):
+    (files / "set").mkdir()
+    for name in ("fixed", "moving"):
+        (files / f"{name}.nii.gz").rename(files / "set" / f"{name}.nii.gz")
+    call("evaluate", files / "set", "--method", "rigid", "-o", files / "out", "--quiet")
+    table = capsys.readouterr().out.splitlines()
+    assert "correlation" in table[0] and "SDlogJ" in table[0] and "Dice" not in table[0]
+    start, rigid = json.loads((files / "out" / "metrics.json").read_text())["summary"]
+    assert rigid["ncc"] > start["ncc"]
+    assert rigid["information"] > start["information"]
 
 
 def test_debug_shows_the_traceback(files):
@@ -289,7 +305,13 @@ def test_landmarks_are_measured_and_guide(files, capsys):
     metrics = json.loads((files / "out" / "metrics.json").read_text())
     assert metrics["before"]["landmarks_mm"] == 0
     assert metrics["after"]["landmarks_mm"] < 1
-    assert "landmarks 0.00 ->" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "landmarks 0.00 ->" in shown
+    assert "guided by them: no measure of accuracy" in shown
+    assert metrics["landmarks_guided"] is True
+    call("register", *pair, "-o", files / "measured", "--method", "rigid", *both)
+    assert json.loads((files / "measured" / "metrics.json").read_text())["landmarks_guided"] is False
+    assert "guided" not in capsys.readouterr().out
     both[2].write_text("\n".join(lines[:-1]))
     with pytest.raises(SystemExit):
         call("register", *pair, "-o", files / "two", *both)

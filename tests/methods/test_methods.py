@@ -152,8 +152,27 @@ def test_evaluation_against_a_known_transform():
     assert row["error_mm"] == pytest.approx(5.0, abs=1e-4)
     assert score_case(Case("a", fixed, fixed, truth), truth)["error_mm"] == pytest.approx(0, abs=1e-5)
     assert score_case(Case("a", fixed, fixed), Affine.identity(3))["dice"] == 1
-    with pytest.raises(ValueError, match="nothing to evaluate against"):
-        score_case(Case("a", Image(fixed.data, fixed.grid), moving), truth)
+
+
+def test_evaluation_without_a_truth_is_by_similarity():
+    fixed, _ = pair()
+    bare = Image(fixed.data, fixed.grid)
+    same = score_case(Case("a", bare, bare), Affine.identity(3))
+    apart = score_case(Case("a", bare, bare), Affine.translation([6.0, 0.0, 0.0]))
+    assert same["ncc"] == pytest.approx(1, abs=1e-4)
+    assert same["information"] > apart["information"] > 0
+    assert same["folding_percent"] == apart["ndv_percent"] == 0
+    nowhere = score_case(Case("a", bare, bare), Affine.translation([1e4, 0.0, 0.0]))
+    assert "ncc" not in nowhere and "information" not in nowhere
+    assert "| correlation " in table([{"case": "a", "method": "start", **same}])
+    assert "ncc" not in score_case(Case("a", fixed, fixed), Affine.identity(3))
+
+
+def test_a_summary_has_the_robustness_of_learn2reg():
+    rows = [{"method": "m", "dice": k / 10, "tre_mm": float(k)} for k in range(11)]
+    (summary,) = summarize(rows)
+    assert summary["dice_30"] == pytest.approx(0.3)
+    assert summary["tre_mm_30"] == pytest.approx(7.0)
 
 
 @pytest.mark.slow

@@ -220,3 +220,12 @@ def test_scores_keep_no_volume_but_the_displacement():
     assert float(found.sd_log_jacobian) == pytest.approx(float(sd_log_jacobian(transform.field, grid)), rel=1e-5)
     expected = sd_log_jacobian_learn2reg(transform.field, grid)
     assert float(found.sd_log_jacobian_learn2reg) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_non_diffeomorphic_volume_of_an_affine_map_needs_no_grid():
+    fixed, moving = pair()
+    matrix = torch.diag(torch.tensor([-1.5, 1.0, 1.0, 1.0]))
+    affine, field = (Affine(matrix), Displacement(Affine(matrix).displacement(fixed.grid), fixed.grid))
+    for transform in (affine, field):
+        row = score(fixed, moving, transform, folds=True).row()
+        assert row["ndv_percent"] == pytest.approx(150, rel=1e-4)
