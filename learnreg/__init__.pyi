@@ -43,5 +43,5 @@ from .transforms import (
     Transform as Transform,
     Velocity as Velocity,
 )
-from .transforms.itk import read_transform as read_transform, write_transform as write_transform
+from .transforms.files import read_transform as read_transform, write_transform as write_transform
 from .warping import warp as warp

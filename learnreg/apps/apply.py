@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -29,8 +30,8 @@ from learnreg.io import (
 from learnreg.landmarks import in_voxels, read_named_landmarks, write_landmarks
 from learnreg.sampling import LabelMode, sample_labels
 from learnreg.transforms import Transform, chain
+from learnreg.transforms.files import TransformFormat, format_of, read_transform
 from learnreg.transforms.inverse import inverse_of
-from learnreg.transforms.itk import read_transform
 from learnreg.warping import warp
 from learnreg.writing import check_output
 
@@ -47,20 +48,45 @@ def run(options: argparse.Namespace) -> None:
     print(f"Wrote {options.output}")
 
 
-def read_chain(files: Sequence[str], *, ndim: int | None = None, inverse: bool = False) -> Transform:
+def read_chain(
+    files: Sequence[str],
+    *,
+    ndim: int | None = None,
+    inverse: bool = False,
+    format: TransformFormat | None = None,
+    fixed: Grid | None = None,
+    moving: Grid | None = None,
+) -> Transform:
     """Read transforms and compose them, the first applied to the points first, as by ``antsApplyTransforms``.
 
     Args:
         files: One or more.
         ndim: Dimension of the images; ``None`` takes any, if all have the same.
         inverse: Return the inverse of the composition.
+        format: Of each file, see :func:`learnreg.transforms.read_transform`; ``None`` finds it.
+        fixed: Grid of the fixed image of a single transform (before ``inverse``).
+        moving: Grid of the moving image of a single transform (before ``inverse``).
 
     Raises:
-        InputError: One cannot be read, or has another dimension than the images or the first one.
+        InputError: One cannot be read, or has another dimension than the images or the first one; or one of several is
+            in coordinates that depend on its images.
     """
-    first = read_transform(files[0], ndim=ndim)
-    whole = chain(first, *(read_transform(file, ndim=first.ndim) for file in files[1:]))
+    if len(files) > 1 and (fixed is not None or moving is not None):
+        _check_independent(files, format)  # the images of a transform in the middle are not known
+        fixed = moving = None
+    first = read_transform(files[0], ndim=ndim, format=format, fixed=fixed, moving=moving)
+    whole = chain(first, *(read_transform(file, ndim=first.ndim, format=format) for file in files[1:]))
     return inverse_of(whole) if inverse else whole
+
+
+def _check_independent(files: Sequence[str], format: TransformFormat | None) -> None:
+    for file in files:
+        found = format if format is not None or not Path(file).exists() else format_of(file)
+        if found is not None and found.startswith(("fsl", "learn2reg")):
+            raise InputError(
+                f"{file}: coordinates of {found} depend on its own two images; convert it to .h5 with learnreg convert "
+                "before it is composed."
+            )
 
 
 def map_points(options: argparse.Namespace) -> None:
@@ -68,12 +94,19 @@ def map_points(options: argparse.Namespace) -> None:
     if options.labels or options.fill is not None or options.interpolation:
         raise InputError("--labels, --fill and --interpolation are for images; leave them out with --points.")
     check_output(options.output, overwrite=options.overwrite, suffixes=(".csv",))
-    transform = read_chain(options.inputs, inverse=options.inverse)
     if options.reference is None and in_voxels(options.points):
         raise InputError(f"{options.points} gives voxels, not mm; name their image with --reference.")
-    grid = read_image(options.reference).grid if options.reference else Grid.regular((2,) * transform.ndim)
-    given = read_named_landmarks(options.points, grid)
+    own = read_image(options.reference).grid if options.reference else None
+    other = _grid_or_none(getattr(options, "moving", None))
+    fixed, moving = (other, own) if options.inverse else (own, other)
+    form = getattr(options, "from_format", None)
+    transform = read_chain(options.inputs, inverse=options.inverse, format=form, fixed=fixed, moving=moving)
+    given = read_named_landmarks(options.points, own or Grid.regular((2,) * transform.ndim))
     write_landmarks(transform(given.points), options.output, names=given.names)
+
+
+def _grid_or_none(file: str | None) -> Grid | None:
+    return None if file is None else read_image(file).grid
 
 
 def resample(options: argparse.Namespace) -> None:
@@ -96,7 +129,7 @@ def resample(options: argparse.Namespace) -> None:
             "dimension."
         )
     check_pixels(options.output, stored.GetPixelID() if options.labels else sitk.sitkFloat32, reference.ndim)
-    transform = read_chain(transforms, ndim=reference.ndim, inverse=options.inverse)
+    transform = _of_images(options, transforms, reference.grid, grid_from_sitk(stored))
     if options.labels:
         labels = labels_from_sitk(stored, name=file)
         mode = cast(LabelMode, options.interpolation or "nearest")
@@ -110,6 +143,13 @@ def resample(options: argparse.Namespace) -> None:
     fill = background(moving) if options.fill is None else options.fill
     mode = cast(Mode, options.interpolation or "linear")
     write_image(warp(moving, transform, reference.grid, mode=mode, fill=fill).data[0], reference.grid, options.output)
+
+
+def _of_images(options: argparse.Namespace, files: Sequence[str], reference: Grid, resampled: Grid) -> Transform:
+    """Read transforms that are applied to images, which are those that the coordinates of FSL depend on."""
+    fixed, moving = (resampled, reference) if options.inverse else (reference, resampled)
+    form = getattr(options, "from_format", None)
+    return read_chain(files, ndim=reference.ndim, inverse=options.inverse, format=form, fixed=fixed, moving=moving)
 
 
 def looks_like_labels(image: sitk.Image) -> bool:

@@ -39,7 +39,7 @@ from learnreg.methods.api import DEFAULT, choose_method, register_several
 from learnreg.methods.base import Method
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.transforms import Transform
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.files import read_transform
 from learnreg.writing import PART, distinct_names, write_atomically
 
 FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}

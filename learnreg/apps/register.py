@@ -29,7 +29,7 @@ from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Displacement
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.files import read_transform
 from learnreg.warping import warp
 from learnreg.writing import together
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +16,17 @@ from learnreg.grid import Grid
 from learnreg.headers import SUFFIXES
 from learnreg.io import read_image, write_image
 from learnreg.transforms import Transform
+from learnreg.transforms.files import (
+    AFFINE,
+    SUFFIXES as TRANSFORM_SUFFIXES,
+    WARP,
+    TransformFormat,
+    output_format,
+    read_transform,
+    write_transform,
+)
 from learnreg.transforms.inverse import Residual, inverse_of, inverse_residual
-from learnreg.transforms.itk import TRANSFORM_SUFFIXES, read_transform, write_transform
+from learnreg.transforms.itk import TRANSFORM_SUFFIXES as ITK_SUFFIXES
 from learnreg.typing import PathLike
 from learnreg.writing import check_output
 
@@ -32,16 +42,84 @@ def run(options: argparse.Namespace) -> None:
 
 def rewrite(options: argparse.Namespace) -> str:
     """Write the composition of transforms, or its inverse, in the format of the output's suffix."""
-    check_output(options.output, overwrite=options.overwrite, suffixes=(*TRANSFORM_SUFFIXES, *SUFFIXES))
-    grid = None if options.reference is None else read_image(options.reference).grid
-    ndim = None if grid is None else grid.ndim
-    forward = read_chain(options.transforms, ndim=ndim)
-    if grid is None:
-        grid = own_grid(forward, options)
     if options.command == "invert":
-        return f"Wrote {options.output}; {described(write_inverse(forward, grid, options.output))}"
-    write_transform(forward, grid, options.output)
-    return f"Wrote {options.output}"
+        return invert(options.transforms, options.output, reference=options.reference, overwrite=options.overwrite)
+    return convert(
+        options.transforms,
+        options.output,
+        reference=options.reference,
+        moving=getattr(options, "moving", None),
+        from_format=getattr(options, "from_format", None),
+        to_format=getattr(options, "to_format", None),
+        overwrite=options.overwrite,
+    )
+
+
+def convert(
+    transforms: Sequence[str],
+    output: str,
+    *,
+    reference: str | None = None,
+    moving: str | None = None,
+    from_format: TransformFormat | None = None,
+    to_format: TransformFormat | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write the composition of transforms in another format.
+
+    Args:
+        transforms: Files, fixed to moving, the first applied to points first.
+        output: The file to write.
+        reference: The fixed image; ``None`` takes the grid of the first field.
+        moving: The moving image, on which the coordinates of FSL and Learn2Reg depend.
+        from_format: Of the files, see :func:`learnreg.transforms.read_transform`; ``None`` finds it.
+        to_format: Of the output; ``None`` is that of its suffix.
+        overwrite: Replace the output.
+
+    Returns:
+        A line that tells what was written.
+
+    Raises:
+        InputError: A file cannot be read or written, or an image has to be named.
+    """
+    form = output_format(output, to_format)
+    if form == "ants":
+        check_output(f"{output}{AFFINE}", overwrite=overwrite, suffixes=(".mat",))
+        check_output(f"{output}{WARP}", overwrite=overwrite)
+    else:
+        check_output(output, overwrite=overwrite, suffixes=(*TRANSFORM_SUFFIXES, *SUFFIXES))
+    grid, other = (None if file is None else read_image(file).grid for file in (reference, moving))
+    ndim = None if grid is None else grid.ndim
+    forward = read_chain(transforms, ndim=ndim, format=from_format, fixed=grid, moving=other)
+    if grid is None:
+        grid = own_grid(forward, output, form)
+    write_transform(forward, grid, output, format=form, moving=other)
+    return f"Wrote {output}"
+
+
+def invert(transforms: Sequence[str], output: str, *, reference: str | None = None, overwrite: bool = False) -> str:
+    """Write the inverse of the composition of transforms, for ITK.
+
+    Args:
+        transforms: Files, fixed to moving, the first applied to points first.
+        output: The file to write.
+        reference: The moving image; fields need it.
+        overwrite: Replace the output.
+
+    Returns:
+        A line that tells what was written, and how exact the inverse is.
+
+    Raises:
+        InputError: A file cannot be read or written, or an image has to be named.
+    """
+    check_output(output, overwrite=overwrite, suffixes=(*ITK_SUFFIXES, *SUFFIXES))
+    grid = None if reference is None else read_image(reference).grid
+    forward = read_chain(transforms, ndim=None if grid is None else grid.ndim, moving=grid)
+    if grid is None:
+        if forward.fields():
+            raise InputError("The inverse of a field needs a grid: name the moving image with --reference.")
+        grid = own_grid(forward, output, "itk")
+    return f"Wrote {output}; {described(write_inverse(forward, grid, output))}"
 
 
 def write_inverse(forward: Transform, grid: Grid, path: PathLike) -> Residual:
@@ -63,25 +141,28 @@ def described(residual: Residual) -> str:
     return f"the inverse is off by {residual.mean:.3f} mm on average and {residual.greatest:.2f} mm at most"
 
 
-def own_grid(transform: Transform, options: argparse.Namespace) -> Grid:
-    """Return the grid of the first field of a transform; any grid for one without a field.
+def own_grid(transform: Transform, output: str, form: TransformFormat) -> Grid:
+    """Return the grid of the first field of a transform; any grid for one without a field that is written for ITK.
 
     Raises:
         InputError: The file needs another grid.
     """
     fields = transform.fields()
-    if options.command == "invert" and fields:
-        raise InputError("The inverse of a field needs a grid: name the moving image with --reference.")
-    if str(options.output).lower().endswith(SUFFIXES) and not fields:
+    if fields:
+        return fields[0][1]
+    if output.lower().endswith(SUFFIXES) or form == "ants":
         raise InputError("A field needs a grid: name the fixed image with --reference.")
-    return fields[0][1] if fields else Grid.regular((2,) * transform.ndim)
+    if form not in ("itk", "c3d"):
+        raise InputError(f"A file of {form} describes the fixed image; name it with --reference.")
+    return Grid.regular((2,) * transform.ndim)
 
 
 def jacobian(options: argparse.Namespace) -> str:
     """Write the determinant of the Jacobian matrix, or its logarithm, as an image."""
     check_output(options.output, overwrite=options.overwrite)
     grid = read_image(options.reference).grid
-    transform = read_chain(options.transforms, ndim=grid.ndim, inverse=options.inverse)
+    fixed, moving = (None, grid) if options.inverse else (grid, None)
+    transform = read_chain(options.transforms, ndim=grid.ndim, inverse=options.inverse, fixed=fixed, moving=moving)
     determinant = jacobian_determinant(transform.displacement(grid), grid)[0]
     folding = 100 * float((determinant <= 0).double().mean())
     values = determinant.clamp(min=FLOOR).log() if options.log else determinant
