@@ -49,7 +49,6 @@ def run(options: argparse.Namespace) -> None:
         moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
         check_writing(fixed, moving)
         fixed, moving = with_landmarks(fixed, moving, options.landmarks)
-        initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
         result = register(
             fixed,
             moving,
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
             checkpoint=options.checkpoint,
             refine=options.refine,
             weight=options.weight,
-            initial=initial,
+            initial=options.initial,
             trust=options.trust,
             device=options.device,
             progress=False if options.quiet else None,
