@@ -7,6 +7,7 @@ from . import (
     fields as fields,
     grid as grid,
     image as image,
+    integrations as integrations,
     io as io,
     landmarks as landmarks,
     methods as methods,

@@ -10,3 +10,9 @@ from .groupwise import GroupTemplate as GroupTemplate, build_template as build_t
 from .iterative import IterativeMethod as IterativeMethod
 from .one_shot import OneShotMethod as OneShotMethod
 from .presets import load_method as load_method
+from .series import (
+    RegisteredSeries as RegisteredSeries,
+    framewise_displacement as framewise_displacement,
+    motion_parameters as motion_parameters,
+    register_series as register_series,
+)
