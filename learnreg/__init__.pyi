@@ -27,6 +27,7 @@ from . import (
     typing as typing,
     warping as warping,
 )
+from .apps.pipeline import RegisteredFiles as RegisteredFiles, register_files as register_files
 from .errors import InputError as InputError
 from .grid import Grid as Grid
 from .image import Image as Image

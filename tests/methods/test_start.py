@@ -14,6 +14,8 @@ from learnreg.optimization.initialization import rotation
 from learnreg.transforms import Affine, write_transform
 from tests.conftest import blob_image
 
+pytestmark = pytest.mark.slow
+
 
 def turned(degrees, shift, ndim=3):
     """A body without symmetry, and the same body moved by a known rigid map onto a grid of its own."""
