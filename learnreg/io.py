@@ -334,7 +334,8 @@ def _check_scalar(image: sitk.Image, name: str) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
-            "convert it to one gray channel first."
+            'convert it to one gray channel first: python -c "import SimpleITK as s; s.WriteImage('
+            "s.VectorIndexSelectionCast(s.ReadImage('FILE'), 0), 'channel0.nii.gz')\""
         )
     if image.GetDimension() not in (2, 3):
         raise InputError(

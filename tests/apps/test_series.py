@@ -20,7 +20,7 @@ MOTION = [(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), (1.5, -0.8, 0.4, 0.02, -0.03, 0.05), (
 
 
 def head(grid):
-    image = blob_image(grid, radii=(15.0, 12.0, 11.0))
+    image = blob_image(grid, radii=(15.0, 11.0, 7.5))
     bumps = torch.sin(grid.points / 3.0).prod(-1)[:, None] * 0.15
     return image.with_data(image.data + bumps * (image.data > 0.3))
 

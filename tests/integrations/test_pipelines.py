@@ -4,8 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import ITKReader, MetaTensor
-from monai.transforms import Compose, LoadImaged
+from monai.data import MetaTensor, NibabelReader
+from monai.transforms import Compose, Lambdad, LoadImaged
+from monai.utils import MetaKeys, SpaceKeys
 
 from learnreg.errors import InputError
 from learnreg.integrations import RegisterClassicald, RegisterSubject, image_from_array
@@ -39,13 +40,18 @@ def expected(files):
     return result.warped.data[0, 0].permute(2, 1, 0), labels[0, 0].permute(2, 1, 0)
 
 
+def in_lps(tensor):
+    affine = torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)) @ tensor.affine
+    return MetaTensor(tensor.as_tensor(), affine=affine, meta={MetaKeys.SPACE: SpaceKeys.LPS})
+
+
 @pytest.mark.parametrize("to_ras", [True, False])
 def test_monai(files, expected, to_ras):
-    """RAS and LPS affines, as MONAI's readers give them."""
-    reader = ITKReader(affine_lps_to_ras=to_ras)
-    load = LoadImaged(KEYS, reader=reader, ensure_channel_first=True)
+    """RAS affines, and LPS ones as MONAI's ITKReader gives them on request."""
+    load = LoadImaged(KEYS, reader=NibabelReader(), ensure_channel_first=True)
+    space = Lambdad(KEYS, lambda tensor: tensor if to_ras else in_lps(tensor))
     register_them = RegisterClassicald(labels=["moving_labels"], method="rigid", result="registration")
-    data = Compose([load, register_them])(files)
+    data = Compose([load, space, register_them])(files)
     values, labels = expected
     assert isinstance(data["moving"], MetaTensor)
     assert torch.allclose(data["moving"].as_tensor()[0], values, atol=2e-3)
