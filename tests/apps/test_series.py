@@ -82,7 +82,7 @@ def test_a_series_of_known_motion(moving_head, tmp_path, to):
     if to == 0:
         values = np.array(rows[1:], dtype=object)[:, :6].astype(float)
         np.testing.assert_allclose(values[:, :3], np.array(MOTION)[:, :3], atol=0.15)
-        np.testing.assert_allclose(values[:, 3:], np.array(MOTION)[:, 3:], atol=0.01)
+        np.testing.assert_allclose(values[:, 3:], np.array(MOTION)[:, 3:], atol=0.015)  # 0.17 mm at 11 mm
         assert metrics["framewise_displacement_mm"]["max"] == pytest.approx(
             max(float(r[-1]) for r in rows[2:]), abs=1e-5
         )
