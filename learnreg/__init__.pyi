@@ -7,6 +7,7 @@ from . import (
     fields as fields,
     grid as grid,
     image as image,
+    integrations as integrations,
     io as io,
     landmarks as landmarks,
     methods as methods,
@@ -26,6 +27,7 @@ from . import (
     typing as typing,
     warping as warping,
 )
+from .apps.pipeline import RegisteredFiles as RegisteredFiles, register_files as register_files
 from .errors import InputError as InputError
 from .grid import Grid as Grid
 from .image import Image as Image
@@ -43,5 +45,5 @@ from .transforms import (
     Transform as Transform,
     Velocity as Velocity,
 )
-from .transforms.itk import read_transform as read_transform, write_transform as write_transform
+from .transforms.files import read_transform as read_transform, write_transform as write_transform
 from .warping import warp as warp

@@ -104,6 +104,41 @@ def time_points(path: PathLike) -> int:
     return int(size[3]) if len(size) == 4 else 1
 
 
+def read_series(path: PathLike) -> list[Image]:
+    """Read all time points of a 4-D file, which is read once.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        InputError: The file has one time point, or cannot be read.
+    """
+    count = time_points(path)
+    if count < 2:
+        if not Path(path).exists():
+            raise MissingFileError(f"No such image: {path}. Check the path.")
+        raise InputError(f"{path} has no time points; a series is one 4-D file, such as .nii.gz.")
+    first = read_image(path, time=0)
+    array = _series_values(Path(path))
+    images = [first]
+    for time in range(1, count):
+        one = sitk.GetImageFromArray(np.ascontiguousarray(array[time]))
+        place(one, first.grid)
+        image = image_from_sitk(one, name=f"{path}, time point {time}")
+        images.append(Image(image.data, first.grid, image.mask))
+    return images
+
+
+def _series_values(file: Path) -> NDArray[Any]:
+    """Return the values of a 4-D file, ``(t, z, y, x)``; ITK would replace NaN by zeros."""
+    if not file.name.endswith((".nii", ".nii.gz")):
+        return np.asarray(sitk.GetArrayFromImage(read_sitk(file)))
+    import nibabel
+
+    try:
+        return _exact(np.asarray(nibabel.load(file).dataobj)).T  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _damaged(file, error) from error
+
+
 @keeping_locale
 def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     """Read a SimpleITK image from a file or a DICOM folder.
@@ -299,7 +334,8 @@ def _check_scalar(image: sitk.Image, name: str) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(
             f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
-            "convert it to one gray channel first."
+            'convert it to one gray channel first: python -c "import SimpleITK as s; s.WriteImage('
+            "s.VectorIndexSelectionCast(s.ReadImage('FILE'), 0), 'channel0.nii.gz')\""
         )
     if image.GetDimension() not in (2, 3):
         raise InputError(

@@ -29,7 +29,8 @@ from learnreg.io import to_sitk, write_image
 from learnreg.methods import Method, Registration
 from learnreg.networks.units import voxels_to_mm
 from learnreg.transforms import Displacement, Transform, chain
-from learnreg.transforms.itk import from_itk, read_transform
+from learnreg.transforms.files import read_transform
+from learnreg.transforms.itk import from_itk
 
 Piece = Callable[[], torch.Tensor]
 Integrator = Callable[[torch.Tensor], torch.Tensor]

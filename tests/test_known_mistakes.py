@@ -19,7 +19,7 @@ from learnreg.objective import Objective
 from learnreg.optimization import LinearParametrization
 from learnreg.similarity import LNCC, MSE
 from learnreg.transforms import Affine, Displacement, Velocity
-from learnreg.transforms.itk import read_transform, write_transform
+from learnreg.transforms.files import read_transform, write_transform
 from learnreg.warping import warp
 from tests.conftest import blob_image, make_grid, smooth_image, smooth_values
 

@@ -26,6 +26,7 @@ LAYERS = [
     ["reporting"],
     ["training"],
     ["methods"],
+    ["integrations"],
     ["apps"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

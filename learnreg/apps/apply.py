@@ -29,8 +29,8 @@ from learnreg.io import (
 from learnreg.landmarks import in_voxels, read_named_landmarks, write_landmarks
 from learnreg.sampling import LabelMode, sample_labels
 from learnreg.transforms import Transform, chain
+from learnreg.transforms.files import TransformFormat, format_of, read_transform
 from learnreg.transforms.inverse import inverse_of
-from learnreg.transforms.itk import read_transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
 from learnreg.writing import check_output, distinct_names, together
@@ -47,12 +47,14 @@ class Resampling:
         labels: They are segmentations.
         interpolation: ``None`` is linear, and nearest for labels.
         fill: Value beyond the image; ``None`` is its background.
+        format: Of the transforms, see :func:`learnreg.transforms.read_transform`; ``None`` finds it.
     """
 
     inverse: bool = False
     labels: bool = False
     interpolation: Mode | None = None
     fill: float | None = None
+    format: TransformFormat | None = None
 
 
 def split_inputs(
@@ -67,20 +69,45 @@ def split_inputs(
     return transforms, [file]
 
 
-def read_chain(files: Sequence[PathLike], *, ndim: int | None = None, inverse: bool = False) -> Transform:
+def read_chain(
+    files: Sequence[PathLike],
+    *,
+    ndim: int | None = None,
+    inverse: bool = False,
+    format: TransformFormat | None = None,
+    fixed: Grid | None = None,
+    moving: Grid | None = None,
+) -> Transform:
     """Read transforms and compose them, the first applied to the points first, as by ``antsApplyTransforms``.
 
     Args:
         files: One or more.
         ndim: Dimension of the images; ``None`` takes any, if all have the same.
         inverse: Return the inverse of the composition.
+        format: Of each file, see :func:`learnreg.transforms.read_transform`; ``None`` finds it.
+        fixed: Grid of the fixed image of a single transform (before ``inverse``).
+        moving: Grid of the moving image of a single transform (before ``inverse``).
 
     Raises:
-        InputError: One cannot be read, or has another dimension than the images or the first one.
+        InputError: One cannot be read, or has another dimension than the images or the first one; or one of several is
+            in coordinates that depend on its images.
     """
-    first = read_transform(files[0], ndim=ndim)
-    whole = chain(first, *(read_transform(file, ndim=first.ndim) for file in files[1:]))
+    if len(files) > 1 and (fixed is not None or moving is not None):
+        _check_independent(files, format)  # the images of a transform in the middle are not known
+        fixed = moving = None
+    first = read_transform(files[0], ndim=ndim, format=format, fixed=fixed, moving=moving)
+    whole = chain(first, *(read_transform(file, ndim=first.ndim, format=format) for file in files[1:]))
     return inverse_of(whole) if inverse else whole
+
+
+def _check_independent(files: Sequence[PathLike], format: TransformFormat | None) -> None:
+    for file in files:
+        found = format if format is not None or not Path(file).exists() else format_of(file)
+        if found is not None and found.startswith(("fsl", "learn2reg")):
+            raise InputError(
+                f"{file}: coordinates of {found} depend on its own two images; convert it to .h5 with learnreg convert "
+                "before it is composed."
+            )
 
 
 def map_points(
@@ -89,17 +116,20 @@ def map_points(
     *,
     output: PathLike,
     reference: PathLike | None = None,
+    moving: PathLike | None = None,
     inverse: bool = False,
+    format: TransformFormat | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the mapped points."""
+    """Write the mapped points; ``reference`` is their image, ``moving`` the other one, which FSL's formats need."""
     check_output(output, overwrite=overwrite, suffixes=(".csv",))
+    if reference is None and in_voxels(points):
+        raise InputError(f"{points} gives voxels, not mm; name their image with --reference.")
     with recorded_warnings():
-        transform = read_chain(transforms, inverse=inverse)
-        if reference is None and in_voxels(points):
-            raise InputError(f"{points} gives voxels, not mm; name their image with --reference.")
-        grid = read_image(reference).grid if reference else Grid.regular((2,) * transform.ndim)
-        given = read_named_landmarks(points, grid)
+        own, other = (None if file is None else read_image(file).grid for file in (reference, moving))
+        there, here = (other, own) if not inverse else (own, other)
+        transform = read_chain(transforms, inverse=inverse, format=format, fixed=here, moving=there)
+        given = read_named_landmarks(points, own or Grid.regular((2,) * transform.ndim))
         write_landmarks(transform(given.points), output, names=given.names)
 
 
@@ -146,11 +176,15 @@ def _resample_one(
             f"The reference is {grid.ndim}-D and the image {stored.GetDimension()}-D; give images of one dimension."
         )
     check_pixels(output, stored.GetPixelID() if how.labels else sitk.sitkFloat32, grid.ndim)
-    transform = read_chain(transforms, ndim=grid.ndim, inverse=how.inverse)
+    own = grid_from_sitk(stored)
+    fixed, moved_grid = (own, grid) if how.inverse else (grid, own)
+    transform = read_chain(
+        transforms, ndim=grid.ndim, inverse=how.inverse, format=how.format, fixed=fixed, moving=moved_grid
+    )
     if how.labels:
         labels = labels_from_sitk(stored, name=str(file))
         mode: LabelMode = how.interpolation or "nearest"
-        moved = sample_labels(labels, grid_from_sitk(stored), transform.map_grid(grid), mode=mode)
+        moved = sample_labels(labels, own, transform.map_grid(grid), mode=mode)
         # The values stay those of the input, so they fit its pixel type.
         write_sitk(sitk.Cast(to_sitk(moved[0], grid), stored.GetPixelID()), output)
         return

@@ -39,7 +39,7 @@ from learnreg.methods.base import Method
 from learnreg.methods.verdicts import LEVELS
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.transforms import Transform
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 from learnreg.writing import PART, write_atomically
 

@@ -23,13 +23,13 @@ from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
 from learnreg.methods.api import DEFAULT
 from learnreg.methods.contrast import SAME, contrast_agreement
-from learnreg.methods.verdicts import Level, Verdict, verdict
+from learnreg.methods.verdicts import Level, Verdict, exit_status, verdict
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Displacement
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
 from learnreg.writing import together
@@ -54,6 +54,8 @@ def run(
     masks: tuple[PathLike | None, PathLike | None] = (None, None),
     landmarks: Sequence[PathLike] | None = None,
     inverse: bool = False,
+    report: bool = False,
+    strict: bool = False,
     fill: float | None = None,
     overwrite: bool = False,
     trust: Sequence[str] = (),
@@ -82,7 +84,7 @@ def run(
             checkpoint=checkpoint,
             refine=refine,
             weight=weight,
-            initial=None if initial is None else read_transform(initial, ndim=images[0].ndim),
+            initial=initial,
             trust=trust,
             device=device,
             progress=False if quiet else None,
@@ -100,6 +102,8 @@ def run(
         print(summary(metrics))
         print(verdict_line(metrics))
         print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE) if (output / name).exists())}")
+    if exit_status(metrics.get("verdict", "WARN"), strict=strict):
+        raise SystemExit(1)
 
 
 def check_network_options(refine: int, weight: float | None, checkpoint: PathLike | None) -> None:

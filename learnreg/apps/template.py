@@ -23,7 +23,7 @@ from learnreg.io import smallest_type, write_image
 from learnreg.methods.api import choose_method
 from learnreg.methods.groupwise import GroupTemplate, build_template
 from learnreg.reporting.figures import save_figure, template_figure
-from learnreg.transforms.itk import write_transform
+from learnreg.transforms.files import write_transform
 from learnreg.typing import PathLike
 from learnreg.writing import distinct_names, together
 

@@ -11,4 +11,10 @@ from .iterative import IterativeMethod as IterativeMethod
 from .measures import evidence as evidence
 from .one_shot import OneShotMethod as OneShotMethod
 from .presets import load_method as load_method
+from .series import (
+    RegisteredSeries as RegisteredSeries,
+    framewise_displacement as framewise_displacement,
+    motion_parameters as motion_parameters,
+    register_series as register_series,
+)
 from .verdicts import Verdict as Verdict, verdict as verdict

@@ -14,9 +14,10 @@ from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.io import image_from_sitk, read_image
 from learnreg.memory import peak_memory
-from learnreg.methods.base import Method, Registration, guided_by_landmarks
+from learnreg.methods.base import Method, Registration, check_pair, guided_by_landmarks
 from learnreg.methods.one_shot import OneShotMethod
 from learnreg.methods.presets import load_method
+from learnreg.methods.start import Initial, StartName, found_start, start_of
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.transforms import Affine, Transform
 from learnreg.transforms.in_plane import Plane, flattened, is_slice, lifted
@@ -34,7 +35,7 @@ def register(  # noqa: PLR0913 - the options of a registration
     checkpoint: PathLike | None = None,
     refine: int = 0,
     weight: float | None = None,
-    initial: Transform | None = None,
+    initial: Initial | None = None,
     trust: Sequence[str] = (),
     device: str = "cpu",
     progress: bool | None = None,
@@ -52,7 +53,9 @@ def register(  # noqa: PLR0913 - the options of a registration
         refine: Number of iterations that refine the transform of the ``checkpoint``.
         weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
             its default.
-        initial: Transform to start from, fixed to moving; ``None`` lets the method choose.
+        initial: Transform to start from, fixed to moving, or the path of one; or ``"com"``, which aligns the centers of
+            mass, ``"moments"``, the principal axes too (for unknown large rotations), or ``"identity"``. ``None`` lets
+            the method choose.
         trust: Packages whose classes the file of a method or checkpoint can name besides those of learnreg, such as
             ``["mylab"]``.
         device: Device that computes; the result is returned on the CPU.
@@ -79,7 +82,8 @@ def register(  # noqa: PLR0913 - the options of a registration
             raise InputError(f"The mask of the {name} image is empty: every value is 0. Leave it out, or correct it.")
     shown = sys.stderr.isatty() if progress is None else progress
     with tqdm(total=chosen.iterations, disable=not shown or not chosen.iterations, desc="register", unit="it") as bar:
-        start = None if initial is None else initial.to(device)
+        start = start_of(initial, target, source)
+        start = start.to(device) if isinstance(start, Transform) else start
         pair = target.to(device), source.to(device)
         with peak_memory(device) as peak:
             result = _register(chosen, *pair, start, bar.update)
@@ -115,16 +119,26 @@ def _on_the_cpu(result: Registration, peak_bytes: int | None, method: Method) ->
     return Registration(transform, fixed, moving, began, result.history, result.seconds, peak_bytes, guided)
 
 
+def _started(
+    method: Method, fixed: Image, moving: Image, initial: Transform | StartName | None, on_step: StepCallback
+) -> Registration:
+    """Run a method from a start that may have to be found first."""
+    if isinstance(initial, str):
+        check_pair(fixed, moving)
+        initial = found_start(initial, fixed, moving)
+    return method(fixed, moving, initial=initial, on_step=on_step)
+
+
 def _register(
-    method: Method, fixed: Image, moving: Image, initial: Transform | None, on_step: StepCallback
+    method: Method, fixed: Image, moving: Image, initial: Transform | StartName | None, on_step: StepCallback
 ) -> Registration:
     """Run a method; single slices are registered in their plane."""
     slices = is_slice(fixed.grid), is_slice(moving.grid)
     if not any(slices):
-        return method(fixed, moving, initial=initial, on_step=on_step)
+        return _started(method, fixed, moving, initial, on_step)
     if {fixed.ndim, moving.ndim} == {2, 3}:  # a 2-D image has no plane in space; compare both as 2-D images
         fixed, moving = (image if image.ndim == 2 else Plane.of(image.grid).flat(image) for image in (fixed, moving))
-        return method(fixed, moving, initial=initial, on_step=on_step)
+        return _started(method, fixed, moving, initial, on_step)
     if not all(slices):
         raise InputError(
             f"One image is a single slice and the other a volume ({fixed.grid.shape} and {moving.grid.shape} samples); "
@@ -132,11 +146,11 @@ def _register(
         )
     plane = Plane.of(fixed.grid)
     other = Plane.of(moving.grid, like=plane)
-    if initial is not None:
+    if initial is not None and not isinstance(initial, str):
         if not isinstance(initial, Affine) or initial.ndim != 3:
             raise InputError("The initial transform of two single slices must be linear and 3-D.")
         initial = flattened(initial, plane, other)
-    flat = method(plane.flat(fixed), other.flat(moving), initial=initial, on_step=on_step)
+    flat = _started(method, plane.flat(fixed), other.flat(moving), initial, on_step)
     began = None if flat.initial is None else lifted(flat.initial, plane, other)
     return Registration(lifted(flat.transform, plane, other), fixed, moving, began, flat.history, flat.seconds)
 

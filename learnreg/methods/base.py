@@ -77,7 +77,7 @@ class Registration(UncachedState):
 
     def save_transform(self, path: PathLike) -> None:
         """Write the transform for ITK, ANTs and 3D Slicer; see :func:`learnreg.transforms.write_transform`."""
-        from learnreg.transforms.itk import write_transform
+        from learnreg.transforms.files import write_transform
 
         write_transform(self.sampled, self.fixed.grid, path)
 

@@ -17,6 +17,9 @@ from learnreg.optimization.stage import Stage, StageResult, check_pair, compose_
 from learnreg.transforms import Affine, Displacement, Transform, align_centers, spline_through_landmarks
 from learnreg.typing import StepCallback
 
+TILTS = (-30.0, 0.0, 30.0)  # degrees about each axis in 3-D: nobody lies upside down in a scanner without a header
+AROUND = tuple(float(angle) for angle in range(-150, 181, 30))  # in 2-D; a descent finds 15 degrees
+
 
 class CenterOfView(Stage):
     """Stage that aligns the centers of the fields of view by a translation (``GEOMETRY`` in ITK).
@@ -128,9 +131,11 @@ class RotationSearch(Stage):
 
     Args:
         objective: Objective to rank the rotations and to descend on.
-        angles: Angles about each axis, degrees; all combinations are tried, and 0 is always included.
+        angles: Angles about each axis, degrees; all combinations are tried, and 0 is always included. ``None`` is -30,
+            0 and 30 in 3-D. In 2-D, where sections lie in any direction, it is every 30 degrees all around, and each
+            starts a descent: for two stains, the objective before it does not tell which is right.
         factor: Spacing of the coarse resolution, as a multiple of the finest voxel spacing.
-        starts: Number of rotations that start a descent, not counting the identity.
+        starts: Number of rotations that start a descent, not counting the identity; all do in 2-D without ``angles``.
         steps: Maximum number of iterations of each descent.
         margin: Share by which a rotation must lower the objective.
 
@@ -150,7 +155,7 @@ class RotationSearch(Stage):
     def __init__(
         self,
         objective: Objective,
-        angles: Sequence[float] = (-30, 0, 30),
+        angles: Sequence[float] | None = None,
         *,
         factor: float = 4.0,
         starts: int = 3,
@@ -158,7 +163,8 @@ class RotationSearch(Stage):
         margin: float = 0.1,
     ) -> None:
         super().__init__()
-        self.objective, self.angles, self.factor = objective, tuple(float(a) for a in angles), float(factor)
+        self.objective, self.factor = objective, float(factor)
+        self.angles = None if angles is None else tuple(float(a) for a in angles)
         self.starts, self.margin = int(starts), float(margin)
         self.descent = LinearStage(
             objective, "rigid", factors=(1,), iterations=(steps,), learning_rate=0.5, tolerance=0.0
@@ -175,11 +181,13 @@ class RotationSearch(Stage):
         check_pair(fixed, moving)
         coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
         center = center_of_mass(fixed)[:1]
-        tried = sorted({0.0, *self.angles}, key=abs)
+        usual = AROUND if fixed.ndim == 2 else TILTS
+        tried = sorted({0.0, *(usual if self.angles is None else self.angles)}, key=abs)
         turns = product(tried, repeat=1 if fixed.ndim == 2 else 3)
         unturned, *turned = [about(rotation([math.radians(a) for a in turn], fixed.ndim), center) for turn in turns]
         values = totals(self.objective, turned, *coarse, initial)
-        promising = sorted(range(len(turned)), key=values.__getitem__)[: self.starts]
+        starts = len(turned) if self.angles is None and fixed.ndim == 2 else self.starts
+        promising = sorted(range(len(turned)), key=values.__getitem__)[:starts]
         followed = [self.follow(start, *coarse, initial) for start in (unturned, *(turned[k] for k in promising))]
         values = totals(self.objective, followed, *coarse, initial)
         lowest = values.index(min(values))

@@ -143,7 +143,7 @@ def _from_field(image: sitk.Image) -> Displacement:
     return Displacement(torch.from_numpy(np.ascontiguousarray(array))[None], grid_from_sitk(image))
 
 
-def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
+def write_itk(transform: Transform, grid: Grid, path: PathLike) -> None:
     """Write a transform for ITK, ANTs and 3D Slicer; the suffix sets the format.
 
     ``.h5``, ``.tfm`` and ``.txt`` hold a composite transform, ``.mat`` one linear map (ANTs' affine), and an image file
@@ -159,8 +159,8 @@ def write_transform(transform: Transform, grid: Grid, path: PathLike) -> None:
 
     Example:
         >>> grid = learnreg.Grid.regular((8, 8, 8))
-        >>> write_transform(learnreg.Affine.translation([1.0, 2.0, 3.0]), grid, "shift.tfm")
-        >>> read_transform("shift.tfm")(torch.zeros(1, 1, 3))
+        >>> write_itk(learnreg.Affine.translation([1.0, 2.0, 3.0]), grid, "shift.tfm")
+        >>> read_itk("shift.tfm")(torch.zeros(1, 1, 3))
         tensor([[[1., 2., 3.]]])
     """
     suffix = Path(path).suffix
@@ -200,7 +200,7 @@ def _checksums(transform: sitk.Transform) -> list[int]:
     return [zlib.crc32(np.array(transform.GetParameters()).data)]
 
 
-def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
+def read_itk(path: PathLike, *, ndim: int | None = None) -> Transform:
     """Read a transform file of ITK or ANTs, or a displacement field image in mm.
 
     Args:

@@ -17,7 +17,7 @@ from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.io import write_image
 from learnreg.transforms import Affine
-from learnreg.transforms.itk import read_transform, write_transform
+from learnreg.transforms.files import read_transform, write_transform
 from tests.conftest import blob_image
 
 GRID = Grid.regular((12, 12, 12), 2.0)

@@ -8,7 +8,7 @@ import torch
 
 from learnreg.apps.main import main
 from learnreg.io import read_image, write_image
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.files import read_transform
 from tests.apps.test_batch import GRID
 from tests.conftest import blob_image
 

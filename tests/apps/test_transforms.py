@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
 
+from learnreg.apps.apply import read_chain, resample
 from learnreg.apps.register import set_device
+from learnreg.apps.transforms import convert
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.io import read_image, write_image
 from learnreg.transforms import Affine, Displacement, Inverse, read_transform, write_transform
@@ -167,7 +171,7 @@ def test_a_segmentation_is_not_interpolated_in_silence(files):
         (("compose", "affine.tfm", "missing.h5", "-o", "x.h5"), "missing.h5"),
         (("convert", "affine.tfm", "-o", "x.nii.gz"), "--reference"),
         (("convert", "field.nii.gz", "-o", "x.mat"), "holds one linear transform"),
-        (("convert", "affine.tfm", "-o", "x.lta"), "no format has this suffix"),
+        (("convert", "affine.tfm", "-o", "x.transform"), "no format has this suffix"),
         (("convert", "affine.tfm", "-o", "affine.tfm"), "exists already"),
         (("jacobian", "moving.nii.gz", "-r", "fixed.nii.gz", "-o", "x.nii.gz"), "value"),
     ],
@@ -197,3 +201,69 @@ def test_a_case_that_fails_does_not_end_an_evaluation(files, capsys, monkeypatch
     written = json.loads((files / "out" / "metrics.json").read_text())
     assert {row["case"] for row in written["cases"]} == {"fixed < moving", "moving < fixed"}
     assert sorted(written["failed"]) == ["another < other", "other < another"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("t.mat", "fsl"), ("t.lta", None), ("t.txt", "c3d"), ("d.npz", None), ("d.nii.gz", "fsl")]
+)
+def test_files_of_other_tools_are_converted_and_applied(files, name, form):
+    """The images are named in ``convert``; ``apply`` has them anyway."""
+    fixed, moving = (str(files / f"{which}.nii.gz") for which in ("fixed", "moving"))
+    given = (
+        [str(files / "affine.tfm")]
+        if name.startswith("t")
+        else [str(files / "field.nii.gz"), str(files / "affine.tfm")]
+    )
+    out = str(files / name)
+    with pytest.raises(InputError, match="--reference|--moving") if form != "c3d" else nullcontext():
+        convert(given[-1:] if name.startswith("t") else given, out, to_format=form)
+    convert(given, out, reference=fixed, moving=moving, to_format=form, overwrite=True)
+    convert([out], str(files / "back.h5"), reference=fixed, moving=moving, from_format=form)
+    points = torch.tensor([POINTS])
+    expected = read_chain(given)(points)
+    assert torch.allclose(read_transform(files / "back.h5")(points), expected, atol=2e-2)
+    common = {"reference": fixed, "labels": False, "fill": None, "interpolation": None, "overwrite": True}
+    for file, kind in ((out, form), (str(files / "back.h5"), None)):
+        options = argparse.Namespace(
+            inputs=[file, moving], output=f"{file}.nii.gz", inverse=False, from_format=kind, **common
+        )
+        resample(options)
+    first, second = (read_image(f"{file}.nii.gz").data for file in (out, files / "back.h5"))
+    assert first.max() > 300
+    assert (first - second).abs().mean() < 0.5
+
+
+def test_an_inverse_of_a_file_of_fsl_swaps_the_images(files):
+    fixed, moving = (str(files / f"{which}.nii.gz") for which in ("fixed", "moving"))
+    convert([str(files / "affine.tfm")], str(files / "t.mat"), reference=fixed, moving=moving, to_format="fsl")
+    common = {"labels": False, "fill": 100.0, "interpolation": None, "overwrite": True, "reference": moving}
+    for file, kind in (("t.mat", "fsl"), ("affine.tfm", None)):
+        resample(
+            argparse.Namespace(
+                inputs=[str(files / file), fixed],
+                output=f"{files / file}.nii.gz",
+                inverse=True,
+                from_format=kind,
+                **common,
+            )
+        )
+    first, second = (read_image(f"{files / file}.nii.gz").data for file in ("t.mat", "affine.tfm"))
+    assert (first - second).abs().mean() < 0.5 < first.std()
+
+
+def test_a_file_of_fsl_is_not_composed_without_its_own_images(files):
+    fixed, moving = (str(files / f"{which}.nii.gz") for which in ("fixed", "moving"))
+    convert([str(files / "affine.tfm")], str(files / "w.nii.gz"), reference=fixed, moving=moving, to_format="fsl")
+    grid = read_image(fixed).grid
+    with pytest.raises(InputError, match="convert it to .h5"):
+        read_chain([str(files / "affine.tfm"), str(files / "w.nii.gz")], fixed=grid, moving=grid)
+
+
+def test_convert_writes_an_ants_pair(files):
+    given = [str(files / "field.nii.gz"), str(files / "affine.tfm")]
+    convert(given, str(files / "pair_"), to_format="ants")
+    pair = read_chain([str(files / "pair_1Warp.nii.gz"), str(files / "pair_0GenericAffine.mat")])
+    points = torch.tensor([POINTS])
+    assert torch.allclose(pair(points), read_chain(given)(points), atol=1e-4)
+    with pytest.raises(InputError, match="exists already"):
+        convert(given, str(files / "pair_"), to_format="ants")

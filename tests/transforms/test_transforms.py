@@ -26,7 +26,8 @@ from learnreg.transforms import (
     spline_lattice,
     spline_through_landmarks,
 )
-from learnreg.transforms.itk import from_itk, read_transform, to_itk, write_transform
+from learnreg.transforms.files import read_transform, write_transform
+from learnreg.transforms.itk import from_itk, to_itk
 from learnreg.transforms.radial_functions import wendland
 from learnreg.warping import warp
 from tests.conftest import blob_image, make_grid, smooth_image, smooth_values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter, Token
 
@@ -55,6 +55,10 @@ def sizes(_: Any, words: Sequence[Token]) -> tuple[int, ...]:
     return tuple(whole_number(1)(int, [word]) for word in words)
 
 
+FormatName: TypeAlias = Literal[  # those of learnreg.transforms.files, which is not imported for a help
+    "itk", "ants", "fsl", "fsl-relative", "fsl-absolute", "freesurfer", "c3d", "x5", "learn2reg", "learn2reg-half"
+]
+
 COMPUTING = "Computation"  # heading in the help
 
 File: TypeAlias = Annotated[str | Path, Parameter(metavar="FILE")]
@@ -77,4 +81,6 @@ Shape: TypeAlias = Annotated[Sequence[int], Parameter(converter=sizes, consume_m
 Device: TypeAlias = Annotated[str, Parameter(group=COMPUTING, metavar="DEVICE")]
 Threads: TypeAlias = Annotated[int, Parameter(group=COMPUTING, converter=whole_number(1), metavar="N")]
 Jobs: TypeAlias = Threads
+From: TypeAlias = Annotated[FormatName, Parameter(name="--from", metavar="FORMAT")]
+To: TypeAlias = Annotated[FormatName, Parameter(name="--to", metavar="FORMAT")]
 Quiet: TypeAlias = Annotated[bool, Parameter(group=COMPUTING, show_default=False)]

@@ -11,6 +11,7 @@ from learnreg.apps.commands.options import (
     File,
     Files,
     Flag,
+    From,
     Name,
     Number,
     Output,
@@ -18,6 +19,7 @@ from learnreg.apps.commands.options import (
     Reference,
     SomeFiles,
     Threads,
+    To,
     Trusted,
 )
 from learnreg.errors import InputError
@@ -40,6 +42,8 @@ def register(
     moving_mask: File | None = None,
     landmarks: SomeFiles | None = None,
     inverse: Flag = False,
+    report: Flag = False,
+    strict: Flag = False,
     fill: Number | None = None,
     overwrite: Flag = False,
     trust: Trusted = (),
@@ -66,7 +70,8 @@ def register(
         checkpoint: A trained network, or the name of a model (see `learnreg methods`).
         refine: Classical steps from the network's answer.
         weight: How much a network of network=conditioned is to regularize.
-        initial: An ITK transform to begin with, fixed to moving.
+        initial: Where to begin: the centers of mass (com), also the principal axes (moments), identity, or the file
+            of a transform, fixed to moving (./com is a file).
         fixed_labels: Segmentation of the fixed image, to measure overlap.
         moving_labels: Segmentation of the moving image, to measure overlap.
         fixed_mask: Where the fixed image counts.
@@ -74,6 +79,8 @@ def register(
         landmarks: One CSV with the points of both images, or two files, fixed and moving: their distance is measured,
             and a method with a landmark term (lung) is guided by them.
         inverse: Also write inverse.h5, from moving to fixed.
+        report: Also write report.html, a page to judge the result by.
+        strict: Exit with status 1 if the verdict on the result is FAIL.
         fill: Value beyond the moving image (default: 0, or its lowest value if that is negative, as of air in a CT).
         overwrite: Replace results that are already in OUT.
         trust: A package whose classes the file of a method or network can name, such as mylab; may be repeated.
@@ -96,6 +103,8 @@ def register(
         masks=(fixed_mask, moving_mask),
         landmarks=landmarks,
         inverse=inverse,
+        report=report,
+        strict=strict,
         fill=fill,
         overwrite=overwrite,
         trust=trust,
@@ -117,6 +126,7 @@ def apply(
     labels: Flag = False,
     interpolation: Literal["linear", "nearest"] | None = None,
     fill: Number | None = None,
+    from_format: From | None = None,
     overwrite: Flag = False,
 ) -> None:
     """Resample images, or map points, through saved transforms.
@@ -135,8 +145,8 @@ def apply(
       learnreg apply OUT/transform.h5 --inverse --points moving.csv -o fixed.csv
 
     Args:
-        inputs: One or more transforms (.h5, .tfm, .mat, or a displacement field in mm), the first applied to points
-            first; then, without --moving and --points, the image.
+        inputs: One or more transforms of ITK, ANTs, FSL, FreeSurfer, Convert3D, BIDS or Learn2Reg, the first applied to
+            points first; then, without --moving and --points, the image.
         output: The resampled image, a folder for several, or a CSV of points.
         moving: The images to resample; all arguments before are transforms then.
         reference: The image whose grid the result has; it is the fixed image.
@@ -145,19 +155,29 @@ def apply(
         labels: Nearest neighbor, integers: for segmentations.
         interpolation: How to interpolate (default: linear; nearest with --labels).
         fill: Value beyond the moving image (default: 0, or its lowest value if that is negative, as of air in a CT).
+        from_format: The format of the transforms, where tools share a suffix (default: found out).
         overwrite: Replace OUT.
     """
     from learnreg.apps.apply import Resampling, map_points, resample, split_inputs
 
     if points is not None:
-        if labels or fill is not None or interpolation or moving:
-            raise InputError(
-                "--labels, --fill, --interpolation and --moving are for images; leave them out with --points."
-            )
-        map_points(inputs, points, output=output, reference=reference, inverse=inverse, overwrite=overwrite)
+        if labels or fill is not None or interpolation:
+            raise InputError("--labels, --fill and --interpolation are for images; leave them out with --points.")
+        if moving is not None and len(moving) != 1:
+            raise InputError("With --points, --moving is the one other image, which FSL's transforms need.")
+        map_points(
+            inputs,
+            points,
+            output=output,
+            reference=reference,
+            moving=moving[0] if moving else None,
+            inverse=inverse,
+            format=from_format,
+            overwrite=overwrite,
+        )
     else:
         transforms, images = split_inputs(inputs, moving)
-        how = Resampling(inverse=inverse, labels=labels, interpolation=interpolation, fill=fill)
+        how = Resampling(inverse, labels, interpolation, fill, from_format)
         resample(transforms, images, how, reference=reference, output=output, overwrite=overwrite)
     print(f"Wrote {output}")
 
@@ -177,9 +197,12 @@ def compose(
         reference: Where a field is sampled: the fixed image (default: the grid of the first field).
         overwrite: Replace OUT.
     """
-    from learnreg.apps.transforms import rewrite
+    from learnreg.apps.output import recorded_warnings
+    from learnreg.apps.transforms import convert as work
 
-    rewrite(transforms, output=output, reference=reference, overwrite=overwrite)
+    with recorded_warnings():
+        line = work(transforms, output, reference=reference, overwrite=overwrite)
+    print(line)
 
 
 def invert(
@@ -197,27 +220,58 @@ def invert(
         reference: Where a field is sampled: the moving image.
         overwrite: Replace OUT.
     """
-    from learnreg.apps.transforms import rewrite
+    from learnreg.apps.output import recorded_warnings
+    from learnreg.apps.transforms import invert as work
 
-    rewrite(transforms, output=output, reference=reference, overwrite=overwrite, inverse=True)
+    with recorded_warnings():
+        line = work(transforms, output, reference=reference, overwrite=overwrite)
+    print(line)
 
 
-def convert(transform: File, /, *, output: Output, reference: Reference | None = None, overwrite: Flag = False) -> None:
-    """Write a transform in another format: .h5, .tfm, .txt, .mat (linear), .nii.gz (a field in mm).
+def convert(
+    transform: File,
+    /,
+    *,
+    output: Output,
+    reference: Reference | None = None,
+    moving: File | None = None,
+    from_format: From | None = None,
+    to_format: To | None = None,
+    overwrite: Flag = False,
+) -> None:
+    """Write a transform in the format of another tool.
+
+    The suffix is the format: .h5, .tfm, .txt, .mat and .nii.gz of ITK and ANTs, .lta of FreeSurfer, .x5 of BIDS, .npz
+    of Learn2Reg. Name the format where tools share a suffix. FSL and Learn2Reg need both images.
 
     For example:
       learnreg convert OUT/transform.h5 -o field.nii.gz
       learnreg convert affine.tfm -r FIXED.nii.gz -o field.nii.gz
+      learnreg convert flirt.mat --from fsl -r FIXED.nii.gz --moving MOVING.nii.gz -o affine.lta
 
     Args:
         transform: Fixed to moving.
         output: The file to write; its suffix is the format.
-        reference: Where a field is sampled: the fixed image (default: the grid of the first field).
+        reference: The fixed image (default: the grid of the first field).
+        moving: The moving image, for FSL and Learn2Reg.
+        from_format: The format of TRANSFORM (default: found out).
+        to_format: The format of OUT (default: that of its suffix).
         overwrite: Replace OUT.
     """
-    from learnreg.apps.transforms import rewrite
+    from learnreg.apps.output import recorded_warnings
+    from learnreg.apps.transforms import convert as work
 
-    rewrite([transform], output=output, reference=reference, overwrite=overwrite)
+    with recorded_warnings():
+        line = work(
+            [transform],
+            output,
+            reference=reference,
+            moving=moving,
+            from_format=from_format,
+            to_format=to_format,
+            overwrite=overwrite,
+        )
+    print(line)
 
 
 def jacobian(
@@ -245,6 +299,9 @@ def jacobian(
         inverse: Of the map from moving to fixed.
         overwrite: Replace OUT.
     """
+    from learnreg.apps.output import recorded_warnings
     from learnreg.apps.transforms import jacobian as work
 
-    work(transforms, output=output, reference=reference, log=log, inverse=inverse, overwrite=overwrite)
+    with recorded_warnings():
+        line = work(transforms, output=output, reference=reference, log=log, inverse=inverse, overwrite=overwrite)
+    print(line)

@@ -1,0 +1,5 @@
+"""Registration inside the pipelines of other libraries: MONAI and torchio."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,70 @@
+"""Initial alignments by name, in place of those that a method chooses."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, TypeAlias, cast, get_args
+
+from learnreg.errors import InputTypeError
+from learnreg.image import Image
+from learnreg.methods.iterative import IterativeMethod
+from learnreg.objective import Objective
+from learnreg.optimization import CenterOfMass, Moments
+from learnreg.similarity import MutualInformation
+from learnreg.transforms import Affine, Transform
+from learnreg.transforms.files import read_transform
+from learnreg.typing import PathLike
+
+StartName = Literal["com", "moments", "identity"]
+Initial: TypeAlias = Transform | StartName | PathLike
+
+
+def start_of(initial: Initial | None, fixed: Image, moving: Image) -> Transform | StartName | None:
+    """Return a transform, or the name of a way to find one; anything else that is given is the path of a file.
+
+    Args:
+        initial: ``"com"``, ``"moments"``, ``"identity"``, the path of a transform, or a transform; ``"./com"`` is a
+            file.
+        fixed: The reference.
+        moving: The image to align.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        InputError: The file is not a transform of these images.
+        InputTypeError: ``initial`` has another type.
+    """
+    if initial is None or isinstance(initial, Transform):
+        return initial
+    if isinstance(initial, str) and initial in get_args(StartName):
+        return cast(StartName, initial)
+    if isinstance(initial, (str, os.PathLike)):
+        return read_transform(initial, ndim=fixed.ndim, fixed=fixed.grid, moving=moving.grid)
+    raise InputTypeError(
+        "initial must be 'com', 'moments', 'identity', the path of a transform, or a Transform, got "
+        f"{type(initial).__name__}."
+    )
+
+
+def found_start(name: StartName, fixed: Image, moving: Image) -> Transform:
+    """Find an initial alignment.
+
+    Args:
+        name: ``"com"`` aligns the centers of mass, ``"moments"`` the principal axes too (the flip with the highest
+            normalized mutual information, never a mirror image), ``"identity"`` nothing.
+        fixed: The reference; any intensity scale.
+        moving: The image to align.
+
+    Raises:
+        InputError: An image is constant within its mask.
+
+    Example:
+        >>> grid = learnreg.Grid.regular((16, 16, 16))
+        >>> ball = (grid.points.norm(dim=-1, keepdim=True) < 5).float().movedim(-1, 1)
+        >>> found = found_start("com", learnreg.Image(ball, grid), learnreg.Image(ball.roll(2, -1), grid))
+        >>> [round(x) for x in found(torch.zeros(1, 1, 3)).flatten().tolist()]
+        [2, 0, 0]
+    """
+    if name == "identity":
+        return Affine.identity(fixed.ndim, dtype=fixed.grid.dtype).to(fixed.data.device)
+    stage = CenterOfMass() if name == "com" else Moments(Objective(MutualInformation(normalized=True)))
+    return IterativeMethod({name: stage})(fixed, moving).transform
