@@ -1,5 +1,6 @@
 import base64
 import gzip
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from learnreg.apps.register import measure, save
 from learnreg.apps.report import report
@@ -59,9 +61,8 @@ def watched(page):
 
 def pixels(page, number=0) -> np.ndarray:
     """The picture of a plane, as the browser has drawn it."""
-    script = "c => [c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
-    width, *values = page.locator(".plane canvas").nth(number).evaluate(script)
-    return np.array(values, dtype=float).reshape(-1, width, 4)[..., :3]
+    address = page.locator(".plane canvas").nth(number).evaluate("canvas => canvas.toDataURL()")
+    return 255.0 * imread(io.BytesIO(base64.b64decode(address.split(",")[1])))[..., :3]
 
 
 def move(page, selector, value):
