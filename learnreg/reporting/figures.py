@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class _Pair:
         fixed = shown(plane.flat(self.fixed.data), self.limits)
         moving = shown(plane.flat(start), self.moving_limits)
         warped = shown(plane.flat(sample(self.moving.data, self.moving.grid, points)), self.moving_limits)
-        gray = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        gray: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
         for ax, picture in zip(axes, (fixed, moving, warped), strict=False):
             ax.imshow(plane.turned(picture), aspect=plane.aspect, **gray)
             draw_letters(ax, plane)

@@ -21,8 +21,8 @@ MANY = 40  # of more landmarks only those near the plane are drawn
 
 def draw_letters(ax: Axes, plane: Plane) -> None:
     """Write the patient's directions at the sides of a picture."""
-    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
-    places += ((0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
+    sides = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"))
+    places = (*sides, (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
     for (x, y, horizontal, vertical), letter in zip(places, plane.letters or (), strict=False):
         style: dict[str, Any] = {"ha": horizontal, "va": vertical, "fontsize": 8, "color": "yellow"}
         style["path_effects"] = [withStroke(linewidth=2, foreground="black")]
@@ -38,7 +38,7 @@ def draw_labels(ax: Axes, labels: NDArray[Any], *, dashed: bool = False) -> None
     for value in values[np.argsort(-counts)][:LABELS]:
         part = labels == value
         if not part.all():
-            style = {"linestyles": "dashed" if dashed else "solid", "linewidths": 0.9}
+            style: Any = {"linestyles": "dashed" if dashed else "solid", "linewidths": 0.9}
             ax.contour(part, levels=[0.5], colors=[colors[int(value) % len(colors)]], **style)
 
 

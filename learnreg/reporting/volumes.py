@@ -77,7 +77,7 @@ class Views:
     @property
     def size(self) -> int:
         """Bytes of the encoded volumes."""
-        return sum(len(packed(array)) for array in (*self.volumes.values(), self.lattice[0]))
+        return sum(len(packed(volume)) for volume in self.volumes.values()) + len(packed(self.lattice[0]))
 
 
 def packed(array: NDArray[Any]) -> str:
