@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from learnreg import __version__
 from learnreg.apps.errors import one_line
@@ -26,6 +27,7 @@ from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.methods.verdicts import Level, Verdict, exit_status, verdict
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
+from learnreg.reporting.report import write_report
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Displacement
@@ -38,6 +40,7 @@ WRITING = 24  # volumes in float32 that writing and measuring take at most; an .
 SAMPLES = 2**20  # of voxels for a reported mutual information
 FILES = ("warped.nii.gz", "transform.h5", "figure.png", "metrics.json")
 INVERSE = "inverse.h5"
+REPORT = "report.html"
 
 
 def run(
@@ -246,7 +249,13 @@ def _agreement(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def save(
-    result: Registration, metrics: dict[str, Any], output: Path, *, fill: float | None = None, inverse: bool = False
+    result: Registration,
+    metrics: dict[str, Any],
+    output: Path,
+    *,
+    fill: float | None = None,
+    inverse: bool = False,
+    report: bool = False,
 ) -> dict[str, Any]:
     """Write all files together. A measure or figure that fails costs neither the image nor the transform.
 
@@ -256,6 +265,7 @@ def save(
         output: Folder of the files.
         fill: Value beyond the moving image; ``None`` is its background.
         inverse: Write the inverse transform too, and measure it.
+        report: Write ``report.html`` too, see :func:`learnreg.reporting.write_report`.
 
     Returns:
         ``metrics`` with what was measured.
@@ -271,15 +281,32 @@ def save(
                 metrics = metrics | {"inverse_residual_mm": {"mean": residual.mean, "max": residual.greatest}}
             metrics = metrics | measure(result)
             title = summary(metrics)
-            save_figure(registration_figure(result.fixed, result.moving, result.sampled, title=title), part / FILES[2])
+            save_figure(_figure(result, metrics, title), part / FILES[2])
+            if report:
+                write_report(result, metrics, part / REPORT)
         except (RuntimeError, MemoryError, ArithmeticError, ValueError) as error:
             failed = f"not everything could be measured or drawn: {type(error).__name__}: {one_line(error)}"
             metrics = metrics | {"warnings": [*metrics.get("warnings", []), failed]}
             warnings.warn(failed, stacklevel=2)
         (part / FILES[3]).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if not report:
+        (output / REPORT).unlink(missing_ok=True)  # it is that of the result that was replaced
     if not inverse:
         (output / INVERSE).unlink(missing_ok=True)  # it is that of the transform that was replaced
     return metrics
+
+
+def _figure(result: Registration, metrics: dict[str, Any], title: str) -> Figure:
+    """Draw the pair, named by its files; a checkerboard shows more than a difference of two contrasts."""
+    return registration_figure(
+        result.fixed,
+        result.moving,
+        result.sampled,
+        initial=result.initial,
+        title=title,
+        names=(Path(metrics.get("fixed", "fixed")).name, Path(metrics.get("moving", "moving")).name),
+        same_contrast="mutual_information" not in metrics["after"],
+    )
 
 
 def summary(metrics: dict[str, Any]) -> str:

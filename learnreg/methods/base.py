@@ -58,9 +58,12 @@ class Registration(UncachedState):
 
     def _repr_html_(self) -> str:
         """Show the images before and after in a notebook."""
+        from learnreg.methods.contrast import SAME, contrast_agreement
         from learnreg.reporting.figures import figure_html, registration_figure
 
-        return figure_html(registration_figure(self.fixed, self.moving, self.sampled, initial=self.initial), repr(self))
+        same = contrast_agreement(self.fixed, self.moving, self.sampled) >= SAME
+        figure = registration_figure(self.fixed, self.moving, self.sampled, initial=self.initial, same_contrast=same)
+        return figure_html(figure, repr(self))
 
     @cached_property
     def sampled(self) -> Sampled:
