@@ -24,7 +24,9 @@ def ideas(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "ideas", raising=False)
-    for block in blocks("docs/laboratory.md", "python")[:1] + blocks("docs/laboratory.md", "yaml"):
+    code = [block for block in blocks("docs/laboratory.md", "python") if block.startswith("# ideas.py")]
+    (tmp_path / "ideas.py").write_text("\n".join(code), encoding="utf-8")
+    for block in blocks("docs/laboratory.md", "yaml"):
         name = block.splitlines()[0].removeprefix("# ")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(block, encoding="utf-8")
@@ -34,10 +36,13 @@ def ideas(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_laboratory(ideas):
     names: dict = {"__name__": "laboratory"}
-    for block in blocks("docs/laboratory.md", "python")[1:]:
+    for block in blocks("docs/laboratory.md", "python"):
+        if block.startswith("# ideas.py"):
+            continue
         exec(compile(block, "docs/laboratory.md", "exec"), names)
     assert set(names["errors"]) == {"dense velocity", "BSplineParametrization", "CompositiveParametrization"}
     assert max(names["errors"].values()) < 3.5  # mm, from 5.2
+    assert any(weights.grad.abs().sum() > 0 for weights in names["network"].parameters())
     assert float(names["found"].arc.detach()) / 30 == pytest.approx(0.3, abs=0.01)
     laws = names["TestCauchy"]()
     laws.test_lowest_at_the_true_shift()
@@ -62,8 +67,11 @@ def test_the_laboratory_s_files_are_a_method_and_a_choice_of_a_training(ideas):
                 "experiment=quickstart",
                 f"hydra.searchpath=[file://{ideas}/my_conf]",
                 "objective/similarity=cauchy",
+                "network=translation",
             ],
         )
-    plain = OmegaConf.to_container(config["objective"], resolve=True)
-    check_targets(plain)
-    assert plain["similarity"] == {"_target_": "ideas.Cauchy"}
+    objective, network = (OmegaConf.to_container(config[group], resolve=True) for group in ("objective", "network"))
+    check_targets(objective)
+    check_targets(network)
+    assert objective["similarity"] == {"_target_": "ideas.Cauchy"}
+    assert network == {"_target_": "ideas.Translation", "channels": 16}
