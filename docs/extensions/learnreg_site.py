@@ -20,7 +20,7 @@ COMMAND = re.compile(r"^[│ ]{1,4}([a-z][a-z-]*)  +\S", re.M)
 
 def help_of(*command: str) -> str:
     """Text of ``learnreg COMMAND --help``."""
-    plain = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    plain = {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
     code = "import sys; from learnreg.apps.main import main; main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--help"],
