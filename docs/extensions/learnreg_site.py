@@ -24,6 +24,7 @@ def help_of(*command: str) -> str:
     code = "import sys; from learnreg.apps.main import main; main(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--help"],
+        cwd=ROOT,
         env=os.environ | plain,
         capture_output=True,
         encoding="utf-8",
