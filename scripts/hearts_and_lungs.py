@@ -1,4 +1,4 @@
-"""Register hearts (systole to diastole) and lungs (expiration to inspiration); print what docs/results.md quotes.
+"""Register hearts (systole to diastole) and lungs (expiration to inspiration); print what docs/benchmarks.md quotes.
 
 python scripts/hearts_and_lungs.py $LEARNREG_DATA
 """

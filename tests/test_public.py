@@ -1,5 +1,6 @@
 """The public interface: one list, lazy, complete and documented."""
 
+import ast
 import importlib
 import os
 import subprocess
@@ -10,9 +11,16 @@ from pathlib import Path
 import pytest
 
 import learnreg
-from scripts.api_page import PACKAGE, ROOT, page, public
 
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "learnreg"
 STUBS = sorted(PACKAGE.rglob("__init__.pyi"))
+
+
+def public(stub):
+    """Names that a stub exports, modules left out, in the order of the stub."""
+    tree = ast.parse(stub.read_text(encoding="utf-8"))
+    return [a.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module for a in node.names]
 
 
 def python(code, **variables):
@@ -55,8 +63,11 @@ def test_every_public_name_is_documented(stub):
             assert value.__doc__, name
 
 
-def test_the_page_lists_what_is_public():
-    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == page(), "python scripts/api_page.py writes it"
+@pytest.mark.parametrize("stub", STUBS, ids=lambda stub: stub.parent.name)
+def test_every_package_has_a_page(stub):
+    package = ".".join(stub.parent.relative_to(ROOT).parts)
+    page = (ROOT / "docs" / "api" / f"{package.rpartition('.')[2]}.md").read_text(encoding="utf-8")
+    assert f".. automodule:: {package}\n" in page
 
 
 def test_types_are_shipped():

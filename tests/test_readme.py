@@ -1,44 +1,76 @@
-"""Every command of the README runs as it stands, in short form: one step on tiny images."""
+"""Every command of the README and of the pages runs as it stands, in short form: one step on tiny images."""
 
 import csv
 import re
 import shlex
 import shutil
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
+from monai.networks.nets import RegUNet
 
+import learnreg
+from learnreg import Affine, read_image, write_transform
 from learnreg.apps.main import main
 from tests.test_configs import small_data  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"^```\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```([^`\n]*)\n(.*?)^```$", re.M | re.S)  # language and text
 COMMAND = re.compile(r"(?:python train\.py|^learnreg) .*", re.M)
 
 
+# Other pages: tests/test_docs.py runs laboratory.md, tests/apps/test_sweeps.py what training.md shows, tests/test_slurm.py and
+# tests/training/test_scale.py what scaling.md shows of trainings, tests/test_prepare.py the trainings of data.md.
+PAGES = {
+    "README.md",
+    *(f"docs/{name}.md" for name in ("quickstart", "install", "register", "train", "presets", "benchmarks")),
+}
+LIBRARY_PAGES = {*PAGES, *(f"docs/{name}.md" for name in ("cli", "conventions", "data", "scaling", "troubleshooting"))}
+TABLES = ROOT / "docs" / "coming_from.md"
+INLINE = re.compile(r"`((?:learnreg |python train\.py )[^`]+)`")
+EXPRESSION = re.compile(r"`(learnreg\.[A-Za-z_]+[.(][^`]+)`")
+
+
 def commands():
-    """The commands of all blocks, without comments and with continued lines joined."""
-    for block in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
-        for found in COMMAND.findall(block.replace("\\\n", " ")):
-            yield shlex.split(found, comments=True)
+    """The commands of all blocks, each once, without comments and with continued lines joined."""
+    found = {}
+    for page in sorted(LIBRARY_PAGES):
+        for language, block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8")):
+            for line in COMMAND.findall("" if language else block.replace("\\\n", " ")):
+                words = shlex.split(line, comments=True)
+                if page in PAGES or words[0] == "learnreg":
+                    found[tuple(words)] = page
+    for line in INLINE.findall(TABLES.read_text(encoding="utf-8")):
+        found.setdefault(tuple(shlex.split(line)), TABLES.name)
+    return [list(words) for words in found]
 
 
 TRAININGS = [words[2:] for words in commands() if words[0] == "python"]
 OTHERS = [words[1:] for words in commands() if words[0] == "learnreg"]
 SHORT = ["debug=step", "trainer.accelerator=cpu", "report_pairs=0", "callbacks.gap=null"]
-OF_TRANSFORMS = {"apply", "invert", "jacobian"}
+OF_TRANSFORMS = {"apply", "invert", "jacobian", "compose", "convert"}
+OF_RUNS = {"runs", "export"}  # tried with the trainings below
 SMALL = "data.space.shape=[32,32,32]"
+IMAGES = ("FIXED", "MOVING", "EXPIRATION", "INSPIRATION", "LABELS", "FIXED_LABELS", "FIXED_MASK", "MOVING_MASK")
 
 
 def write(folder, name, values):
     folder.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(sitk.GetImageFromArray(values), str(folder / name))
+
+
+def preset_of_one_s_own():
+    """The YAML file that presets.md shows."""
+    page = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
+    return re.search(r"^```yaml\n(# mine\.yaml.*?)^```$", page, re.M | re.S)[1]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +82,21 @@ def workplace(tmp_path_factory, small_data):  # noqa: F811
         rows = csv.writer(file)
         rows.writerow(["image", "labels", "group", "age"])
         for k, image in enumerate(images[:100]):
-            rows.writerow([image, str(image).replace("images", "labels"), k // 2, 20 + k % 60])
+            rows.writerow([image, str(image).replace("images", "labels"), f"p{k // 2:02}", 20 + k % 60])
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["fixed", "moving"], *zip(images[:2], images[2:4], strict=True)])
     (folder / "my_configs" / "experiment").mkdir(parents=True)
     (folder / "my_configs" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - hippocampus\n  - override /network: unet\n"
     )
-    for name in ("FIXED", "MOVING", "EXPIRATION", "INSPIRATION"):
+    for name in IMAGES[:4]:
         shutil.copy(images[len(name)], folder / f"{name}.nii.gz")
-    shutil.copy(str(images[6]).replace("images", "labels"), folder / "LABELS.nii.gz")
+    for name, image in {"LABELS": images[6], "FIXED_LABELS": images[5]}.items():
+        shutil.copy(str(image).replace("images", "labels"), folder / f"{name}.nii.gz")
+    for name in ("FIXED_MASK", "MOVING_MASK"):
+        write(folder, f"{name}.nii.gz", np.ones((10, 12, 8), np.uint8))
+    write_transform(Affine.translation([1.0, 0.0, 0.0]), read_image(folder / "FIXED.nii.gz").grid, folder / "START.h5")
+    (folder / "mine.yaml").write_text(preset_of_one_s_own())
     for k in range(2):
         write(folder / "FOLDER" / "images", f"{k}.nii.gz", sitk.GetArrayFromImage(sitk.ReadImage(str(images[k]))))
         write(
@@ -68,6 +107,7 @@ def workplace(tmp_path_factory, small_data):  # noqa: F811
     points = np.array([[2, 2, 2], [4, 6, 5], [5, 3, 7], [3, 8, 4]])
     lines = ["f_i,f_j,f_k,m_i,m_j,m_k", *(",".join(map(str, (*p, *(p + 1)))) for p in points)]
     (folder / "POINTS.csv").write_text("x,y,z\n-20,-25,20\n")
+    (folder / "POINTS.txt").write_text("point\n1\n-20 -25 20\n")
     (folder / "PAIRS.csv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -133,27 +173,65 @@ def test_a_training_of_the_readme(words, here, tmp_path, capsys):
         assert capsys.readouterr().out.count("\n") == 2 + 3
 
 
-@pytest.mark.parametrize(
-    "words", [w for w in OTHERS if w[0] in {"register", "template", "evaluate", "check", *OF_TRANSFORMS}], ids=" ".join
-)
+@pytest.mark.parametrize("words", [w for w in OTHERS if w[0] not in OF_RUNS], ids=" ".join)
 def test_a_command_of_the_readme(words, here, tmp_path):
     """`OUT/transform.h5` is that of a registration."""
     trained(here)
-    names = {name: f"{name}.nii.gz" for name in ("FIXED", "MOVING", "LABELS", "EXPIRATION", "INSPIRATION")}
-    names |= {"OUT": str(tmp_path / "OUT"), "$LEARNREG_DATA/hippocampus": "FOLDER", "160:200": "0:2"}
+    names = {name: f"{name}.nii.gz" for name in IMAGES}
+    names |= {"OUT": str(tmp_path / "OUT"), "$LEARNREG_DATA/hippocampus": "FOLDER", "160:200": "0:2", "DATA": "FOLDER"}
     names |= {"OUT/transform.h5": str(tmp_path / "before" / "transform.h5"), "TABLE": str(tmp_path / "TABLE")}
     if words[0] in OF_TRANSFORMS:
         call(
             "register", "FIXED.nii.gz", "MOVING.nii.gz", "-o", str(tmp_path / "before"), "--method", "rigid", "--quiet"
         )
     given = [names.get(word, names.get(word.removesuffix(".nii.gz"), word)) for word in words]
+    if "-o" in words and words[words.index("-o") + 1] not in names:
+        given[words.index("-o") + 1] = str(tmp_path / words[words.index("-o") + 1])
     call(*given)
+    if "-o" in words:
+        assert Path(given[words.index("-o") + 1]).exists()
+
+
+def test_a_preset_of_one_s_own(here, tmp_path):
+    call("register", "FIXED.nii.gz", "MOVING.nii.gz", "-o", str(tmp_path / "out"), "--method", "mine.yaml")
+    assert (tmp_path / "out" / "transform.h5").exists()
 
 
 def test_every_command_is_tried():
-    assert len(TRAININGS) >= 18
-    known = {"register", "template", "evaluate", "check", "runs", "export", *OF_TRANSFORMS}
+    assert len(TRAININGS) >= 21
+    known = {"register", "template", "evaluate", "check", "methods", "batch", *OF_TRANSFORMS, *OF_RUNS}
     assert {words[0] for words in OTHERS} == known
+
+
+def expressions():
+    return list(dict.fromkeys(EXPRESSION.findall(TABLES.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize("text", expressions())
+def test_an_expression_of_the_tables(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    grid = learnreg.Grid.regular((16, 16, 16))
+    fixed, moving = (learnreg.Image(torch.rand(1, 1, 16, 16, 16), grid) for _ in range(2))
+    learnreg.write_image(fixed.data[0], grid, tmp_path / "fixed.nii.gz")
+    values = {
+        "learnreg": learnreg,
+        "torch": torch,
+        "partial": partial,
+        "grid": grid,
+        "fixed": fixed,
+        "moving": moving,
+        "objective": learnreg.Objective(learnreg.similarity.MSE()),
+        "transform": learnreg.Affine.translation([1.0, 0.0, 0.0]),
+        "velocity": torch.zeros(1, 3, 16, 16, 16),
+        "labels": torch.ones(1, 1, 16, 16, 16, dtype=torch.long),
+        "module": RegUNet(3, 2, 8, depth=2, out_channels=3),
+    }
+    assert eval(text, values) is not None
+
+
+def test_expressions_are_found():
+    assert len(expressions()) >= 35
 
 
 def test_export_and_register_of_the_readme(here, tmp_path):
