@@ -21,12 +21,14 @@ from learnreg.headers import (
     SUFFIXES,
     affine_in_lps,
     check_series,
+    check_whole,
     itk_reason,
     keeping_locale,
     nifti_geometry,
     read_header,
     series_files,
     unreadable,
+    without_itk_warnings,
 )
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
@@ -104,6 +106,7 @@ def time_points(path: PathLike) -> int:
     return int(size[3]) if len(size) == 4 else 1
 
 
+@without_itk_warnings
 @keeping_locale
 def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     """Read a SimpleITK image from a file or a DICOM folder.
@@ -122,16 +125,32 @@ def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     if time is not None and not 0 <= time < time_points(file):
         raise InputError(f"{file} has {time_points(file)} time point(s), counted from 0; there is no {time}.")
     try:
-        if file.is_dir():
-            return _read_dicom(file)
-        if file.name.endswith((".nii", ".nii.gz")):
-            return _read_nifti(file, time)
-        if file.name.lower().endswith(FREESURFER):
-            return _read_freesurfer(file, time)
-        image = sitk.ReadImage(str(file))
-        return image if time is None or image.GetDimension() == 3 else image[:, :, :, time]
+        image = _read_any(file, time)
     except RuntimeError as error:
         raise unreadable(file, error) from error
+    _check_place(image, file)
+    return image
+
+
+def _read_any(file: Path, time: int | None) -> sitk.Image:
+    if file.is_dir():
+        return _read_dicom(file)
+    check_whole(file)
+    if file.name.endswith((".nii", ".nii.gz")):
+        return _read_nifti(file, time)
+    if file.name.lower().endswith(FREESURFER):
+        return _read_freesurfer(file, time)
+    image = sitk.ReadImage(str(file))
+    return image if time is None or image.GetDimension() == 3 else image[:, :, :, time]
+
+
+def _check_place(image: sitk.Image, file: Path) -> None:
+    numbers = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+    if not np.isfinite(numbers).all() or min(image.GetSpacing()) <= 0:
+        raise InputError(
+            f"{file}: the header has a spacing of {image.GetSpacing()} and an origin of {image.GetOrigin()} mm; "
+            "correct the header."
+        )
 
 
 def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
@@ -147,6 +166,8 @@ def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
         values = np.asarray(stored.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise _damaged(file, error) from error
+    if values.dtype.names:
+        raise _not_scalar(file, len(values.dtype.names))
     if time is not None and values.ndim == 4:
         values = np.ascontiguousarray(values[..., time])
     placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
@@ -178,7 +199,7 @@ def _read_freesurfer(file: Path, time: int | None = None) -> sitk.Image:
         content = gzip.decompress(content) if content.startswith(GZIP) else content
         stored = nibabel.MGHImage.from_bytes(content)
         values = np.asarray(stored.dataobj)
-    except (OSError, EOFError, ValueError, TypeError, zlib.error, MGHError, HeaderDataError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, MGHError, HeaderDataError) as error:
         raise _damaged(file, error) from error
     if time is not None and values.ndim == 4:
         values = np.ascontiguousarray(values[..., time])
@@ -297,15 +318,18 @@ def _mask_from_sitk(image: sitk.Image, *, name: str) -> MaskTensor:
 
 def _check_scalar(image: sitk.Image, name: str) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
-            "convert it to one gray channel first."
-        )
+        raise _not_scalar(name, image.GetNumberOfComponentsPerPixel())
+    if image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise InputError(f"{name} has complex values; convert them to real ones, such as magnitudes, first.")
     if image.GetDimension() not in (2, 3):
         raise InputError(
             f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point: time=0 of "
             "learnreg.read_image, or a column `time` of a table."
         )
+
+
+def _not_scalar(name: PathLike, values: int) -> InputError:
+    return InputError(f"{name} has {values} values a pixel (color or vectors); convert it to one gray channel first.")
 
 
 def grid_from_sitk(image: sitk.Image) -> Grid:

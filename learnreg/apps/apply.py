@@ -92,8 +92,8 @@ def resample(options: argparse.Namespace) -> None:
     stored = read_sitk(file)
     if reference.ndim != stored.GetDimension():
         raise InputError(
-            f"The reference is {reference.ndim}-D and the image {stored.GetDimension()}-D; give images of one "
-            "dimension."
+            f"The reference {options.reference} is {reference.ndim}-D and the image {file} {stored.GetDimension()}-D; "
+            "give images of one dimension."
         )
     check_pixels(options.output, stored.GetPixelID() if options.labels else sitk.sitkFloat32, reference.ndim)
     transform = read_chain(transforms, ndim=reference.ndim, inverse=options.inverse)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,6 +63,28 @@ def input_error(error: BaseException) -> InputError | None:
     while found is not None and type(found).__module__.startswith("hydra."):
         found = found.__cause__
     return found if isinstance(found, InputError) else None
+
+
+@contextmanager
+def naming(files: Mapping[str, object], *, otherwise: str = "") -> Iterator[None]:
+    """Name the files in an :class:`InputError` of a computation, which knows images only.
+
+    Args:
+        files: By what the message calls them, such as ``"the fixed image"``.
+        otherwise: Begin of a message that calls none of them.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        if isinstance(error, UntrustedClassError) or any(str(file) in text for file in files.values()):
+            raise
+        named = text
+        for what, file in files.items():
+            named = re.sub(rf"{re.escape(what)}\b", lambda found, file=file: f"{found[0]} {file}", named)
+        if named == text:
+            named = f"{otherwise or ' and '.join(map(str, files.values()))}: {text}"
+        raise InputError(named) from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import reason_of
+from learnreg.apps.errors import naming, reason_of
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.datasets import Case, centered, reversed_pairs
@@ -81,7 +81,8 @@ def _evaluated(
         for name, fixed, moving in tqdm(_named(pairs), desc=", ".join(methods), unit="case", disable=hidden):
             try:
                 case = Case(name, _read(fixed, options), _read(moving, options))
-                rows += evaluate([case], methods, device=options.device)
+                with naming({"the fixed image": fixed.image, "the moving image": moving.image}):
+                    rows += evaluate([case], methods, device=options.device)
             except Exception as error:
                 if options.debug:
                     raise

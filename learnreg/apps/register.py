@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from learnreg import __version__
-from learnreg.apps.errors import one_line
+from learnreg.apps.errors import naming, one_line
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.transforms import write_inverse
 from learnreg.errors import InputError
@@ -22,7 +22,7 @@ from learnreg.io import read_image, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
-from learnreg.methods.api import DEFAULT
+from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
@@ -44,24 +44,29 @@ def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     _check(options, output)
     set_device(options)
+    method = choose_method(
+        options.method,
+        checkpoint=options.checkpoint,
+        refine=options.refine,
+        weight=options.weight,
+        trust=options.trust,
+        device=options.device,
+    )
     with recorded_warnings() as noticed:
         fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
         moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
         check_writing(fixed, moving)
         fixed, moving = with_landmarks(fixed, moving, options.landmarks)
         initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
-        result = register(
-            fixed,
-            moving,
-            options.method,
-            checkpoint=options.checkpoint,
-            refine=options.refine,
-            weight=options.weight,
-            initial=initial,
-            trust=options.trust,
-            device=options.device,
-            progress=False if options.quiet else None,
-        )
+        with naming({"the fixed image": options.fixed, "the moving image": options.moving}):
+            result = register(
+                fixed,
+                moving,
+                method,
+                initial=initial,
+                device=options.device,
+                progress=False if options.quiet else None,
+            )
     metrics: dict[str, Any] = {"fixed": str(options.fixed), "moving": str(options.moving)}
     metrics |= (
         {"method": options.method or DEFAULT}

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import one_line
+from learnreg.apps.errors import naming, one_line
 from learnreg.apps.evaluate import within
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
@@ -43,7 +43,11 @@ def run(options: argparse.Namespace) -> None:
     with recorded_warnings() as noticed:
         images = [subject.read().to(options.device) for subject in subjects]
         shown = not options.quiet and sys.stderr.isatty()
-        with tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
+        files = {f"image {k}": subject.image for k, subject in enumerate(subjects, 1)}
+        with (
+            naming(files, otherwise=options.data),
+            tqdm(total=options.rounds * len(images), disable=not shown, desc="template", unit="pair") as bar,
+        ):
             template = build_template(
                 images, choose_method(options.method, trust=options.trust), rounds=options.rounds, on_pair=bar.update
             )

@@ -159,9 +159,6 @@ def geometries(folder, good):
         made[f"{name}-spacing.nrrd"] = edited(
             folder / f"{name}.nrrd", folder / "whole.nrrd", b"(1.5,0,0)", b"(" + spelled + b",0,0)"
         )
-    made["negative-spacing.mha"] = edited(
-        folder / "negative.mha", folder / "whole.mha", b"ElementSpacing = 1.5", b"ElementSpacing = -1.5"
-    )
     made["nan-origin.mha"] = edited(folder / "origin.mha", folder / "whole.mha", b"Offset = 0 0 0", b"Offset = nan 0 0")
     made["singular.mha"] = edited(
         folder / "singular.mha", folder / "whole.mha", b"Matrix = 1 0 0 0 1 0", b"Matrix = 1 0 0 1 0 0"
@@ -182,6 +179,7 @@ def geometries(folder, good):
 def odd_images(folder):
     """Images that are unusual, and right."""
     flat = np.full(SHAPE, 7.0, np.float32)
+    whole = write(folder / "whole.mha", blob())
     hole = blob()
     hole[2:5] = np.nan
     return {
@@ -199,6 +197,7 @@ def odd_images(folder):
         "far-away": far(folder / "far.mha"),
         "flipped": flipped(folder / "flipped.mha"),
         "negative-pixdim": nifti(folder / "negative.nii", blob().T, spacing=(80, -1.5)),
+        "negative-spacing.mha": edited(folder / "negative.mha", whole, b"Spacing = 1.5", b"Spacing = -1.5"),
     }
 
 
@@ -237,7 +236,9 @@ def segmentations(folder):
         "empty-mask": write(folder / "empty_mask.nii.gz", np.zeros(SHAPE, np.uint8)),
         "nan-mask": write(folder / "nan_mask.nii.gz", np.full(SHAPE, np.nan, np.float32)),
         "negative-labels": write(folder / "negative_labels.nii.gz", (-labels).astype(np.int16)),
-        "one-voxel-mask": write(folder / "voxel_mask.nii.gz", (np.arange(labels.size) == 900).reshape(SHAPE) * np.uint8(1)),
+        "one-voxel-mask": write(
+            folder / "voxel_mask.nii.gz", (np.arange(labels.size) == 900).reshape(SHAPE) * np.uint8(1)
+        ),
     }
     sitk.WriteImage(shifted, str(made["other-place"]))
     whole = write(folder / "whole_labels.nii.gz", labels)
