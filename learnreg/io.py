@@ -45,7 +45,8 @@ def read_image(
     """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
 
     Args:
-        path: A file that SimpleITK reads, a ``.mgz`` of FreeSurfer, or a folder with one DICOM series.
+        path: A file that SimpleITK reads, a ``.mgz`` of FreeSurfer, or a folder with one DICOM series; of several,
+            ``FOLDER:UID`` is the one whose UID begins so.
         labels: Segmentation on the same grid.
         mask: Image on the same grid, non-zero where the image counts.
         time: Time point of a 4-D file, from 0. Labels and mask can be 4-D too, or 3-D for all time points.
@@ -112,7 +113,8 @@ def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     """Read a SimpleITK image from a file or a DICOM folder.
 
     Args:
-        path: A file that SimpleITK reads, or a folder with one DICOM series.
+        path: A file that SimpleITK reads, or a folder with one DICOM series; of several, ``FOLDER:UID`` is the one
+            whose UID begins so.
         time: Time point of a 4-D file, from 0; ``None`` reads the file whole.
 
     Raises:
@@ -120,6 +122,12 @@ def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
         InputError: The file is not an image, or has no such time point.
     """
     file = Path(path)
+    folder, _, series = str(path).rpartition(":")
+    if not file.exists() and folder and Path(folder).is_dir():
+        try:
+            return _read_dicom(Path(folder), series)
+        except RuntimeError as error:
+            raise unreadable(file, error) from error
     if not file.exists():
         raise MissingFileError(f"No such image: {file}. Check the path.")
     if time is not None and not 0 <= time < time_points(file):
@@ -242,14 +250,18 @@ def _check_known(array: NDArray[Any], name: str) -> None:
         raise InputError(f"Every value of {name} is NaN; export it again.")
 
 
-def _read_dicom(folder: Path) -> sitk.Image:
+def _read_dicom(folder: Path, wanted: str = "") -> sitk.Image:
+    """Read the one DICOM series of a folder, or the one whose UID begins like ``wanted``."""
     reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
+    held = reader.GetGDCMSeriesIDs(str(folder))
+    series = [one for one in held if one.startswith(wanted)]
     if len(series) != 1:
-        held = [_described(series_files(folder, one)) for one in series]
+        of_name = f" whose UID begins with {wanted}" if wanted else ""
+        listed = [f"{_described(series_files(folder, one))} {one}" for one in (series or held)]
+        remedy = f"Choose one by its UID, as {folder}:UID." if held else "Give a folder with one, or a file."
         raise InputError(
-            f"The folder {folder} holds {len(series)} DICOM series{': ' if held else ''}{'; '.join(held[:8])}"
-            f"{'; ...' if len(held) > 8 else ''}. Give a folder with exactly one, or a file."
+            f"The folder {folder} holds {len(series)} DICOM series{of_name}{': ' if listed else ''}"
+            f"{'; '.join(listed[:8])}{'; ...' if len(listed) > 8 else ''}. {remedy}"
         )
     files = series_files(folder, series[0])
     check_series(files, folder)
@@ -312,7 +324,9 @@ def _mask_from_sitk(image: sitk.Image, *, name: str) -> MaskTensor:
     _check_scalar(image, name)
     inside = np.nan_to_num(sitk.GetArrayFromImage(image)) != 0
     if not inside.any():
-        raise InputError(f"The mask {name} is empty: every value is 0. Leave it out, or give one that covers an organ.")
+        raise InputError(
+            f"The mask {name} is empty: every value is 0 or NaN. Leave it out, or give one that covers an organ."
+        )
     return torch.from_numpy(inside.astype(np.float32))[None, None]
 
 

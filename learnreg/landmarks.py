@@ -247,6 +247,8 @@ def _numbers(rows: Sequence[Sequence[str | float]], file: Path) -> torch.Tensor:
         raise InputError(f"{file} has something else than numbers where a landmark should be: {error}.") from error
     if values.ndim != 2:
         raise InputError(f"{file} holds no landmarks; give {FORMATS}.")
+    if values.isinf().any():
+        raise InputError(f"{file} has infinite coordinates; correct them, or write nan where a landmark is not marked.")
     return values
 
 

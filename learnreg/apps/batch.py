@@ -29,6 +29,7 @@ from learnreg.apps.engines import submit
 from learnreg.apps.errors import reason_of
 from learnreg.apps.output import check_folder
 from learnreg.apps.register import check_writing, measure, set_device
+from learnreg.data.checks import check_comparable
 from learnreg.data.files import content_of, stamp_of
 from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
@@ -314,6 +315,7 @@ def _read(jobs: Sequence[Job]) -> list[Pair | Exception]:
 
 def _pair(job: Job) -> Pair:
     fixed, moving = job.fixed.read(), job.moving.read()
+    check_comparable(fixed, moving, (job.fixed.image, job.moving.image))
     check_writing(fixed, moving)
     return fixed, moving, None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from learnreg.errors import InputError, UntrustedClassError
 
 LOG = "error.log"
+OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Failed to allocate memory")
 
 
 @contextmanager
@@ -58,11 +59,27 @@ def logging_errors(folder: str | Path) -> Iterator[None]:
 
 
 def input_error(error: BaseException) -> InputError | None:
-    """Return an ``InputError``, or the one that Hydra has wrapped; ``None`` for any other exception."""
+    """Return an ``InputError``, or the one that Hydra has wrapped; ``None`` for any other exception.
+
+    Memory that ran out counts as one: its remedy is the user's.
+    """
     found: BaseException | None = error
     while found is not None and type(found).__module__.startswith("hydra."):
         found = found.__cause__
+    if found is not None and is_out_of_memory(found):
+        return InputError(
+            f"Memory ran out ({type(found).__name__}). Crop or resample the images, choose a method with coarser "
+            "levels, or use a machine with more memory."
+        )
     return found if isinstance(found, InputError) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of Python, NumPy or PyTorch says that memory ran out, on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 @contextmanager
@@ -81,7 +98,7 @@ def naming(files: Mapping[str, object], *, otherwise: str = "") -> Iterator[None
             raise
         named = text
         for what, file in files.items():
-            named = re.sub(rf"{re.escape(what)}\b", lambda found, file=file: f"{found[0]} {file}", named)
+            named = f"{what} {file}".join(re.split(rf"{re.escape(what)}\b", named))
         if named == text:
             named = f"{otherwise or ' and '.join(map(str, files.values()))}: {text}"
         raise InputError(named) from error
@@ -89,7 +106,8 @@ def naming(files: Mapping[str, object], *, otherwise: str = "") -> Iterator[None
 
 def reason_of(error: BaseException) -> str:
     """Return why a case failed, on one line; an error that is not of the input keeps the name of its class."""
-    return ("" if isinstance(error, InputError) else f"{type(error).__name__}: ") + one_line(error)
+    known = input_error(error)
+    return one_line(known) if known is not None else f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:

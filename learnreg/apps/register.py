@@ -16,6 +16,7 @@ from learnreg import __version__
 from learnreg.apps.errors import naming, one_line
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.transforms import write_inverse
+from learnreg.data.checks import check_comparable
 from learnreg.errors import InputError
 from learnreg.image import Image, with_field_of_view
 from learnreg.io import read_image, write_image
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
         fixed = read_image(options.fixed, labels=options.fixed_labels, mask=options.fixed_mask)
         moving = read_image(options.moving, labels=options.moving_labels, mask=options.moving_mask)
         check_writing(fixed, moving)
+        check_comparable(fixed, moving, (options.fixed_labels, options.moving_labels))
         fixed, moving = with_landmarks(fixed, moving, options.landmarks)
         initial = None if options.initial is None else read_transform(options.initial, ndim=fixed.ndim)
         with naming({"the fixed image": options.fixed, "the moving image": options.moving}):
@@ -119,7 +121,9 @@ def with_landmarks(fixed: Image, moving: Image, files: Sequence[str] | None) -> 
     else:
         named = read_named_landmarks(files[0], fixed.grid), read_named_landmarks(files[1], moving.grid)
         first, second = pair_landmarks(*named)
-    return replace(fixed, landmarks=first), replace(moving, landmarks=second)
+    fixed, moving = replace(fixed, landmarks=first), replace(moving, landmarks=second)
+    check_comparable(replace(fixed, labels=None), moving, (files[0], files[-1]))
+    return fixed, moving
 
 
 def set_device(options: argparse.Namespace) -> None:
