@@ -124,9 +124,12 @@ def check_whole(file: Path) -> None:
 def _check_nifti(file: Path) -> None:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.openers import ImageOpener
 
     try:
-        header = nibabel.load(file).header  # type: ignore[attr-defined]
+        kind = type(nibabel.load(file).header)  # type: ignore[attr-defined]
+        with ImageOpener(file) as opened:  # without the repairs of nibabel
+            header = kind.from_fileobj(opened, check=False)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError):
         return  # reading it tells more
     if header["sform_code"] > 0:
@@ -145,6 +148,10 @@ def _check_metaimage(file: Path) -> None:
     content = file.read_bytes()[:HEADER]
     begin, _, rest = content.partition(b"ElementDataFile")
     fields = dict(re.findall(rb"^(\w+) *= *(.*?) *$", begin, re.MULTILINE))
+    for name in (b"Offset", b"Origin", b"Position", b"ElementSpacing", b"TransformMatrix"):
+        words = fields.get(name, b"0").lower().split()
+        if any(word.lstrip(b"+-") in (b"nan", b"inf", b"infinity") for word in words):
+            raise InputError(f"{file}: {name.decode()} of the header is not finite; correct the header.")
     place, end, _ = rest.partition(b"\n")
     kind = fields.get(b"ElementType", b"").removesuffix(b"_ARRAY")
     if not end or place.strip(b" =\r") != b"LOCAL" or kind not in METAIMAGE:

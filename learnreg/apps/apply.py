@@ -73,6 +73,8 @@ def map_points(options: argparse.Namespace) -> None:
         raise InputError(f"{options.points} gives voxels, not mm; name their image with --reference.")
     grid = read_image(options.reference).grid if options.reference else Grid.regular((2,) * transform.ndim)
     given = read_named_landmarks(options.points, grid)
+    if given.points.isnan().any(-1).all():
+        raise InputError(f"No point of {options.points} is marked: all have NaN. Give coordinates in mm.")
     write_landmarks(transform(given.points), options.output, names=given.names)
 
 

@@ -74,6 +74,11 @@ def check_comparable(fixed: Image, moving: Image, names: tuple[object, object]) 
                 "labels of the same organs by the same numbers, or leave them out."
             )
     if fixed.landmarks is not None and moving.landmarks is not None:
+        counts = [image.shape[1] for image in (fixed.landmarks, moving.landmarks)]
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"{names[0]} has {counts[0]} landmarks and {names[1]} has {counts[1]}; give the same points for both."
+            )
         unknown = (fixed.landmarks.isnan() | moving.landmarks.isnan()).any(-1)
         lacking, count = int(unknown.sum()), unknown.numel()
         if lacking == count:

@@ -331,7 +331,7 @@ def _member(name: str | None, folder: Path) -> Path:
         raise InputError(f"The data set in {folder} has {name!r} where the name of an image file should be.")
     file = folder / Path(name).expanduser()
     if not file.exists():
-        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}.")
+        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}. Correct the name.")
     return file
 
 

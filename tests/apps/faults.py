@@ -65,6 +65,7 @@ def nifti(file, values, affine=None, **header):
     nibabel.save(image, file)
     if header:
         content = bytearray(Path(file).read_bytes())
+        struct.pack_into("<2h", content, 252, 0, 0)  # neither qform nor sform: the voxel size counts
         for place, value in header.values():
             struct.pack_into("<f", content, place, value)
         Path(file).write_bytes(content)
