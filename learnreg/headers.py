@@ -143,6 +143,24 @@ def _check_nifti(file: Path) -> None:
         raise InputError(f"{file}: the voxel size of the header is {found} mm; correct the header.")
 
 
+def check_finite(file: Path) -> None:
+    """Check that the values of a NIfTI file are finite, which ITK replaces by zeros.
+
+    Raises:
+        InputError: They are not.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        values = np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{file} is damaged: {reason}. Copy or export it again.") from error
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise InputError(f"{file} has NaN or infinite numbers; export it again, or compute it again.")
+
+
 def _check_metaimage(file: Path) -> None:
     """Compare the size of the values that a MetaImage states to that of the file, where both are in one file."""
     content = file.read_bytes()[:HEADER]

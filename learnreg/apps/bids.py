@@ -15,6 +15,7 @@ from learnreg.apps import batch
 from learnreg.apps.main import parser
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
+from learnreg.methods.api import choose_method
 from learnreg.writing import PART, subject_name, write_atomically
 
 WORK = f"{PART}learnreg"  # folder of `learnreg batch` in the output, until all images are done
@@ -32,6 +33,9 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.to is None or not Path(options.to).exists():
         raise MissingFileError(f"No such reference: {options.to}; give --to FILE, such as a template.")
+    choose_method(  # an error of the method, before anything is written
+        options.method, checkpoint=options.checkpoint, refine=options.refine, trust=options.trust
+    )
     images = _images(source, options.participant_label)
     space = options.space or re.sub(r"[^A-Za-z0-9]", "", subject_name(options.to))
     output.mkdir(parents=True, exist_ok=True)

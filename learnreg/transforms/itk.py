@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.headers import itk_reason
+from learnreg.headers import check_finite, itk_reason
 from learnreg.io import grid_from_sitk, to_sitk, write_sitk, write_with_itk
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
@@ -219,6 +219,8 @@ def read_transform(path: PathLike, *, ndim: int | None = None) -> Transform:
         raise InputError(f"{file} is a folder; give the file of a transform.")
     if file.suffix in (".h5", ".hdf5"):
         _check_hdf5(file)
+    if file.name.endswith((".nii", ".nii.gz")):
+        check_finite(file)
     try:
         if file.suffix in (".h5", ".tfm", ".txt", ".mat", ".hdf5", ".xfm"):
             stored = sitk.ReadTransform(str(file))
