@@ -155,7 +155,8 @@ def _class(target: Any, trust: Sequence[str], where: str) -> type:
         if target not in FOREIGN and not any(module == p or module.startswith(f"{p}.") for p in trust):
             if module == "learnreg" or module.startswith("learnreg."):
                 raise InputError(
-                    f"{join(where, TARGET)} is {target!r}, which is not a public class that can be built; check its name."
+                    f"{join(where, TARGET)} is {target!r}, which is not a public class that can be built; check "
+                    "its name."
                 )
             raise UntrustedClassError(
                 f"needs {target}, which is not part of learnreg", target.partition(".")[0] or target
