@@ -6,7 +6,10 @@ ITK guesses where a header contradicts itself.
 from __future__ import annotations
 
 import locale
+import math
+import re
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -28,6 +31,19 @@ APART = 0.1  # mm; affines that agree to this are the same
 SUFFIXES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 FREESURFER = (".mgz", ".mgh")
 READABLE = SUFFIXES + FREESURFER
+HEADER = 2**16  # bytes in which the header of a MetaImage ends
+METAIMAGE = {  # bytes of a value
+    b"MET_CHAR": 1,
+    b"MET_UCHAR": 1,
+    b"MET_SHORT": 2,
+    b"MET_USHORT": 2,
+    b"MET_INT": 4,
+    b"MET_UINT": 4,
+    b"MET_FLOAT": 4,
+    b"MET_LONG_LONG": 8,
+    b"MET_ULONG_LONG": 8,
+    b"MET_DOUBLE": 8,
+}
 
 
 def keeping_locale(function: Callable[P, R]) -> Callable[P, R]:
@@ -47,6 +63,22 @@ def keeping_locale(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+def without_itk_warnings(function: Callable[P, R]) -> Callable[P, R]:
+    """Hide the warnings that ITK prints about a file: what is wrong with it becomes an error or warning of learnreg."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = sitk.ProcessObject.GetGlobalWarningDisplay()
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+    return run
+
+
+@without_itk_warnings
 @keeping_locale
 def read_header(path: PathLike) -> sitk.ImageFileReader:
     """Read the header of an image file, or of the first file of a DICOM folder, without its values.
@@ -62,6 +94,7 @@ def read_header(path: PathLike) -> sitk.ImageFileReader:
     try:
         if file.is_dir():
             file = Path(next(iter(series_files(file)), file))
+        check_whole(file)
         reader.SetFileName(str(file))
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -73,6 +106,84 @@ def read_header(path: PathLike) -> sitk.ImageFileReader:
 def series_files(folder: PathLike, series: str = "") -> Sequence[str]:
     """Return the files of a DICOM series of a folder, by default the first one, in the order of its slices."""
     return sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series)  # type: ignore[no-any-return]
+
+
+def check_whole(file: Path) -> None:
+    """Check what ITK would replace in silence, or print about: the geometry of a NIfTI file, the size of a ``.mha``.
+
+    Raises:
+        InputError: A number of the geometry is not finite or a voxel has no size, or values are missing.
+    """
+    name = file.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        _check_nifti(file)
+    elif name.endswith(".mha"):
+        _check_metaimage(file)
+
+
+def _check_nifti(file: Path) -> None:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.openers import ImageOpener
+
+    try:
+        kind = type(nibabel.load(file).header)  # type: ignore[attr-defined]
+        with ImageOpener(file) as opened:  # without the repairs of nibabel
+            header = kind.from_fileobj(opened, check=False)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError):
+        return  # reading it tells more
+    if header["sform_code"] > 0:
+        linear = np.array([header["srow_x"], header["srow_y"], header["srow_z"]], float)
+        if not (np.isfinite(linear).all() and np.linalg.norm(linear[:, :3], axis=0).min() > 0):
+            raise InputError(f"{file}: the sform of the header is not a valid affine; correct the header.")
+        return
+    sizes = np.array(header["pixdim"][1 : 1 + min(3, max(1, int(header["dim"][0])))], float)
+    if not (np.isfinite(sizes).all() and sizes.all()):
+        found = " x ".join(f"{size:g}" for size in sizes)
+        raise InputError(f"{file}: the voxel size of the header is {found} mm; correct the header.")
+
+
+def check_finite(file: Path) -> None:
+    """Check that the values of a NIfTI file are finite, which ITK replaces by zeros.
+
+    Raises:
+        InputError: They are not.
+    """
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        values = np.asarray(nibabel.load(file).dataobj)  # type: ignore[attr-defined]
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{file} is damaged: {reason}. Copy or export it again.") from error
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        raise InputError(f"{file} has NaN or infinite numbers; export it again, or compute it again.")
+
+
+def _check_metaimage(file: Path) -> None:
+    """Compare the size of the values that a MetaImage states to that of the file, where both are in one file."""
+    content = file.read_bytes()[:HEADER]
+    begin, _, rest = content.partition(b"ElementDataFile")
+    fields = dict(re.findall(rb"^(\w+) *= *(.*?) *$", begin, re.MULTILINE))
+    for name in (b"Offset", b"Origin", b"Position", b"ElementSpacing", b"TransformMatrix"):
+        words = fields.get(name, b"0").lower().split()
+        if any(word.lstrip(b"+-") in (b"nan", b"inf", b"infinity") for word in words):
+            raise InputError(f"{file}: {name.decode()} of the header is not finite; correct the header.")
+    place, end, _ = rest.partition(b"\n")
+    kind = fields.get(b"ElementType", b"").removesuffix(b"_ARRAY")
+    if not end or place.strip(b" =\r") != b"LOCAL" or kind not in METAIMAGE:
+        return
+    try:
+        channels = int(fields.get(b"ElementNumberOfChannels", b"1"))
+        stated = METAIMAGE[kind] * channels * math.prod(map(int, fields[b"DimSize"].split()))
+        if fields.get(b"CompressedData", b"").lower() == b"true":
+            stated = int(fields.get(b"CompressedDataSize", b"0"))
+    except (KeyError, ValueError):
+        return  # ITK says what is wrong
+    held = file.stat().st_size - len(begin) - len(b"ElementDataFile") - len(place) - len(end)
+    if held < stated:
+        raise InputError(f"{file} is damaged: it holds {held} of {stated} bytes of values. Copy or export it again.")
 
 
 def unreadable(path: PathLike, error: RuntimeError) -> InputError:

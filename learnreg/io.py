@@ -21,12 +21,14 @@ from learnreg.headers import (
     SUFFIXES,
     affine_in_lps,
     check_series,
+    check_whole,
     itk_reason,
     keeping_locale,
     nifti_geometry,
     read_header,
     series_files,
     unreadable,
+    without_itk_warnings,
 )
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
@@ -43,7 +45,8 @@ def read_image(
     """Read one scalar image, 2-D or 3-D, from a file or a DICOM folder.
 
     Args:
-        path: A file that SimpleITK reads, a ``.mgz`` of FreeSurfer, or a folder with one DICOM series.
+        path: A file that SimpleITK reads, a ``.mgz`` of FreeSurfer, or a folder with one DICOM series; of several,
+            ``FOLDER:UID`` is the one whose UID begins so.
         labels: Segmentation on the same grid.
         mask: Image on the same grid, non-zero where the image counts.
         time: Time point of a 4-D file, from 0. Labels and mask can be 4-D too, or 3-D for all time points.
@@ -139,12 +142,14 @@ def _series_values(file: Path) -> NDArray[Any]:
         raise _damaged(file, error) from error
 
 
+@without_itk_warnings
 @keeping_locale
 def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
     """Read a SimpleITK image from a file or a DICOM folder.
 
     Args:
-        path: A file that SimpleITK reads, or a folder with one DICOM series.
+        path: A file that SimpleITK reads, or a folder with one DICOM series; of several, ``FOLDER:UID`` is the one
+            whose UID begins so.
         time: Time point of a 4-D file, from 0; ``None`` reads the file whole.
 
     Raises:
@@ -152,21 +157,43 @@ def read_sitk(path: PathLike, *, time: int | None = None) -> sitk.Image:
         InputError: The file is not an image, or has no such time point.
     """
     file = Path(path)
+    folder, _, series = str(path).rpartition(":")
+    if not file.exists() and folder and Path(folder).is_dir():
+        try:
+            return _read_dicom(Path(folder), series)
+        except RuntimeError as error:
+            raise unreadable(file, error) from error
     if not file.exists():
         raise MissingFileError(f"No such image: {file}. Check the path.")
     if time is not None and not 0 <= time < time_points(file):
         raise InputError(f"{file} has {time_points(file)} time point(s), counted from 0; there is no {time}.")
     try:
-        if file.is_dir():
-            return _read_dicom(file)
-        if file.name.endswith((".nii", ".nii.gz")):
-            return _read_nifti(file, time)
-        if file.name.lower().endswith(FREESURFER):
-            return _read_freesurfer(file, time)
-        image = sitk.ReadImage(str(file))
-        return image if time is None or image.GetDimension() == 3 else image[:, :, :, time]
+        image = _read_any(file, time)
     except RuntimeError as error:
         raise unreadable(file, error) from error
+    _check_place(image, file)
+    return image
+
+
+def _read_any(file: Path, time: int | None) -> sitk.Image:
+    if file.is_dir():
+        return _read_dicom(file)
+    check_whole(file)
+    if file.name.endswith((".nii", ".nii.gz")):
+        return _read_nifti(file, time)
+    if file.name.lower().endswith(FREESURFER):
+        return _read_freesurfer(file, time)
+    image = sitk.ReadImage(str(file))
+    return image if time is None or image.GetDimension() == 3 else image[:, :, :, time]
+
+
+def _check_place(image: sitk.Image, file: Path) -> None:
+    numbers = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+    if not np.isfinite(numbers).all() or min(image.GetSpacing()) <= 0:
+        raise InputError(
+            f"{file}: the header has a spacing of {image.GetSpacing()} and an origin of {image.GetOrigin()} mm; "
+            "correct the header."
+        )
 
 
 def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
@@ -182,6 +209,8 @@ def _read_nifti(file: Path, time: int | None = None) -> sitk.Image:
         values = np.asarray(stored.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise _damaged(file, error) from error
+    if values.dtype.names:
+        raise _not_scalar(file, len(values.dtype.names))
     if time is not None and values.ndim == 4:
         values = np.ascontiguousarray(values[..., time])
     placed = nifti_geometry(file, values.shape) if values.ndim in (2, 3) else None
@@ -213,7 +242,7 @@ def _read_freesurfer(file: Path, time: int | None = None) -> sitk.Image:
         content = gzip.decompress(content) if content.startswith(GZIP) else content
         stored = nibabel.MGHImage.from_bytes(content)
         values = np.asarray(stored.dataobj)
-    except (OSError, EOFError, ValueError, TypeError, zlib.error, MGHError, HeaderDataError) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, MGHError, HeaderDataError) as error:
         raise _damaged(file, error) from error
     if time is not None and values.ndim == 4:
         values = np.ascontiguousarray(values[..., time])
@@ -256,14 +285,18 @@ def _check_known(array: NDArray[Any], name: str) -> None:
         raise InputError(f"Every value of {name} is NaN; export it again.")
 
 
-def _read_dicom(folder: Path) -> sitk.Image:
+def _read_dicom(folder: Path, wanted: str = "") -> sitk.Image:
+    """Read the one DICOM series of a folder, or the one whose UID begins like ``wanted``."""
     reader = sitk.ImageSeriesReader()
-    series = reader.GetGDCMSeriesIDs(str(folder))
+    held = reader.GetGDCMSeriesIDs(str(folder))
+    series = [one for one in held if one.startswith(wanted)]
     if len(series) != 1:
-        held = [_described(series_files(folder, one)) for one in series]
+        of_name = f" whose UID begins with {wanted}" if wanted else ""
+        listed = [f"{_described(series_files(folder, one))} {one}" for one in (series or held)]
+        remedy = f"Choose one by its UID, as {folder}:UID." if held else "Give a folder with one, or a file."
         raise InputError(
-            f"The folder {folder} holds {len(series)} DICOM series{': ' if held else ''}{'; '.join(held[:8])}"
-            f"{'; ...' if len(held) > 8 else ''}. Give a folder with exactly one, or a file."
+            f"The folder {folder} holds {len(series)} DICOM series{of_name}{': ' if listed else ''}"
+            f"{'; '.join(listed[:8])}{'; ...' if len(listed) > 8 else ''}. {remedy}"
         )
     files = series_files(folder, series[0])
     check_series(files, folder)
@@ -326,22 +359,30 @@ def _mask_from_sitk(image: sitk.Image, *, name: str) -> MaskTensor:
     _check_scalar(image, name)
     inside = np.nan_to_num(sitk.GetArrayFromImage(image)) != 0
     if not inside.any():
-        raise InputError(f"The mask {name} is empty: every value is 0. Leave it out, or give one that covers an organ.")
+        raise InputError(
+            f"The mask {name} is empty: every value is 0 or NaN. Leave it out, or give one that covers an organ."
+        )
     return torch.from_numpy(inside.astype(np.float32))[None, None]
 
 
 def _check_scalar(image: sitk.Image, name: str) -> None:
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise InputError(
-            f"{name} has {image.GetNumberOfComponentsPerPixel()} values a pixel (color or vectors); "
-            'convert it to one gray channel first: python -c "import SimpleITK as s; s.WriteImage('
-            "s.VectorIndexSelectionCast(s.ReadImage('FILE'), 0), 'channel0.nii.gz')\""
-        )
+        raise _not_scalar(name, image.GetNumberOfComponentsPerPixel())
+    if image.GetPixelID() in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
+        raise InputError(f"{name} has complex values; convert them to real ones, such as magnitudes, first.")
     if image.GetDimension() not in (2, 3):
         raise InputError(
             f"{name} is {image.GetDimension()}-D; give one 2-D or 3-D image, for example one time point: time=0 of "
             "learnreg.read_image, or a column `time` of a table."
         )
+
+
+def _not_scalar(name: PathLike, values: int) -> InputError:
+    return InputError(
+        f"{name} has {values} values a pixel (color or vectors); convert it to one gray channel first: "
+        'python -c "import SimpleITK as s; s.WriteImage('
+        "s.VectorIndexSelectionCast(s.ReadImage('FILE'), 0), 'channel0.nii.gz')\""
+    )
 
 
 def grid_from_sitk(image: sitk.Image) -> Grid:

@@ -72,7 +72,7 @@ def pair_landmarks(fixed: Landmarks, moving: Landmarks) -> tuple[PointTensor, Po
     if fixed.points.shape[1] != moving.points.shape[1]:
         raise InputError(
             f"{fixed.file} has {fixed.points.shape[1]} landmarks and {moving.file} has {moving.points.shape[1]}; "
-            "without names in common they are paired by row."
+            "without names in common they are paired by row. Give as many in both."
         )
     return fixed.points, moving.points
 
@@ -192,11 +192,12 @@ def _from_csv(file: Path, grids: list[Grid]) -> tuple[list[PointTensor], tuple[s
             continue
         values = _numbers([[row[c] for c in columns if c < len(row)] for row in rows[1:] if row], file)
         groups = values.split(ndim, dim=1)
-        points = [_placed(group, grid, index=axes == "ijk") for group, grid in zip(groups, grids, strict=True)]
+        points = [_placed(group, grid, file, index=axes == "ijk") for group, grid in zip(groups, grids, strict=True)]
         named = next((c for c, name in enumerate(header) if name in ("name", "label")), None)
         return points, None if named is None else _names([row[named] for row in rows[1:] if row])
     count = f"{ndim} columns" if len(grids) == 1 else f"{ndim} columns for each of the two images"
-    raise InputError(f"{file} needs {count} named x,y,z or i,j,k, got {', '.join(header) or 'an empty file'}.")
+    found = ", ".join(header)[:200] or "an empty file"
+    raise InputError(f"{file} needs {count} named x,y,z or i,j,k, got {found}. Add a first line with the names.")
 
 
 def _names(names: Sequence[object]) -> tuple[str, ...] | None:
@@ -209,16 +210,18 @@ def _from_elastix(file: Path, grid: Grid) -> Landmarks:
     lines = [line.split() for line in _text(file).splitlines() if line.strip()]
     if len(lines) < 2 or lines[0] not in (["point"], ["index"]):
         raise InputError(f"{file} is not a point list of elastix; its first line must be `point` or `index`.")
-    return Landmarks(_placed(_numbers(lines[2:], file), grid, index=lines[0] == ["index"]), None, file)
+    return Landmarks(_placed(_numbers(lines[2:], file), grid, file, index=lines[0] == ["index"]), None, file)
 
 
 def _from_fcsv(file: Path, grid: Grid) -> Landmarks:
     lines = _text(file).splitlines()
     said = [line.partition("=")[2].strip() for line in lines if line.startswith("# CoordinateSystem")]
     rows = list(csv.reader(line for line in lines if line.strip() and not line.startswith("#")))
+    if any(len(row) < 4 for row in rows):
+        raise InputError(f"{file} has a row without x, y and z; export it again from 3D Slicer.")
     points = _numbers([row[1:4] for row in rows], file) * _to_lps(said[0] if said else "RAS")
     # The columns of a .fcsv are id, x, y, z, four of the orientation, three flags, label, ...
-    return Landmarks(_placed(points, grid, index=False), _names([(row[11:] or [""])[0] for row in rows]), file)
+    return Landmarks(_placed(points, grid, file, index=False), _names([(row[11:] or [""])[0] for row in rows]), file)
 
 
 def _from_markups(file: Path, grid: Grid) -> Landmarks:
@@ -227,9 +230,9 @@ def _from_markups(file: Path, grid: Grid) -> Landmarks:
         rows = [list(point["position"]) for point in markup["controlPoints"]]
         names = _names([point.get("label") for point in markup["controlPoints"]])
         system = markup.get("coordinateSystem", "LPS")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:  # a value of another kind
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a value of another kind
         raise InputError(f"{file} is not a markups file of 3D Slicer; give {FORMATS}.") from error
-    return Landmarks(_placed(_numbers(rows, file) * _to_lps(system), grid, index=False), names, file)
+    return Landmarks(_placed(_numbers(rows, file) * _to_lps(system), grid, file, index=False), names, file)
 
 
 def _to_lps(system: str) -> torch.Tensor:
@@ -244,15 +247,22 @@ def _numbers(rows: Sequence[Sequence[str | float]], file: Path) -> torch.Tensor:
     try:
         values = torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float64)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{file} has something else than numbers where a landmark should be: {error}.") from error
+        raise InputError(
+            f"{file} has something else than numbers where a landmark should be: {error}. Correct it, or write nan "
+            "where a landmark is not marked."
+        ) from error
     if values.ndim != 2:
         raise InputError(f"{file} holds no landmarks; give {FORMATS}.")
+    if values.isinf().any():
+        raise InputError(f"{file} has infinite coordinates; correct them, or write nan where a landmark is not marked.")
     return values
 
 
-def _placed(values: torch.Tensor, grid: Grid, *, index: bool) -> PointTensor:
+def _placed(values: torch.Tensor, grid: Grid, file: Path, *, index: bool) -> PointTensor:
     if values.shape[1] != grid.ndim:
-        raise InputError(f"The landmarks are {values.shape[1]}-D and the image is {grid.ndim}-D.")
+        raise InputError(
+            f"{file} has {values.shape[1]}-D landmarks and the image is {grid.ndim}-D; give {grid.ndim}-D ones."
+        )
     points = values.unsqueeze(0).to(grid.device)
     if index:
         linear, origin = grid.affine[:1, : grid.ndim, : grid.ndim].double(), grid.origin[:1].double()

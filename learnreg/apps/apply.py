@@ -130,6 +130,8 @@ def map_points(
         there, here = (other, own) if not inverse else (own, other)
         transform = read_chain(transforms, inverse=inverse, format=format, fixed=here, moving=there)
         given = read_named_landmarks(points, own or Grid.regular((2,) * transform.ndim))
+        if given.points.isnan().any(-1).all():
+            raise InputError(f"No point of {points} is marked: all have NaN. Give coordinates in mm.")
         write_landmarks(transform(given.points), output, names=given.names)
 
 
@@ -160,20 +162,27 @@ def resample(
     with recorded_warnings():
         grid = read_image(reference).grid
         if len(images) == 1:
-            _resample_one(transforms, images[0], how, grid, outputs[0])
+            _resample_one(transforms, images[0], how, (reference, grid), outputs[0])
             return
         with together(output) as part:
             for image, file in zip(images, outputs, strict=True):
-                _resample_one(transforms, image, how, grid, part / file.name)
+                _resample_one(transforms, image, how, (reference, grid), part / file.name)
 
 
 def _resample_one(
-    transforms: Sequence[PathLike], file: PathLike, how: Resampling, grid: Grid, output: PathLike
+    transforms: Sequence[PathLike],
+    file: PathLike,
+    how: Resampling,
+    onto: tuple[PathLike, Grid],
+    output: PathLike,
 ) -> None:
+    """Resample one image onto the grid of the reference, whose file ``onto`` names."""
+    reference, grid = onto
     stored = read_sitk(file)
     if grid.ndim != stored.GetDimension():
         raise InputError(
-            f"The reference is {grid.ndim}-D and the image {stored.GetDimension()}-D; give images of one dimension."
+            f"The reference {reference} is {grid.ndim}-D and the image {file} {stored.GetDimension()}-D; "
+            "give images of one dimension."
         )
     check_pixels(output, stored.GetPixelID() if how.labels else sitk.sitkFloat32, grid.ndim)
     own = grid_from_sitk(stored)

@@ -29,6 +29,7 @@ from learnreg.apps.jobs import Job, read_jobs
 from learnreg.apps.output import check_folder
 from learnreg.apps.records import FAILED, FILES, Row, read_row, records_of, remove_parts, write_results
 from learnreg.apps.register import check_network_options, check_writing, measure, set_device
+from learnreg.data.checks import check_comparable
 from learnreg.data.files import content_of, stamp_of
 from learnreg.errors import InputError
 from learnreg.image import Image
@@ -309,6 +310,7 @@ def _read(jobs: Sequence[Job]) -> list[Pair | Exception]:
 
 def _pair(job: Job) -> Pair:
     fixed, moving = job.fixed.read(), job.moving.read()
+    check_comparable(fixed, moving, (job.fixed.image, job.moving.image))
     check_writing(fixed, moving)
     return fixed, moving, None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
 

@@ -14,6 +14,7 @@ from learnreg.apps.batch import Settings, register_pairs
 from learnreg.apps.records import flat
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
+from learnreg.methods.api import choose_method
 from learnreg.typing import PathLike
 from learnreg.writing import PART, subject_name, write_atomically
 
@@ -48,6 +49,9 @@ def run(
     _check(source)
     if to is None or not Path(to).exists():
         raise MissingFileError(f"No such reference: {to}; give --to FILE, such as a template.")
+    choose_method(  # an error of the method, before anything is written
+        settings.method, checkpoint=settings.checkpoint, refine=settings.refine, trust=settings.trust
+    )
     images = _images(source, labels)
     space = space or re.sub(r"[^A-Za-z0-9]", "", subject_name(to))
     output.mkdir(parents=True, exist_ok=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,6 +20,9 @@ _DEBUG: ContextVar[bool] = ContextVar("_DEBUG", default=False)
 def debugging() -> bool:
     """Return whether errors show their traceback: ``--debug``, or the environment variable ``LEARNREG_DEBUG``."""
     return _DEBUG.get() or bool(os.environ.get("LEARNREG_DEBUG"))
+
+
+OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Failed to allocate memory")
 
 
 @contextmanager
@@ -67,16 +71,55 @@ def logging_errors(folder: str | Path) -> Iterator[None]:
 
 
 def input_error(error: BaseException) -> InputError | None:
-    """Return an ``InputError``, or the one that Hydra has wrapped; ``None`` for any other exception."""
+    """Return an ``InputError``, or the one that Hydra has wrapped; ``None`` for any other exception.
+
+    Memory that ran out counts as one: its remedy is the user's.
+    """
     found: BaseException | None = error
     while found is not None and type(found).__module__.startswith("hydra."):
         found = found.__cause__
+    if found is not None and is_out_of_memory(found):
+        return InputError(
+            f"Memory ran out ({type(found).__name__}). Crop or resample the images, choose a method with coarser "
+            "levels, or use a machine with more memory."
+        )
     return found if isinstance(found, InputError) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception of Python, NumPy or PyTorch says that memory ran out, on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in OUT_OF_MEMORY)
+
+
+@contextmanager
+def naming(files: Mapping[str, object], *, otherwise: str = "") -> Iterator[None]:
+    """Name the files in an :class:`InputError` of a computation, which knows images only.
+
+    Args:
+        files: By what the message calls them, such as ``"the fixed image"``.
+        otherwise: Begin of a message that calls none of them.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        if isinstance(error, UntrustedClassError) or any(str(file) in text for file in files.values()):
+            raise
+        named = text
+        for what, file in files.items():
+            named = f"{what} {file}".join(re.split(rf"{re.escape(what)}\b", named))
+        if named == text:
+            named = f"{otherwise or ' and '.join(map(str, files.values()))}: {text}"
+        raise InputError(named) from error
 
 
 def reason_of(error: BaseException) -> str:
     """Return why a case failed, on one line; an error that is not of the input keeps the name of its class."""
-    return ("" if isinstance(error, InputError) else f"{type(error).__name__}: ") + one_line(error)
+    known = input_error(error)
+    return one_line(known) if known is not None else f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:

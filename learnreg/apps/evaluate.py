@@ -16,9 +16,10 @@ import torch
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import debugging, reason_of
+from learnreg.apps.errors import debugging, naming, reason_of
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
+from learnreg.data.checks import check_comparable
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
 from learnreg.data.preprocessing import ModelSpace
@@ -102,7 +103,9 @@ def _evaluated(
         for name, fixed, moving in tqdm(_named(pairs), desc=", ".join(methods), unit="case", disable=hidden):
             try:
                 case = Case(name, _read(fixed, settings), _read(moving, settings))
-                rows += evaluate([case], methods, device=settings.device)
+                check_comparable(case.fixed, case.moving, (fixed.image, moving.image))
+                with naming({"the fixed image": fixed.image, "the moving image": moving.image}):
+                    rows += evaluate([case], methods, device=settings.device)
             except Exception as error:
                 if debugging():
                     raise

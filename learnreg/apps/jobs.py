@@ -58,7 +58,9 @@ def read_jobs(table: PathLike) -> list[Job]:
         start = (row.get("initial") or "").strip()
         initial = Path(table).expanduser().parent / Path(start).expanduser() if start else None
         if initial is not None and not initial.exists():
-            raise MissingFileError(f"No such file: {initial}, the initial transform of {name} in {table}.")
+            raise MissingFileError(
+                f"No such file: {initial}, the initial transform of {name} in {table}; check the path."
+            )
         jobs.append(Job(name.replace("/", "-"), fixed, moving, initial))
     seen: dict[str, int] = {}
     for number, job in enumerate(jobs, start=1):

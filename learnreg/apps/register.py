@@ -13,16 +13,17 @@ import torch
 from matplotlib.figure import Figure
 
 from learnreg import __version__
-from learnreg.apps.errors import one_line
+from learnreg.apps.errors import naming, one_line
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.transforms import write_inverse
+from learnreg.data.checks import check_comparable
 from learnreg.errors import InputError
 from learnreg.image import Image, label_values, with_field_of_view
 from learnreg.io import read_image, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
-from learnreg.methods.api import DEFAULT
+from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.methods.verdicts import Level, Verdict, exit_status, verdict
 from learnreg.metrics import score
@@ -74,24 +75,17 @@ def run(
         raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(landmarks)}.")
     check_results(output, overwrite=overwrite)
     device = set_device(device, threads)
+    solver = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, trust=trust, device=device)
     with recorded_warnings() as noticed:
         images = (
             read_image(fixed, labels=labels[0], mask=masks[0]),
             read_image(moving, labels=labels[1], mask=masks[1]),
         )
         check_writing(*images)
+        check_comparable(*images, labels)
         images = with_landmarks(*images, landmarks)
-        result = register(
-            *images,
-            method,
-            checkpoint=checkpoint,
-            refine=refine,
-            weight=weight,
-            initial=initial,
-            trust=trust,
-            device=device,
-            progress=False if quiet else None,
-        )
+        with naming({"the fixed image": fixed, "the moving image": moving}):
+            result = register(*images, solver, initial=initial, device=device, progress=False if quiet else None)
     metrics: dict[str, Any] = {"fixed": str(fixed), "moving": str(moving)}
     if checkpoint is None:
         metrics |= {"method": method or DEFAULT}
@@ -143,7 +137,9 @@ def with_landmarks(fixed: Image, moving: Image, files: Sequence[PathLike] | None
     else:
         named = read_named_landmarks(files[0], fixed.grid), read_named_landmarks(files[1], moving.grid)
         first, second = pair_landmarks(*named)
-    return replace(fixed, landmarks=first), replace(moving, landmarks=second)
+    fixed, moving = replace(fixed, landmarks=first), replace(moving, landmarks=second)
+    check_comparable(replace(fixed, labels=None), moving, (files[0], files[-1]))
+    return fixed, moving
 
 
 def set_device(device: str, threads: int | None = None) -> str:

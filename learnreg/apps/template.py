@@ -13,7 +13,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.errors import one_line
+from learnreg.apps.errors import naming, one_line
 from learnreg.apps.evaluate import within
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
@@ -54,7 +54,11 @@ def run(
     with recorded_warnings() as noticed:
         images = [subject.read().to(device) for subject in subjects]
         shown = not quiet and sys.stderr.isatty()
-        with tqdm(total=rounds * len(images), disable=not shown, desc="template", unit="pair") as bar:
+        files = {f"image {k}": subject.image for k, subject in enumerate(subjects, 1)}
+        with (
+            naming(files, otherwise=str(data)),
+            tqdm(total=rounds * len(images), disable=not shown, desc="template", unit="pair") as bar,
+        ):
             chosen = choose_method(method, trust=trust)
             template = build_template(images, chosen, rounds=rounds, on_pair=bar.update)
     save(template, dict(zip(names, subjects, strict=True)), output, method, noticed)

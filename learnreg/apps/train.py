@@ -237,6 +237,7 @@ def run(config: dict[str, Any]) -> float | None:
         build_module,
         check_data,
         check_launch,
+        check_options,
         close,
         prepare_blocks,
         save_config,
@@ -247,6 +248,7 @@ def run(config: dict[str, Any]) -> float | None:
     from learnreg.training.checkpoints import TERMINATED
 
     _quieten()
+    check_options(config)
     trust = trusted(config)
     if config["resume"]:
         load_checkpoint(config["resume"], trust=trust)

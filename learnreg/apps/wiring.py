@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +29,9 @@ from learnreg.training.module import RegistrationModule
 from learnreg.writing import write_atomically
 
 STORED = ("network", "objective", "refinement")
+MONITORED = ("val/loss", "val/dice", "val/sd_log_jacobian", "val/folding", "val/amortization_gap")
+LOGGED = re.compile(r"val/\w+_loss|val/(objective|dice)_after_\d+")  # besides, by terms and steps
+PRECISIONS = ("32", "32-true", "bf16-mixed", "bf16", "16", "16-mixed", "64", "64-true", "16-true", "bf16-true")
 
 
 def save_config(config: dict[str, Any], folder: str) -> None:
@@ -46,6 +51,32 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
     if best.best_model_score is None or (score > best.best_model_score.cpu()) == (best.mode == "max"):
         best.best_model_score = score
         trainer.save_checkpoint(Path(best.dirpath) / f"{best.filename}.ckpt")
+
+
+def check_options(config: dict[str, Any]) -> None:
+    """Check options that Lightning or the report would refuse later, or take without a word.
+
+    Raises:
+        InputError: One cannot be used.
+    """
+    for key in ("refine", "report_pairs"):
+        if config[key] < 0:
+            raise InputError(f"{key}={config[key]} must be a number of at least 0.")
+    time, precision = config["trainer"].get("max_time"), config["trainer"].get("precision")
+    if isinstance(time, str) and not re.fullmatch(r"\d+:\d{2}:\d{2}:\d{2}", time):
+        raise InputError(f"trainer.max_time={time} must be days:hours:minutes:seconds, such as 00:00:05:00.")
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise InputError(f"trainer.precision={precision} is unknown; choose 32-true, bf16-mixed or 16-mixed.")
+    best = config["callbacks"].get("best") or {}
+    monitor = best.get("monitor")
+    if monitor is not None and not _is_logged(str(monitor)):
+        close = difflib.get_close_matches(str(monitor), MONITORED, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(MONITORED)}."
+        raise InputError(f"callbacks.best.monitor={monitor} is not a value of the validation; {hint}")
+
+
+def _is_logged(name: str) -> bool:
+    return name in MONITORED or bool(LOGGED.fullmatch(name))
 
 
 def build_callbacks(config: dict[str, Any]) -> list[Callback]:

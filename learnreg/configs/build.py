@@ -154,7 +154,10 @@ def _class(target: Any, trust: Sequence[str], where: str) -> type:
         module, _, name = target.rpartition(".")
         if target not in FOREIGN and not any(module == p or module.startswith(f"{p}.") for p in trust):
             if module == "learnreg" or module.startswith("learnreg."):
-                raise InputError(f"{join(where, TARGET)} is {target!r}, which is not a public class that can be built.")
+                raise InputError(
+                    f"{join(where, TARGET)} is {target!r}, which is not a public class that can be built; check "
+                    "its name."
+                )
             raise UntrustedClassError(
                 f"needs {target}, which is not part of learnreg", target.partition(".")[0] or target
             )

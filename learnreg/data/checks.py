@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from learnreg.data.formats import Subject
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.headers import read_header, series_files
+from learnreg.image import Image
 from learnreg.landmarks import read_landmarks
 
 REMEDIES = {
@@ -46,6 +48,49 @@ def check_subjects(
     if "landmarks" in needs:
         for group in [sizes] if pairs is None else pairs:
             _check_landmarks({subject: sizes[subject] for subject in group})
+
+
+def check_comparable(fixed: Image, moving: Image, names: tuple[object, object]) -> None:
+    """Check that labels and landmarks of a pair have something in common, so that they are measured, not left out.
+
+    A warning tells how many landmarks are not marked in both images.
+
+    Args:
+        fixed: The fixed image.
+        moving: The moving image.
+        names: Of both, or of the files of their labels and landmarks, for messages.
+
+    Raises:
+        InputError: No label is in both images, or no landmark is marked in both.
+    """
+    if fixed.labels is not None and moving.labels is not None:
+        values = [
+            {int(v) for v in image.labels.unique()} - {0} for image in (fixed, moving) if image.labels is not None
+        ]
+        if not values[0] & values[1]:
+            first, second = (", ".join(map(str, sorted(own)[:8])) or "none" for own in values)
+            raise InputError(
+                f"The segmentations of {names[0]} and {names[1]} have no label in common: {first}, and {second}. Give "
+                "labels of the same organs by the same numbers, or leave them out."
+            )
+    if fixed.landmarks is not None and moving.landmarks is not None:
+        counts = [image.shape[1] for image in (fixed.landmarks, moving.landmarks)]
+        if counts[0] != counts[1]:
+            raise InputError(
+                f"{names[0]} has {counts[0]} landmarks and {names[1]} has {counts[1]}; give the same points for both."
+            )
+        unknown = (fixed.landmarks.isnan() | moving.landmarks.isnan()).any(-1)
+        lacking, count = int(unknown.sum()), unknown.numel()
+        if lacking == count:
+            raise InputError(
+                f"No landmark is marked in both {names[0]} and {names[1]}: {count} have NaN. Give coordinates, or "
+                "leave the landmarks out."
+            )
+        if lacking:
+            warnings.warn(
+                f"{lacking} of {count} landmarks of {names[0]} and {names[1]} have NaN, and are left out.",
+                stacklevel=2,
+            )
 
 
 def _checked_size(subject: Subject, ndim: int) -> tuple[int, ...]:

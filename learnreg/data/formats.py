@@ -23,6 +23,7 @@ from learnreg.writing import subject_name
 
 VECTORS = ".mha", ".mhd", ".nrrd"
 TABLES = ".csv", ".tsv"
+CHANNEL_DIGITS = 4  # of nnU-Net's names, case_0000.nii.gz
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,43 @@ def _from_folder(folder: Path) -> list[Subject]:
         raise InputError(f"{images} holds no images ({', '.join(READABLE)}, or folders with a DICOM series).")
     if images is folder:
         return [Subject(file) for file in files]
-    return [Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file)) for file in files]
+    return [
+        Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file), channels=more)
+        for file, more in _by_case(files, folder / "labels")
+    ]
+
+
+def _by_case(files: Sequence[Path], labels: Path) -> list[tuple[Path, tuple[Path, ...]]]:
+    """Return each image with its other channels.
+
+    nnU-Net names the channels of the labels ``a`` ``a_0000``, ``a_0001``; other images have one channel.
+    """
+    cases: dict[Path, list[Path]] = {}
+    firsts: dict[str, Path] = {}
+    for file in files:
+        case, number = _numbered(file)
+        label = _beside(labels, file)
+        shared = number is not None and label is not None and subject_name(label) == case
+        if shared and number != 0 and case in firsts:
+            cases[firsts[case]].append(file)
+            continue
+        cases[file] = []
+        if shared and number == 0:
+            firsts[case] = file
+    return [(file, tuple(more)) for file, more in cases.items()]
+
+
+def _numbered(file: Path) -> tuple[str, int | None]:
+    """Return the case and the channel of a file that nnU-Net names; ``None`` for other names."""
+    case, _, number = subject_name(file).rpartition("_")
+    named = bool(case) and len(number) == CHANNEL_DIGITS and number.isdecimal()
+    return (case, int(number)) if named else (subject_name(file), None)
 
 
 def _beside(folder: Path, image: Path) -> Path | None:
-    """Return the file of a folder with the name of an image, in any format."""
-    names = [image.name, *(f"{subject_name(image)}{suffix}" for suffix in READABLE)]
+    """Return the file of a folder with the name of an image, in any format, with or without nnU-Net's ``_0000``."""
+    bases = dict.fromkeys((subject_name(image), _numbered(image)[0]))
+    names = [image.name, *(f"{base}{suffix}" for base in bases for suffix in READABLE)]
     return next((folder / name for name in names if (folder / name).exists()), None)
 
 
@@ -299,7 +331,7 @@ def _member(name: str | None, folder: Path) -> Path:
         raise InputError(f"The data set in {folder} has {name!r} where the name of an image file should be.")
     file = folder / Path(name).expanduser()
     if not file.exists():
-        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}.")
+        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}. Correct the name.")
     return file
 
 

@@ -50,7 +50,10 @@ def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name:
         low, high, least, greatest = np.moveaxis(np.array(ranges), -1, 0)
     if (least == greatest).any():
         where = "" if image.mask is None else " within its mask"
-        raise InputError(f"{name} is constant{where} (every value is {least.flat[0]:g}); there is nothing to register.")
+        raise InputError(
+            f"{name} is constant{where} (every value is {least.flat[0]:g}); there is nothing to register. Give another "
+            "image."
+        )
     narrow = high - low <= 1e-6 * (greatest - least)
     low, high = np.where(narrow, least, low), np.where(narrow, greatest, high)
     shape = (*low.shape, *([1] * image.ndim))

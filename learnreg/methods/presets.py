@@ -42,7 +42,7 @@ def load_method(name: str, *, trust: Sequence[str] = ()) -> Method:
     plain = _from_file(name) if name.endswith((".yaml", ".yml")) else _from_preset(name)
     method = build(plain, source=name, trust=trust)
     if not isinstance(method, Method):
-        raise InputError(f"{name} describes a {type(method).__name__}, not a Method.")
+        raise InputError(f"{name} describes a {type(method).__name__}, not a Method; give the file of a method.")
     return method
 
 
@@ -71,7 +71,8 @@ def _from_file(name: str) -> Any:
             config = _plain(compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"]))
         return config
     except (YAMLError, HydraException, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not a valid method file: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file} is not a valid method file; correct it: {reason}") from error
 
 
 def _plain(config: Any) -> Any:

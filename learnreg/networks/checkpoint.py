@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from learnreg.typing import PathLike
 from learnreg.writing import write_atomically
 
 FORMAT = 3
+VOXELS = 2**31  # of the largest grid of a model
 KEY = "learnreg"
 PREFIX = "network."
 SPACE = "learnreg.data.preprocessing.ModelSpace"
@@ -244,9 +246,20 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         check_targets({"space": {"_target_": SPACE, **stored["space"]}})
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
+    _check_space(stored["space"], file)
     for key, value in weights.items():
         _check_weight(key, value, file)
     return stored, weights
+
+
+def _check_space(space: Mapping[str, Any], file: Path) -> None:
+    """Check that the grid of a model has a size, and one that can be allocated."""
+    spacing, shape = space.get("spacing", 1.0), space.get("shape") or [1]
+    sides = spacing if isinstance(spacing, (list, tuple)) else [spacing]
+    if min(sides) <= 0 or min(shape) < 1 or math.prod(shape) > VOXELS:
+        raise InputError(
+            f"{file} has a grid of {list(shape)} voxels of {spacing} mm; the file is damaged, copy it again."
+        )
 
 
 def _check_weight(key: str, value: Any, file: Path) -> None:

@@ -78,6 +78,11 @@ class IterativeStage(Stage):
                 f"A stage needs as many iterations as levels and at least one level, got iterations={list(iterations)} "
                 f"and factors={list(factors)}."
             )
+        if min(iterations) < 0 or not min(factors) > 0:
+            raise InputError(
+                f"A stage must have iterations of at least 0 and factors above 0, got iterations={list(iterations)} "
+                f"and factors={list(factors)}. Correct them."
+            )
         self.objective = objective
         self.factors, self.limits = tuple(float(f) for f in factors), tuple(int(n) for n in iterations)
         self.learning_rate, self.rate_growth, self.tolerance = (

@@ -81,7 +81,7 @@ def is_slice(grid: Grid) -> bool:
     if grid.ndim != 3 or 1 not in grid.shape:
         return False
     if grid.shape.count(1) > 1:
-        raise InputError(f"An image of {grid.shape} samples is a line; an image needs at least two axes.")
+        raise InputError(f"An image of {grid.shape} samples is a line; give one with at least two axes.")
     return True
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from learnreg.errors import InputError, InputTypeError, MissingFileError
 from learnreg.grid import Grid
-from learnreg.headers import itk_reason
+from learnreg.headers import check_finite, itk_reason
 from learnreg.io import grid_from_sitk, to_sitk, write_sitk, write_with_itk
 from learnreg.transforms.affine import Affine
 from learnreg.transforms.base import Transform
@@ -26,6 +26,7 @@ from learnreg.typing import PathLike
 
 TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")  # that are written, besides those of images
 KNOWN = (Affine, BSpline, Displacement, Velocity)  # kinds that ITK has a class for
+HDF5 = b"\x89HDF\r\n\x1a\n"  # how a file begins
 NESTED = 32  # composites of one composite in each other that are unpacked
 
 
@@ -214,6 +215,12 @@ def read_itk(path: PathLike, *, ndim: int | None = None) -> Transform:
     file = Path(path)
     if not file.exists():
         raise MissingFileError(f"No such transform: {file}. Check the path.")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give the file of a transform.")
+    if file.suffix in (".h5", ".hdf5"):
+        _check_hdf5(file)
+    if file.name.endswith((".nii", ".nii.gz")):
+        check_finite(file)
     try:
         if file.suffix in (".h5", ".tfm", ".txt", ".mat", ".hdf5", ".xfm"):
             stored = sitk.ReadTransform(str(file))
@@ -224,12 +231,46 @@ def read_itk(path: PathLike, *, ndim: int | None = None) -> Transform:
             f"{file} cannot be read as a transform: {itk_reason(error)}. Give .h5, .tfm, .mat or a displacement image."
         ) from error
     if ndim is not None and stored.GetDimension() != ndim:
-        raise InputError(f"The transform {file} is {stored.GetDimension()}-D, but the images are {ndim}-D.")
+        raise InputError(
+            f"The transform {file} is {stored.GetDimension()}-D, but the images are {ndim}-D; give a {ndim}-D one."
+        )
     if isinstance(stored, sitk.Transform):
-        return from_itk(stored)
+        return _checked(from_itk(stored), file)
     if stored.GetNumberOfComponentsPerPixel() != stored.GetDimension():
         raise InputError(
             f"{file} has {stored.GetNumberOfComponentsPerPixel()} value(s) per voxel; a displacement image has "
-            f"{stored.GetDimension()}, in mm."
+            f"{stored.GetDimension()}, in mm. Give another file."
         )
-    return _from_field(stored)
+    return _checked(_from_field(stored), file)
+
+
+def _check_hdf5(file: Path) -> None:
+    """Compare the size of an HDF5 file to that in its first block: the library prints many lines on a damaged file."""
+    with file.open("rb") as opened:
+        begin = opened.read(48)
+    if begin[:8] != HDF5 or len(begin) < 48:
+        raise InputError(
+            f"{file} is not an HDF5 file; give a transform that ITK, ANTs or learnreg wrote, or another suffix."
+        )
+    at = 40 if begin[8] < 2 else 28  # by version of the block
+    stated = int.from_bytes(begin[at : at + 8], "little")
+    if stated > file.stat().st_size:
+        raise InputError(f"{file} is damaged: it has {file.stat().st_size} of {stated} bytes. Copy or export it again.")
+
+
+def _checked(transform: Transform, file: Path) -> Transform:
+    """Check that a transform has finite numbers, and that its linear parts can be inverted."""
+    for part in Sampled(transform, Grid.regular((2,) * transform.ndim)).parts():
+        if isinstance(part, Affine):
+            finite = bool(part.matrix.isfinite().all())
+            if finite and float(torch.linalg.det(part.matrix.double()).abs().min()) < 1e-12:
+                raise InputError(f"{file} is singular: it maps an image into a plane or a point. Check its matrix.")
+        else:
+            finite = all(bool(field.isfinite().all()) for field, _ in part.fields()) and _finite_spline(part)
+        if not finite:
+            raise InputError(f"{file} has NaN or infinite numbers; export it again, or compute it again.")
+    return transform
+
+
+def _finite_spline(part: Transform) -> bool:
+    return not isinstance(part, BSpline) or bool(part.coefficients.isfinite().all())
