@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.interpolation import Mode
@@ -54,4 +56,5 @@ def warp(
         warped = replace(warped, covariates=moving.covariates.expand(warped.batch_size, -1))
     if moving.landmarks is None:
         return warped
-    return replace(warped, landmarks=transform.inverse()(moving.landmarks))
+    mapped = transform.inverse()(moving.landmarks.nan_to_num())  # NaN times a gradient of 0 would be NaN
+    return replace(warped, landmarks=mapped.where(~moving.landmarks.isnan(), torch.nan))

@@ -18,3 +18,4 @@ from .splits import check_apart as check_apart, duplicates as duplicates, fold_o
 from .store import ImageStore as ImageStore
 from .survey import Entry as Entry, Finding as Finding, survey as survey
 from .synthesis import changed_intensities as changed_intensities, random_velocity as random_velocity
+from .universal import RandomPairs as RandomPairs, UniversalData as UniversalData

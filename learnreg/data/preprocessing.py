@@ -16,6 +16,9 @@ from learnreg.sampling import Padding, check_padding, resize_image, sample_image
 from learnreg.transforms import Transform
 
 
+FINEST = 0.5  # voxels of the fixed image; a grid is not finer
+
+
 def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:
     """Rescale intensities so that two quantiles become 0 and 1, and clamp them to that range.
 
@@ -144,9 +147,11 @@ class ModelSpace:
         padding: Value outside of an image: ``"zeros"``, or the ``"border"`` of its field of view, see
             :func:`learnreg.image.crop_to_view`. With ``"border"`` the field of view is the image's mask, unless it has
             one.
+        longest: Samples along the longest side of the content of the fixed image. The grid then has no size of its own,
+            in mm or in samples, see :meth:`fitted`; ``shape`` is that of the training.
 
     Raises:
-        InputError: The padding is unknown.
+        InputError: The padding is unknown, or ``longest`` is below ``multiple``.
     """
 
     spacing: float | Sequence[float] = 1.0
@@ -154,9 +159,24 @@ class ModelSpace:
     multiple: int = 16
     content: bool = False
     padding: Padding = "zeros"
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         check_padding(self.padding)
+        if self.longest is not None and self.longest < self.multiple:
+            raise InputError(f"longest is a number of samples, at least {self.multiple}, got {self.longest}.")
+
+    def fitted(self, image: Image) -> ModelSpace:
+        """Return the space for pairs with this fixed image: with ``longest``, its spacing follows from the content.
+
+        Args:
+            image: The fixed image after :meth:`seen`, intensities in [0, 1].
+        """
+        if self.longest is None:
+            return self
+        content = crop_to_content(image, margin=0, multiple=1).grid
+        spacing = max(float(content.extent.max()) / self.longest, FINEST * float(image.grid.spacing.min()))
+        return replace(self, spacing=spacing, shape=None, content=True, longest=None)
 
     def seen(self, image: Image) -> Image:
         """Return the part of an image that the model uses, before anything is measured on it."""

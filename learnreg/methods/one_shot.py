@@ -142,11 +142,12 @@ class OneShotMethod(Method):
         """
         target, source = (self.space.seen(Image(image.data, image.grid, image.mask)) for image in (fixed, moving))
         target, source = normalized(target, name="the fixed image"), normalized(source, name="the moving image")
-        target = self.space.place(target, cover=True)
+        space = self.space.fitted(target)
+        target = space.place(target, cover=True)
         if initial is None:
-            initial = align_centers(target.grid, self.space.grid_for(self.space.frame(source), cover=True))
+            initial = align_centers(target.grid, space.grid_for(space.frame(source), cover=True))
         initial = initial.to(target.grid.dtype)
-        source = self.space.onto(source, target.grid, initial)
+        source = space.onto(source, target.grid, initial)
         return ModelPair(target, source, initial)
 
     def refined(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,24 @@ class Decoder(nn.Module):
         for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
             x = block(torch.cat([F.interpolate(x, size=skip.shape[2:], mode="nearest"), skip], dim=1))
         return x
+
+
+class FeaturePyramid(nn.Module):
+    """Feature pyramid: from coarse to fine, each level gets the projected features of the coarser level added."""
+
+    def __init__(self, ndim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        pairs = list(pairwise(widths))
+        self.projections = nn.ModuleList(CONVOLUTIONS[ndim](below, own, 1) for own, below in pairs)
+        self.blocks = nn.ModuleList(convolution(ndim, own, own) for own, _ in pairs)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return features of the same shapes as ``features``, ``(B, C, *shape)`` per level, fine to coarse."""
+        found = [features[-1]]
+        for own, project, block in reversed(list(zip(features[:-1], self.projections, self.blocks, strict=True))):
+            below = F.interpolate(project(found[-1]), size=own.shape[2:], mode="nearest")
+            found.append(block(own + below))
+        return found[::-1]
 
 
 def check_architecture(name: str, ndim: int, channels: Sequence[int]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.base import Network, Prediction
 from learnreg.networks.blocks import (
-    CONVOLUTIONS,
+    FeaturePyramid,
     FieldHead,
     check_architecture,
     convolution,
@@ -112,7 +112,7 @@ class Pyramid(Network):
         self.needs = ("labels",) if self.segmentation > 0 else ()
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
-        self.context = _Context(ndim, widths) if context else None
+        self.context = FeaturePyramid(ndim, widths) if context else None
         matches = [0, *[(2 * reach + 1) ** ndim if reach else 0] * (len(widths) - 1)]
         self.decoder = nn.ModuleList(
             nn.Sequential(convolution(ndim, 2 * w + m + ndim, w), convolution(ndim, w, w))
@@ -244,24 +244,6 @@ class _Pass:
 
     coarser: tuple[Transform, ...]
     features: tuple[Tensor, ...]
-
-
-class _Context(nn.Module):
-    """Feature pyramid: from coarse to fine, each level gets the projected features of the coarser level added."""
-
-    def __init__(self, ndim: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        pairs = list(pairwise(widths))
-        self.projections = nn.ModuleList(CONVOLUTIONS[ndim](below, own, 1) for own, below in pairs)
-        self.blocks = nn.ModuleList(convolution(ndim, own, own) for own, _ in pairs)
-
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return features of the same shapes as ``features``, ``(B, C, *shape)`` per level, fine to coarse."""
-        found = [features[-1]]
-        for own, project, block in reversed(list(zip(features[:-1], self.projections, self.blocks, strict=True))):
-            below = F.interpolate(project(found[-1]), size=own.shape[2:], mode="nearest")
-            found.append(block(own + below))
-        return found[::-1]
 
 
 def _warped(features: Tensor, grid: Grid, by: Transform | None) -> Tensor:

@@ -135,7 +135,12 @@ def linear_basis(kind: LinearKind, ndim: int) -> Tensor:
 
 
 def linear_through_landmarks(
-    fixed: PointTensor, moving: PointTensor, kind: LinearKind = "affine", *, ridge: float = 1e-6
+    fixed: PointTensor,
+    moving: PointTensor,
+    kind: LinearKind = "affine",
+    *,
+    ridge: float = 1e-6,
+    weights: Float[Tensor, "B K"] | None = None,
 ) -> Affine:
     """Fit a linear map of a kind to pairs of landmarks, by least squares.
 
@@ -145,6 +150,7 @@ def linear_through_landmarks(
         kind: ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
         ridge: Weight that draws the linear part of an affine map to the identity, relative to the landmarks' squared
             distances from their center. It decides what landmarks in a plane leave undetermined.
+        weights: Of the squared distances, at least 0; ``None`` weights all landmarks equally.
 
     Returns:
         The transform, differentiable in the landmarks.
@@ -164,11 +170,13 @@ def linear_through_landmarks(
     if fixed.shape != moving.shape or fixed.ndim != 3:
         raise InputError(f"Landmarks come in pairs (B, K, D), got {tuple(fixed.shape)} and {tuple(moving.shape)}.")
     x, y = fixed.double(), moving.double()
-    center, target = x.mean(1), y.mean(1)
+    shares = x.new_ones(1, x.shape[1]) if weights is None else weights.double()
+    shares = (shares / shares.sum(1, keepdim=True).clamp(min=1e-12)).unsqueeze(-1)
+    center, target = (shares * x).sum(1), (shares * y).sum(1)
     x, y = x - center.unsqueeze(1), y - target.unsqueeze(1)
     identity = torch.eye(x.shape[-1]).to(x)
-    covariance, spread = y.mT @ x, x.mT @ x
-    size = x.square().sum((1, 2)).reshape(-1, 1, 1)
+    covariance, spread = y.mT @ (shares * x), x.mT @ (shares * x)
+    size = (shares * x.square()).sum((1, 2)).reshape(-1, 1, 1)
     if kind == "translation":
         linear = identity.expand(len(x), -1, -1)
     elif kind == "affine":
