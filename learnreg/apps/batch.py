@@ -28,7 +28,8 @@ from learnreg.apps.errors import reason_of
 from learnreg.apps.jobs import Job, read_jobs
 from learnreg.apps.output import check_folder
 from learnreg.apps.records import FAILED, FILES, Row, read_row, records_of, remove_parts, write_results
-from learnreg.apps.register import check_network_options, check_writing, measure, set_device
+from learnreg.apps.register import REPORT, check_network_options, check_writing, measure, set_device
+from learnreg.apps.report import INDEX, results_in
 from learnreg.data.checks import check_comparable
 from learnreg.data.files import content_of, stamp_of
 from learnreg.errors import InputError
@@ -37,8 +38,10 @@ from learnreg.io import write_image
 from learnreg.methods import Registration
 from learnreg.methods.api import DEFAULT, choose_method, register_several
 from learnreg.methods.base import Method
-from learnreg.methods.verdicts import LEVELS
+from learnreg.methods.verdicts import LEVELS, exit_status
 from learnreg.reporting.figures import registration_figure, save_figure
+from learnreg.reporting.index import write_index
+from learnreg.reporting.report import write_report
 from learnreg.transforms import Transform
 from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
@@ -95,6 +98,7 @@ def run(
     jobs: int = 1,
     threads: int | None = None,
     retry: bool = False,
+    strict: bool = False,
     quiet: bool = False,
 ) -> None:
     """Register the pairs of a shard that are not done; exit with status 1 if some failed.
@@ -106,9 +110,11 @@ def run(
         jobs: Processes.
         threads: Threads of the CPU.
         retry: Try the pairs that failed before again.
+        strict: A verdict FAIL counts as failed.
         quiet: No progress bar and no summary.
     """
-    if not register_pairs(pairs, settings, shard=shard, jobs=jobs, threads=threads, retry=retry, quiet=quiet):
+    rows = register_pairs(pairs, settings, shard=shard, jobs=jobs, threads=threads, retry=retry, quiet=quiet)
+    if any(row["status"] == "failed" or exit_status(row.get("verdict", "PASS"), strict=strict) for row in rows):
         raise SystemExit(1)
 
 
@@ -140,8 +146,8 @@ def register_pairs(
     threads: int | None = None,
     retry: bool = False,
     quiet: bool = False,
-) -> bool:
-    """Register the pairs of a shard that are not done; return whether all of the shard are. See :func:`run`."""
+) -> list[Row]:
+    """Register the pairs of a shard that are not done, and return the rows of all of it. See :func:`run`."""
     settings = _checked(settings, threads)
     all_pairs = read_jobs(pairs)
     method = settings.load()
@@ -165,14 +171,16 @@ def register_pairs(
         rows = write_results([job.name for job in own], settings.output, name)
         if shards > 1 and all(any(f.exists() for f in records_of(job.name, settings.output)) for job in all_pairs):
             write_results([job.name for job in all_pairs], settings.output, "results.csv")
+        if rows:
+            write_index(results_in(settings.output), settings.output / INDEX)
     wrong = sum(row["status"] == "failed" for row in rows)
     if not quiet:
-        print(f"Wrote {settings.output}: {name}, {sum(row['status'] == 'done' for row in rows)} pairs")
+        print(f"Wrote {settings.output}: {name}, {INDEX}, {sum(row['status'] == 'done' for row in rows)} pairs")
         counts = {level: sum(row.get("verdict") == level for row in rows) for level in LEVELS}
         print("verdicts: " + ", ".join(f"{count} {level}" for level, count in counts.items()))
     if wrong:
         print(f"{wrong} of {len(own)} pairs failed; see {settings.output / FAILED}, and --retry", file=sys.stderr)
-    return not wrong
+    return rows
 
 
 def _checked(settings: Settings, threads: int | None) -> Settings:
@@ -355,13 +363,17 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
         if "warped" in settings.save:
             write_image(result.warped.data[0], result.fixed.grid, part / FILES["warped"])
         if "figure" in settings.save:
-            figure = registration_figure(result.fixed, result.moving, result.sampled, title=job.name)
+            names = job.fixed.image.name, job.moving.image.name
+            pair = result.fixed, result.moving, result.sampled
+            figure = registration_figure(*pair, initial=result.initial, title=job.name, names=names)
             save_figure(figure, part / FILES["figure"])
         row: Row = {"pair": job.name, "status": "done", "fixed": str(job.fixed.image), "moving": str(job.moving.image)}
         row |= {"fingerprint": settings.fingerprint, "learnreg": __version__}
         row |= {"stamp": _inputs(job, stamp_of), "content": _inputs(job, content_of)}
         row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method or DEFAULT}
         row |= measure(result) if "metrics" in settings.save else {"seconds": round(result.seconds, 3)}
+        if "report" in settings.save:
+            write_report(result, row, part / REPORT)
         (part / FILES["metrics"]).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         with suppress(OSError):  # another process has finished the same pair
             part.rename(settings.output / job.name)

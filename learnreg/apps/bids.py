@@ -66,7 +66,8 @@ def run(
             shutil.rmtree(work / name)
     failed = False
     if lines:
-        failed = not register_pairs(table, settings, jobs=jobs, threads=threads, retry=True, quiet=quiet)
+        rows = register_pairs(table, settings, jobs=jobs, threads=threads, retry=True, quiet=quiet)
+        failed = any(row["status"] == "failed" for row in rows)
     for name, image in left.items():
         if (work / name).exists():
             _publish(work / name, _transform(output, source, image, space), space)

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from learnreg import __version__
 from learnreg.apps.errors import debugging, naming, reason_of
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.register import set_device
+from learnreg.apps.submission import submission_name, write_displacement
 from learnreg.data.checks import check_comparable
 from learnreg.data.datasets import Case, centered, reversed_pairs
 from learnreg.data.formats import Pair, Subject, read_pairs, read_subjects
@@ -26,12 +28,13 @@ from learnreg.data.preprocessing import ModelSpace
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.methods.api import DEFAULT, choose_method
-from learnreg.methods.base import Method
+from learnreg.methods.base import Method, Registration
 from learnreg.methods.evaluation import METRICS, Row, evaluate, summarize, table
 from learnreg.typing import PathLike
 from learnreg.writing import distinct_names, together
 
 T = TypeVar("T")
+SUBMISSION = "submission"  # folder of the displacements
 EVERY = 10.0  # seconds after which what is done is written
 
 
@@ -50,7 +53,14 @@ class Settings:
     device: str = "cpu"
 
 
-def run(settings: Settings, *, output: Path | None = None, threads: int | None = None, quiet: bool = False) -> None:
+def run(
+    settings: Settings,
+    *,
+    output: Path | None = None,
+    submission: bool = False,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> None:
     """Evaluate, print the table, and write it."""
     if output is not None:
         check_folder(output)
@@ -69,7 +79,10 @@ def run(settings: Settings, *, output: Path | None = None, threads: int | None =
             f"{missing[0]} has no labels; pairs without labels are compared by their intensities only.", stacklevel=2
         )
     methods = choose_methods(settings)
-    rows, failed = _evaluated(pairs, methods, settings, output, hidden=quiet or not sys.stderr.isatty())
+    if submission and (output is None or len(methods) != 1 or settings.shape):
+        raise InputError("--submission writes the displacements of one method to -o OUT; leave --shape out.")
+    kept = output / SUBMISSION if submission and output is not None else None
+    rows, failed = _evaluated(pairs, methods, settings, (output, kept), hidden=quiet or not sys.stderr.isatty())
     print(table(rows))
     if output is not None:
         print(f"Wrote {output}: table.md, cases.csv, metrics.json")
@@ -84,7 +97,7 @@ def _evaluated(
     pairs: Sequence[Pair],
     methods: Mapping[str, Method],
     settings: Settings,
-    output: Path | None,
+    outputs: tuple[Path | None, Path | None],
     *,
     hidden: bool = True,
 ) -> tuple[list[Row], dict[str, str]]:
@@ -96,6 +109,7 @@ def _evaluated(
     Raises:
         InputError: All cases failed.
     """
+    output, submission = outputs  # of the tables, and of displacements
     rows: list[Row] = []
     failed: dict[str, str] = {}
     written = time.monotonic()
@@ -105,7 +119,8 @@ def _evaluated(
                 case = Case(name, _read(fixed, settings), _read(moving, settings))
                 check_comparable(case.fixed, case.moving, (fixed.image, moving.image))
                 with naming({"the fixed image": fixed.image, "the moving image": moving.image}):
-                    rows += evaluate([case], methods, device=settings.device)
+                    keep = None if submission is None else partial(_submit, submission, fixed, moving)
+                    rows += evaluate([case], methods, on_case=keep, device=settings.device)
             except Exception as error:
                 if debugging():
                     raise
@@ -118,6 +133,15 @@ def _evaluated(
     if output is not None:
         write(rows, output, settings, noticed, failed)
     return rows, failed
+
+
+def _submit(folder: Path, fixed: Subject, moving: Subject, case: Case, done: Mapping[str, Registration]) -> None:
+    """Write the displacement of a case as the challenge takes it."""
+    (result,) = done.values()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_displacement(
+        result.sampled, result.fixed.grid, result.moving.grid, folder / submission_name(fixed.image, moving.image)
+    )
 
 
 def choose_methods(settings: Settings) -> dict[str, Method]:

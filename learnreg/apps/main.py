@@ -47,8 +47,9 @@ GROUPS = {
         commands.invert,
         commands.convert,
         commands.jacobian,
+        commands.report,
     ),
-    "Many images": (commands.batch, commands.bids, commands.evaluate, commands.template),
+    "Many images": (commands.batch, commands.bids, commands.evaluate, commands.series, commands.template),
     "Training and data": (
         commands.check,
         commands.train,

@@ -94,11 +94,11 @@ def run(
         metrics |= {} if weight is None else {"weight": weight}
     metrics |= {"device": device, "threads": torch.get_num_threads(), "learnreg": __version__}
     metrics |= {"warnings": noticed} if noticed else {}
-    metrics = save(result, metrics, output, fill=fill, inverse=inverse)
+    metrics = save(result, metrics, output, fill=fill, inverse=inverse, report=report)
     if not quiet:
         print(summary(metrics))
         print(verdict_line(metrics))
-        print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE) if (output / name).exists())}")
+        print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE, REPORT) if (output / name).exists())}")
     if exit_status(metrics.get("verdict", "WARN"), strict=strict):
         raise SystemExit(1)
 
@@ -114,7 +114,7 @@ def check_network_options(refine: int, weight: float | None, checkpoint: PathLik
 def check_results(output: Path, *, overwrite: bool) -> None:
     """Raise ``InputError`` if the results cannot be written, or are there already."""
     check_folder(output)
-    existing = [name for name in (*FILES, INVERSE) if (output / name).exists()]
+    existing = [name for name in (*FILES, INVERSE, REPORT) if (output / name).exists()]
     if existing and not overwrite:
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 

@@ -12,7 +12,7 @@ from learnreg.io import read_image
 from learnreg.methods import Registration
 from learnreg.reporting.index import read_metrics, write_index
 from learnreg.reporting.report import write_report
-from learnreg.transforms.itk import read_transform
+from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 
 REPORT, INDEX, METRICS, TRANSFORM, FAILED = "report.html", "index.html", "metrics.json", "transform.h5", "failed"

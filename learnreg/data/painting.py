@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from learnreg.data.anatomies import PARTS, REGIONS, SEGMENTS, SHELLS, SHEETS, Draws, along, each, gaussians
+from learnreg.data.anatomies import PARTS, REGIONS, SEGMENTS, SHEETS, SHELLS, Draws, along, each, gaussians
 from learnreg.typing import ImageTensor, PointTensor
 
 

@@ -15,7 +15,6 @@ from learnreg.image import Image, crop_to_content, crop_to_view, with_field_of_v
 from learnreg.sampling import Padding, check_padding, resize_image, sample_image, sample_labels
 from learnreg.transforms import Transform
 
-
 FINEST = 0.5  # voxels of the fixed image; a grid is not finer
 
 

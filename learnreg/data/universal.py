@@ -118,7 +118,9 @@ class RandomPairs:
         ndim = self.grid.ndim
         share = torch.where(draws.chance(0.5), 0.25, 1.0)
         turn = rotations(draws, self.rotation * share, ndim)
-        sizes = self.scale ** (share[:, None] * (draws.uniform(1, low=-1, high=1) + draws.uniform(ndim, low=-1, high=1)) / 2)
+        sizes = self.scale ** (
+            share[:, None] * (draws.uniform(1, low=-1, high=1) + draws.uniform(ndim, low=-1, high=1)) / 2
+        )
         shear = 0.1 * share.reshape(-1, 1, 1) * draws.uniform(ndim, ndim, low=-1, high=1).triu(1)
         linear = turn @ (torch.eye(ndim, device=draws.device) + shear) @ torch.diag_embed(sizes)
         return _matrices(linear, 2 * self.half * self.shift * share[:, None] * draws.uniform(ndim, low=-1, high=1))

@@ -227,8 +227,6 @@ def robust_fit(
     return found
 
 
-
-
 def plausible(transform: Affine, largest: float = 2.5) -> Affine:
     """Return an affine map without gradient whose scales lie between ``1 / largest`` and ``largest``, and no mirror.
 

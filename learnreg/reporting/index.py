@@ -89,7 +89,7 @@ def badness(metrics: Mapping[str, Any]) -> tuple[int, float]:
     """Return a key that sorts results, worst first: by verdict, then by the similarity after the registration.
 
     Example:
-        >>> failed, similar = {"verdict": {"level": "FAIL"}}, {"after": {"ncc": 0.9}}
+        >>> failed, similar = {"verdict": "FAIL"}, {"after": {"ncc": 0.9}}
         >>> badness(failed) < badness({"after": {"ncc": 0.2}}) < badness(similar)
         True
     """
@@ -100,9 +100,8 @@ def badness(metrics: Mapping[str, Any]) -> tuple[int, float]:
 def _level(metrics: Mapping[str, Any]) -> str:
     if metrics.get("status") == "failed":
         return "ERROR"
-    verdict = metrics.get("verdict")
-    level = verdict.get("level") if isinstance(verdict, Mapping) else None
-    return level if level in RANKS else "none"
+    level = metrics.get("verdict")
+    return level if isinstance(level, str) and level in RANKS else "none"
 
 
 def _similarity(metrics: Mapping[str, Any]) -> float | None:
@@ -121,8 +120,7 @@ def _row(folder: Path, metrics: Mapping[str, Any], base: Path) -> str:
     picture, report = folder / "figure.png", folder / "report.html"
     link = f'<a href="{_link(report, base)}">{name}</a>' if report.exists() else name
     seen = f'<img class="thumbnail" loading="lazy" alt="" src="{_link(picture, base)}">' if picture.exists() else ""
-    verdict = metrics.get("verdict")
-    reasons = verdict.get("reasons") if isinstance(verdict, Mapping) else None
+    reasons = metrics.get("verdict_reasons")
     told = [str(reason) for reason in [*(reasons or []), *([metrics["reason"]] if metrics.get("reason") else [])]]
     values = [_similarity(metrics), after.get("dice"), after.get("landmarks_mm")]
     values += [metrics.get(key) for key in ("folding_percent", "sd_log_jacobian", "seconds")]

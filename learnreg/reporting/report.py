@@ -53,7 +53,7 @@ def write_report(result: Registration, metrics: Mapping[str, Any], path: PathLik
     Args:
         result: The registration.
         metrics: What ``learnreg register`` writes to ``metrics.json``. Each key is optional; those of ``"before"`` and
-            ``"after"`` are shown side by side, ``"verdict"`` (``level`` and ``reasons``) on top.
+            ``"after"`` are shown side by side, ``"verdict"`` and ``"verdict_reasons"`` on top.
         path: The file; a file that exists is replaced.
 
     Example:
@@ -88,7 +88,7 @@ def report_html(result: Registration, metrics: Mapping[str, Any]) -> str:
     fields = {
         "title": html.escape(f"{names[1]} on {names[0]}"),
         "style": asset("report.css"),
-        "verdict": verdict_html(metrics.get("verdict")),
+        "verdict": verdict_html(metrics),
         "summary": html.escape(repr(result)),
         "niivue": asset("niivue.html") if library else "",
         "figure": overview,
@@ -102,13 +102,13 @@ def report_html(result: Registration, metrics: Mapping[str, Any]) -> str:
     return Template(asset("report.html")).substitute(fields)
 
 
-def verdict_html(verdict: Any) -> str:
+def verdict_html(metrics: Mapping[str, Any]) -> str:
     """Return the verdict of ``metrics.json`` with its reasons; empty if there is none."""
-    if not isinstance(verdict, Mapping) or "level" not in verdict:
+    if "verdict" not in metrics:
         return ""
-    level = str(verdict["level"])
+    level = str(metrics["verdict"])
     style = level if level in ("PASS", "WARN", "FAIL") else "none"
-    reasons = "".join(f"<li>{html.escape(str(reason))}</li>" for reason in verdict.get("reasons") or [])
+    reasons = "".join(f"<li>{html.escape(str(reason))}</li>" for reason in metrics.get("verdict_reasons") or [])
     return f'<p><span class="verdict {style}">{html.escape(level)}</span></p>' + (f"<ul>{reasons}</ul>" * bool(reasons))
 
 
@@ -150,7 +150,20 @@ def _metrics_html(metrics: Mapping[str, Any]) -> str:
     """Return a table of all that was measured, with a sentence on each."""
     before, after = metrics.get("before") or {}, metrics.get("after") or {}
     rows = [_metric_row(key, before.get(key), after.get(key)) for key in {**before, **after} if key != "dice_by_label"]
-    shown = {"before", "after", "verdict", "warnings", "pair", "status", "fingerprint", "stamp", "content", *RUN}
+    shown = {
+        "before",
+        "after",
+        "verdict",
+        "verdict_reasons",
+        "verdict_measures",
+        "warnings",
+        "pair",
+        "status",
+        "fingerprint",
+        "stamp",
+        "content",
+        *RUN,
+    }
     rows += [_metric_row(key, "", value) for key, value in metrics.items() if key not in shown]
     table = _table(["", "before", "after", "what it says"], rows)
     labels = after.get("dice_by_label")

@@ -11,8 +11,8 @@ Example:
 """
 
 from learnreg.apps.commands.others import check, doctor, export, methods, runs, train
-from learnreg.apps.commands.pairs import apply, compose, convert, invert, jacobian, register
-from learnreg.apps.commands.sets import batch, bids, evaluate, template
+from learnreg.apps.commands.pairs import apply, compose, convert, invert, jacobian, register, report
+from learnreg.apps.commands.sets import batch, bids, evaluate, series, template
 
 __all__ = [
     "apply",
@@ -28,7 +28,9 @@ __all__ = [
     "jacobian",
     "methods",
     "register",
+    "report",
     "runs",
+    "series",
     "template",
     "train",
 ]

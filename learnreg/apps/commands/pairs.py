@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from learnreg.apps.commands.options import (
     Count,
@@ -112,6 +115,33 @@ def register(
         threads=threads,
         quiet=quiet,
     )
+
+
+def report(
+    outs: Annotated[Sequence[str | Path], Parameter(metavar="OUT")],
+    /,
+    *,
+    index: File | None = None,
+    overwrite: Flag = False,
+) -> None:
+    """Write a page to look at for each result, and an index over several, worst first.
+
+    A page is one file without network access: slices, blink, checkerboard, opacity, deformed grid, Jacobian, metrics.
+
+    For example:
+      learnreg report OUT
+      learnreg report OUT_A OUT_B --index compared.html
+      learnreg report BATCH --overwrite
+
+    Args:
+        outs: Folders that `learnreg register` has written, or that of a `learnreg batch`.
+        index: The page over several results (default: index.html in the batch's folder, or in the working folder).
+        overwrite: Replace reports that exist.
+    """
+    from learnreg.apps.report import report as work
+
+    for page in work(outs, index=index, overwrite=overwrite):
+        print(f"Wrote {page}")
 
 
 def apply(

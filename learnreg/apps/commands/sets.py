@@ -28,6 +28,7 @@ from learnreg.apps.commands.options import (
     Threads,
     Trusted,
 )
+from learnreg.errors import InputError
 
 
 def batch(
@@ -40,7 +41,7 @@ def batch(
     refine: Count = 0,
     weight: Number | None = None,
     save: Annotated[
-        Sequence[Literal["transform", "warped", "figure", "metrics"]],
+        Sequence[Literal["transform", "warped", "figure", "metrics", "report"]],
         Parameter(consume_multiple=1, show_default="transform metrics"),
     ] = ("transform", "metrics"),
     batch: Positive = 1,
@@ -49,6 +50,7 @@ def batch(
     shards: Positive = 1,
     engine: Annotated[Sequence[str], Parameter(consume_multiple=1, metavar="KEY=VALUE...", show_default=False)] = (),
     retry: Flag = False,
+    strict: Flag = False,
     trust: Trusted = (),
     device: Device = "cpu",
     jobs: Jobs = 1,
@@ -57,7 +59,8 @@ def batch(
 ) -> None:
     """Register the pairs of a table.
 
-    Writes one folder a pair and results.csv. Give the same command again to go on after a kill.
+    Writes one folder a pair, results.csv and index.html, worst first. Give the same command again to go on after a
+    kill.
 
     For example:
       learnreg batch PAIRS.csv -o OUT
@@ -81,6 +84,7 @@ def batch(
         engine: With --on: parameters of submitit, such as timeout_min=60 slurm_partition=cpu cpus_per_task=4, or of
             ray.init, such as address=auto.
         retry: Try the pairs that failed before again.
+        strict: Exit with status 1 if the verdict on a pair is FAIL.
         trust: A package whose classes the file of a method or network can name, such as mylab; may be repeated.
         device: cpu, cuda, cuda:1, mps, or auto for the fastest.
         jobs: Processes.
@@ -101,10 +105,12 @@ def batch(
         device,
         batch,
     )
+    if on is not None and strict:
+        raise InputError("--strict judges the pairs that this process registers; read results.csv after --on.")
     if on is not None:
         run_shards(pairs, settings, Engine(on, shards, engine), jobs=jobs, threads=threads, retry=retry, quiet=quiet)
     else:
-        run(pairs, settings, shard=shard, jobs=jobs, threads=threads, retry=retry, quiet=quiet)
+        run(pairs, settings, shard=shard, jobs=jobs, threads=threads, retry=retry, strict=strict, quiet=quiet)
 
 
 def bids(
@@ -189,12 +195,13 @@ def evaluate(
     block: Block | None = None,
     shape: Shape | None = None,
     spacing: Length = 1.0,
+    submission: Literal["learn2reg"] | None = None,
     trust: Trusted = (),
     device: Device = "cpu",
     threads: Threads | None = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods on labeled pairs.
+    """Compare methods on pairs, by labels, landmarks or intensities.
 
     Without a table of pairs, each image is registered to the next one in reversed order.
 
@@ -202,6 +209,7 @@ def evaluate(
       learnreg evaluate FOLDER --method affine --method deformable -o TABLE
       learnreg evaluate FOLDER --checkpoint best.ckpt --refine 30
       learnreg evaluate FOLDER --block 160:200 --shape 64 64 64 --spacing 1 --method fast
+      learnreg evaluate dataset.json --method deformable --submission learn2reg -o OUT
 
     Args:
         data: A folder (images/, labels/), a CSV or a Learn2Reg dataset.json.
@@ -212,6 +220,7 @@ def evaluate(
         block: Positions A to B-1 in the data's order (default: all).
         shape: Bring images to this shape (z y x), centered.
         spacing: In mm, with --shape.
+        submission: Also write the displacements of one method as the challenge takes them, to OUT/submission.
         trust: A package whose classes the file of a method or network can name, such as mylab; may be repeated.
         device: cpu, cuda, cuda:1, mps, or auto for the fastest.
         threads: CPU threads (default: all cores).
@@ -230,7 +239,70 @@ def evaluate(
         list(trust),
         device,
     )
-    run(settings, output=None if output is None else Path(output), threads=threads, quiet=quiet)
+    run(
+        settings,
+        output=None if output is None else Path(output),
+        submission=submission is not None,
+        threads=threads,
+        quiet=quiet,
+    )
+
+
+def series(
+    image: File,
+    /,
+    *,
+    output: Output,
+    method: Name = "rigid",
+    to: Annotated[str, Parameter(metavar="mean|N")] = "mean",
+    rounds: Positive = 2,
+    overwrite: Flag = False,
+    trust: Trusted = (),
+    device: Device = "cpu",
+    threads: Threads | None = None,
+    quiet: Quiet = False,
+) -> None:
+    """Align the volumes of a 4-D file to their mean or to one of them.
+
+    Writes registered.nii.gz (4-D), reference.nii.gz, motion.tsv (translations in mm, rotations in radians, framewise
+    displacement) and a transform for each volume.
+
+    For example:
+      learnreg series BOLD.nii.gz -o OUT
+      learnreg series PERFUSION.nii.gz -o OUT --to 0 --method deformable
+
+    Args:
+        image: The 4-D file.
+        output: Folder for the results.
+        method: A preset or a YAML file.
+        to: The mean, or the number of a volume from 0.
+        rounds: Registrations to the mean.
+        overwrite: Replace results that are already in OUT.
+        trust: A package whose classes the file of a method can name, such as mylab; may be repeated.
+        device: cpu, cuda, cuda:1, mps, or auto for the fastest.
+        threads: CPU threads (default: all cores).
+        quiet: No progress bar and no summary.
+    """
+    from learnreg.apps.register import set_device
+    from learnreg.apps.series import series as work
+
+    if to != "mean" and not to.isdigit():
+        raise InputError(f"--to is mean, or the number of a volume from 0, got {to!r}.")
+    found = work(
+        image,
+        output,
+        method=method,
+        to="mean" if to == "mean" else int(to),
+        rounds=rounds,
+        trust=tuple(trust),
+        device=set_device(device, threads),
+        overwrite=overwrite,
+        progress=False if quiet else None,
+    )
+    if not quiet:
+        moved = found["framewise_displacement_mm"]
+        print(f"{found['volumes']} volumes, framewise displacement {moved['mean']:.2f} mm, at most {moved['max']:.2f}")
+        print(f"Wrote {output}")
 
 
 def template(
