@@ -193,3 +193,13 @@ def test_labels_of_a_coarser_image_are_the_nearest():
         wanted = torch.nn.functional.interpolate(labels.double(), size=shape, mode="nearest-exact")
         assert torch.equal(found.labels, wanted.long())
         assert found.grid.shape == shape
+
+
+def test_landmarks_that_are_not_marked_leave_the_gradient_finite():
+    grid = make_grid("LPS", (6, 6, 6))
+    image = replace(blob_image(grid), landmarks=torch.tensor([[[1.0, 2.0, 3.0], [float("nan")] * 3]], dtype=grid.dtype))
+    matrix = torch.eye(4, dtype=grid.dtype)[None].requires_grad_()
+    landmarks = warp(image, Affine(matrix), grid).landmarks
+    assert landmarks.isnan().all(-1).tolist() == [[False, True]]
+    landmarks.nan_to_num().sum().backward()
+    assert matrix.grad.isfinite().all()

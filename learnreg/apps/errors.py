@@ -110,7 +110,8 @@ def naming(files: Mapping[str, object], *, otherwise: str = "") -> Iterator[None
             raise
         named = text
         for what, file in files.items():
-            named = f"{what} {file}".join(re.split(rf"{re.escape(what)}\b", named))
+            begin = rf"((?i:{re.escape(what[:1])}){re.escape(what[1:])})\b"  # it may begin a sentence
+            named = re.sub(begin, lambda found, file=file: f"{found[1]} {file}", named)
         if named == text:
             named = f"{otherwise or ' and '.join(map(str, files.values()))}: {text}"
         raise InputError(named) from error

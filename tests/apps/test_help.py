@@ -61,7 +61,7 @@ def test_the_help_of_a_command_has_examples_and_every_option(name, capsys, monke
     assert len(examples(name)) >= 1
     assert all(example in told for example in examples(name))
     for parameter in inspect.signature(getattr(commands, name)).parameters.values():
-        label = parameter.name.replace("_", "-")
+        label = parameter.name.removesuffix("_format").replace("_", "-")
         assert (f"--{label}" if parameter.kind is parameter.KEYWORD_ONLY else label.upper()) in told
         described = re.search(rf"^ +{parameter.name}: (.*)$", inspect.getdoc(getattr(commands, name)), re.M)[1]
         assert " ".join(described.split())[:40] in told
@@ -212,3 +212,12 @@ def test_debug_belongs_to_every_command(images):
     for words in (["--debug", "check", str(images)], ["check", str(images), "--debug"]):
         with pytest.raises(FileNotFoundError):
             main(words)
+
+
+def test_the_formats_of_the_command_line_are_those_of_the_library():
+    from typing import get_args
+
+    from learnreg.apps.commands.options import FormatName
+    from learnreg.transforms.files import FORMATS
+
+    assert get_args(FormatName) == FORMATS
