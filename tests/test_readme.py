@@ -96,6 +96,8 @@ def workplace(tmp_path_factory, small_data):  # noqa: F811
     for name in ("FIXED_MASK", "MOVING_MASK"):
         write(folder, f"{name}.nii.gz", np.ones((10, 12, 8), np.uint8))
     write_transform(Affine.translation([1.0, 0.0, 0.0]), read_image(folder / "FIXED.nii.gz").grid, folder / "START.h5")
+    volumes = [sitk.ReadImage(str(folder / "FIXED.nii.gz"))] * 3
+    sitk.WriteImage(sitk.JoinSeries(volumes), str(folder / "BOLD.nii.gz"))
     (folder / "mine.yaml").write_text(preset_of_one_s_own())
     for k in range(2):
         write(folder / "FOLDER" / "images", f"{k}.nii.gz", sitk.GetArrayFromImage(sitk.ReadImage(str(images[k]))))
@@ -180,10 +182,9 @@ def test_a_command_of_the_readme(words, here, tmp_path):
     names = {name: f"{name}.nii.gz" for name in IMAGES}
     names |= {"OUT": str(tmp_path / "OUT"), "$LEARNREG_DATA/hippocampus": "FOLDER", "160:200": "0:2", "DATA": "FOLDER"}
     names |= {"OUT/transform.h5": str(tmp_path / "before" / "transform.h5"), "TABLE": str(tmp_path / "TABLE")}
-    if words[0] in OF_TRANSFORMS:
-        call(
-            "register", "FIXED.nii.gz", "MOVING.nii.gz", "-o", str(tmp_path / "before"), "--method", "rigid", "--quiet"
-        )
+    if words[0] in OF_TRANSFORMS or words[0] == "report":
+        folder = names["OUT"] if words[0] == "report" else str(tmp_path / "before")
+        call("register", "FIXED.nii.gz", "MOVING.nii.gz", "-o", folder, "--method", "rigid", "--quiet")
     given = [names.get(word, names.get(word.removesuffix(".nii.gz"), word)) for word in words]
     if "-o" in words and words[words.index("-o") + 1] not in names:
         given[words.index("-o") + 1] = str(tmp_path / words[words.index("-o") + 1])
@@ -199,7 +200,8 @@ def test_a_preset_of_one_s_own(here, tmp_path):
 
 def test_every_command_is_tried():
     assert len(TRAININGS) >= 21
-    known = {"register", "template", "evaluate", "check", "methods", "batch", *OF_TRANSFORMS, *OF_RUNS}
+    others = {"report", "series", "template", "evaluate", "check", "methods", "doctor", "batch"}
+    known = {"register", *others, *OF_TRANSFORMS, *OF_RUNS}
     assert {words[0] for words in OTHERS} == known
 
 

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from learnreg.apps.apply import read_chain, resample
+from learnreg.apps.apply import Resampling, read_chain, resample
 from learnreg.apps.register import set_device
 from learnreg.apps.transforms import convert
 from learnreg.errors import InputError
@@ -222,12 +222,9 @@ def test_files_of_other_tools_are_converted_and_applied(files, name, form):
     points = torch.tensor([POINTS])
     expected = read_chain(given)(points)
     assert torch.allclose(read_transform(files / "back.h5")(points), expected, atol=2e-2)
-    common = {"reference": fixed, "labels": False, "fill": None, "interpolation": None, "overwrite": True}
     for file, kind in ((out, form), (str(files / "back.h5"), None)):
-        options = argparse.Namespace(
-            inputs=[file, moving], output=f"{file}.nii.gz", inverse=False, from_format=kind, **common
-        )
-        resample(options)
+        how = Resampling(format=kind)
+        resample([file], [moving], how, reference=fixed, output=f"{file}.nii.gz", overwrite=True)
     first, second = (read_image(f"{file}.nii.gz").data for file in (out, files / "back.h5"))
     assert first.max() > 300
     assert (first - second).abs().mean() < 0.5
@@ -236,17 +233,9 @@ def test_files_of_other_tools_are_converted_and_applied(files, name, form):
 def test_an_inverse_of_a_file_of_fsl_swaps_the_images(files):
     fixed, moving = (str(files / f"{which}.nii.gz") for which in ("fixed", "moving"))
     convert([str(files / "affine.tfm")], str(files / "t.mat"), reference=fixed, moving=moving, to_format="fsl")
-    common = {"labels": False, "fill": 100.0, "interpolation": None, "overwrite": True, "reference": moving}
     for file, kind in (("t.mat", "fsl"), ("affine.tfm", None)):
-        resample(
-            argparse.Namespace(
-                inputs=[str(files / file), fixed],
-                output=f"{files / file}.nii.gz",
-                inverse=True,
-                from_format=kind,
-                **common,
-            )
-        )
+        how = Resampling(inverse=True, fill=100.0, format=kind)
+        resample([files / file], [fixed], how, reference=moving, output=f"{files / file}.nii.gz", overwrite=True)
     first, second = (read_image(f"{files / file}.nii.gz").data for file in ("t.mat", "affine.tfm"))
     assert (first - second).abs().mean() < 0.5 < first.std()
 
