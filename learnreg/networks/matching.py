@@ -135,10 +135,11 @@ class MatchingNetwork(Network):
         """
         with torch.autocast(fixed.data.device.type, enabled=False):
             logits = self.sharpness.exp() * (fixed.data.flatten(2).mT @ moving.data.flatten(2))
-            rows = logits.softmax(2)
-            agreement = (rows * logits.softmax(1)).sum(2)
+            agreement = logits.softmax(2) * logits.softmax(1)
             here, there = (image.grid.points.flatten(1, -2).expand(len(logits), -1, -1) for image in (fixed, moving))
-            return robust_fit(here, rows @ there, agreement, self.kind, OUTLIER * float(fixed.grid.spacing.max()))
+            matched = (agreement @ there) / agreement.sum(2, keepdim=True).clamp(min=1e-12)
+            # The largest, not the sum: background matches all of the background, and says nothing.
+            return robust_fit(here, matched, agreement.amax(2), self.kind, OUTLIER * float(fixed.grid.spacing.max()))
 
     @property
     def has_auxiliary_terms(self) -> bool:

@@ -1,5 +1,6 @@
 """The matching network: laws of networks, and what it learns from landmarks."""
 
+import math
 from functools import partial
 
 import pytest
@@ -74,31 +75,26 @@ def test_implausible_maps_are_brought_into_range():
 
 
 @pytest.mark.slow
-def test_descriptors_learn_a_rotation():
-    """From landmarks of random pairs, in 2-D; the error of new pairs falls below half of that at the start."""
+def test_descriptors_learn_to_match():
+    """From landmarks of random pairs of unrelated contrasts; new pairs are matched far better than by chance."""
     torch.manual_seed(0)
     pairs = RandomPairs((32, 32), rotation=45.0, shift=0.1, bend=0.0, templates=0.0)
-    network = MatchingNetwork(2, (8, 16, 16), descriptors=16, resolution=32)
+    network = MatchingNetwork(2, (8, 16, 16), descriptors=16, resolution=32, weight=1.0).train()
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     objective = Objective(MSE())
 
-    def error():
-        fixed, moving, truth = pairs(seeds_of(9, range(32)))
-        with torch.no_grad():
-            found = network.eval()(fixed, moving)
-        points = fixed.grid.points
-        apart = [(t(points) - truth(points)).norm(dim=-1).mean((1, 2)) for t in (Affine.identity(2), found)]
-        return float(apart[1].median() / apart[0].median())
+    def terms(indices):
+        fixed, moving, _ = pairs(seeds_of(0, indices))
+        return network.auxiliary_terms(network.predict(fixed, moving), fixed, moving, objective)
 
-    for step in range(150):
-        fixed, moving, _ = pairs(seeds_of(0, range(8 * step, 8 * step + 8)))
-        network.train()
-        terms = network.auxiliary_terms(network.predict(fixed, moving), fixed, moving, objective)
-        assert set(terms) == {"affine", "matches"}
+    for step in range(60):
         optimizer.zero_grad()
-        sum(term.weighted for term in terms.values()).backward()
+        sum(term.weighted for term in terms(range(8 * step, 8 * step + 8)).values()).backward()
         optimizer.step()
-    assert error() < 0.5
+    with torch.no_grad():
+        found = terms(range(10_000, 10_032))
+    assert set(found) == {"affine", "matches"}
+    assert float(found["matches"].value) < 0.65 * math.log(8 * 8)  # that of a guess among all places
 
 
 def test_all_weights_of_the_cascade_learn():
