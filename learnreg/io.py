@@ -289,7 +289,7 @@ def _read_dicom(folder: Path, wanted: str = "") -> sitk.Image:
     """Read the one DICOM series of a folder, or the one whose UID begins like ``wanted``."""
     reader = sitk.ImageSeriesReader()
     held = reader.GetGDCMSeriesIDs(str(folder))
-    series = [one for one in held if one.startswith(wanted)]
+    series = [one for one in held if one == wanted] or [one for one in held if one.startswith(wanted)]
     if len(series) != 1:
         of_name = f" whose UID begins with {wanted}" if wanted else ""
         listed = [f"{_described(series_files(folder, one))} {one}" for one in (series or held)]
