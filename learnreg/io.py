@@ -452,11 +452,15 @@ def write_sitk(image: sitk.Image, path: PathLike) -> None:
 
     def write(part: str) -> None:
         sitk.WriteImage(image, part, useCompression=True)
-        stored = sitk.ReadImage(part, image.GetPixelID())
+        incomplete = f"{path} was not written completely; check the space on the disk."
+        try:
+            stored = sitk.ReadImage(part, image.GetPixelID())
+        except RuntimeError as error:
+            raise InputError(incomplete) from error
         again, expected = (sitk.GetArrayViewFromImage(one).ravel() for one in (stored, image))
         lossy = part.lower().endswith((".jpg", ".jpeg"))
         if again.size != expected.size or not (lossy or np.array_equal(again, expected, equal_nan=True)):
-            raise InputError(f"{path} was not written completely; check the space on the disk.")
+            raise InputError(incomplete)
 
     write_with_itk(path, write)
 

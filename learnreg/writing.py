@@ -141,6 +141,8 @@ def together(folder: PathLike) -> Iterator[Path]:
                     place_for = target / file.relative_to(part)
                     place_for.parent.mkdir(parents=True, exist_ok=True)
                     file.replace(place_for)
+            except InputError as error:
+                raise InputError(str(error).replace(str(part), str(target))) from error
             finally:
                 if part is not None:
                     shutil.rmtree(part, ignore_errors=True)

@@ -165,9 +165,9 @@ def test_a_protected_folder(command, made, capfd):
 
 @pytest.mark.parametrize("command", [c for c in (*FILES_OUT, *FOLDERS_OUT) if c not in ("batch", "bids")])
 def test_a_full_disk(command, made):
-    arguments = writing(command, NAMES[command], made)
+    arguments = writing(command, "out.nii" if command in IMAGES_OUT else NAMES[command], made)
     before = listing(".")
-    status, told = on_a_full_disk(arguments, 50)
+    status, told = on_a_full_disk(arguments, {"apply points": 20, "evaluate": 50}.get(command, 600))
     assert status == 2, told
     (line,) = (line for line in told.splitlines() if not line.startswith("| "))
     assert line.startswith("error: out"), told
