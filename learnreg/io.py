@@ -32,7 +32,7 @@ from learnreg.headers import (
 )
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
-from learnreg.writing import write_atomically
+from learnreg.writing import reserve, write_atomically
 
 SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
@@ -451,6 +451,8 @@ def write_sitk(image: sitk.Image, path: PathLike) -> None:
     """
 
     def write(part: str) -> None:
+        if part.lower().endswith(".nii"):  # the library for NIfTI would add a line of its own
+            reserve(part, sitk.GetArrayViewFromImage(image).nbytes)
         sitk.WriteImage(image, part, useCompression=True)
         incomplete = f"{path} was not written completely; check the space on the disk."
         try:

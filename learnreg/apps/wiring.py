@@ -34,8 +34,10 @@ LOGGED = re.compile(
     r"val/.+_loss|val/(objective|dice)_after_\d+|train/.+|lr-.+"
 )  # besides, by terms, steps, optimizers
 LOGGING = ("learnreg", "pytorch_lightning", "lightning")  # packages whose callbacks log nothing else
-PRECISIONS = ("32", "32-true", "bf16-mixed", "bf16", "16", "16-mixed", "64", "64-true", "16-true", "bf16-true")
-PRECISIONS += ("transformer-engine", "transformer-engine-float16")
+PRECISIONS = (
+    *("32", "32-true", "bf16-mixed", "bf16", "16", "16-mixed", "64", "64-true", "16-true", "bf16-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
 
 
 def save_config(config: dict[str, Any], folder: str) -> None:
