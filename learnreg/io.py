@@ -32,7 +32,7 @@ from learnreg.headers import (
 )
 from learnreg.image import Image
 from learnreg.typing import LabelTensor, MaskTensor, PathLike, Tensor
-from learnreg.writing import write_atomically
+from learnreg.writing import reserve, write_atomically
 
 SERIES = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd")  # formats that hold several time points
 DESCRIPTION = "0008|103e"  # of a DICOM series
@@ -289,7 +289,7 @@ def _read_dicom(folder: Path, wanted: str = "") -> sitk.Image:
     """Read the one DICOM series of a folder, or the one whose UID begins like ``wanted``."""
     reader = sitk.ImageSeriesReader()
     held = reader.GetGDCMSeriesIDs(str(folder))
-    series = [one for one in held if one.startswith(wanted)]
+    series = [one for one in held if one == wanted] or [one for one in held if one.startswith(wanted)]
     if len(series) != 1:
         of_name = f" whose UID begins with {wanted}" if wanted else ""
         listed = [f"{_described(series_files(folder, one))} {one}" for one in (series or held)]
@@ -451,12 +451,18 @@ def write_sitk(image: sitk.Image, path: PathLike) -> None:
     """
 
     def write(part: str) -> None:
+        if part.lower().endswith(".nii"):  # the library for NIfTI would add a line of its own
+            reserve(part, sitk.GetArrayViewFromImage(image).nbytes)
         sitk.WriteImage(image, part, useCompression=True)
-        stored = sitk.ReadImage(part, image.GetPixelID())
+        incomplete = f"{path} was not written completely; check the space on the disk."
+        try:
+            stored = sitk.ReadImage(part, image.GetPixelID())
+        except RuntimeError as error:
+            raise InputError(incomplete) from error
         again, expected = (sitk.GetArrayViewFromImage(one).ravel() for one in (stored, image))
         lossy = part.lower().endswith((".jpg", ".jpeg"))
         if again.size != expected.size or not (lossy or np.array_equal(again, expected, equal_nan=True)):
-            raise InputError(f"{path} was not written completely; check the space on the disk.")
+            raise InputError(incomplete)
 
     write_with_itk(path, write)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learnreg.errors import InputError
@@ -58,6 +59,36 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     raise InputError(f"{same[0]} and {same[1]} have one name; rename one of them, and list each image once.")
 
 
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder with its parents; if the block raises an error, remove those that were made and are empty."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for one in missing:
+            with suppress(OSError):
+                one.rmdir()
+        raise
+
+
+def reserve(path: PathLike, size: int) -> None:
+    """Check that the disk has room for a file, for writers that end the process if it has not; the file is emptied.
+
+    Args:
+        path: The file.
+        size: In bytes.
+
+    Raises:
+        OSError: There is no room.
+    """
+    with Path(path).open("wb") as file:
+        if sys.platform == "linux":
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(0)
+
+
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
 
@@ -70,20 +101,21 @@ def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     suffix = "".join(file.suffixes[-2:]) if file.name.endswith(".gz") else file.suffix
     part: Path | None = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(suffix=suffix, prefix=PART, dir=file.parent)
-        os.close(handle)
-        part = Path(name)
-        write(name)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.chmod(0o644)
-        part.replace(file)
+        with made(file.parent):
+            try:
+                handle, name = tempfile.mkstemp(suffix=suffix, prefix=PART, dir=file.parent)
+                os.close(handle)
+                part = Path(name)
+                write(name)
+                with part.open("rb") as written:
+                    os.fsync(written.fileno())
+                part.chmod(0o644)
+                part.replace(file)
+            finally:
+                if part is not None:
+                    part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror or error}. Choose another output.") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,18 +133,21 @@ def together(folder: PathLike) -> Iterator[Path]:
     target = Path(folder)
     part: Path | None = None
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=PART, dir=target))
-        yield part
-        for file in sorted(file for file in part.rglob("*") if file.is_file()):
-            place_for = target / file.relative_to(part)
-            place_for.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(place_for)
+        with made(target):
+            try:
+                part = Path(tempfile.mkdtemp(prefix=PART, dir=target))
+                yield part
+                for file in sorted(file for file in part.rglob("*") if file.is_file()):
+                    place_for = target / file.relative_to(part)
+                    place_for.parent.mkdir(parents=True, exist_ok=True)
+                    file.replace(place_for)
+            except InputError as error:
+                raise InputError(str(error).replace(str(part), str(target))) from error
+            finally:
+                if part is not None:
+                    shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error.strerror or error}. Choose another output.") from error
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def check_output(path: PathLike, *, overwrite: bool, suffixes: Sequence[str] = SUFFIXES) -> None:

@@ -142,3 +142,36 @@ def test_several_series_are_listed_by_name(tmp_path):
             writer.Execute(slice_)
     with pytest.raises(InputError, match=r"2 DICOM series: T1 axial \(2 files.*; T2 axial \(3 files"):
         read_image(tmp_path)
+
+
+def add_series(folder, uid, name, count, value):
+    """Slices of one DICOM series, 1 mm apart."""
+    for k in range(count):
+        plane = sitk.GetImageFromArray(np.full((1, 6, 5), value, np.int16))
+        for tag, text in {
+            "0020|000e": uid,
+            "0008|103e": name,
+            "0020|0013": str(k),
+            "0020|0032": f"0\\0\\{k}",
+        }.items():
+            plane.SetMetaData(tag, text)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{uid}-{k}.dcm"))
+        writer.Execute(plane)
+
+
+def test_a_series_is_chosen_by_its_uid(tmp_path):
+    add_series(tmp_path, "1.2.1", "T1", 2, 10)
+    add_series(tmp_path, "1.2.15", "T2", 3, 20)  # begins like the first one
+    add_series(tmp_path, "1.3.7", "PD", 4, 30)
+    for uid, count, value in (("1.2.1", 2, 10), ("1.2.15", 3, 20), ("1.3", 4, 30), ("1.3.7", 4, 30)):
+        image = read_image(f"{tmp_path}:{uid}")
+        assert image.grid.shape == (count, 6, 5)
+        assert image.data.unique().tolist() == [value]
+    with pytest.raises(InputError, match=r"holds 2 DICOM series whose UID begins with 1\.2: T1 .*; T2 .*:UID\.$"):
+        read_image(f"{tmp_path}:1.2")
+    with pytest.raises(InputError, match=r"holds 0 DICOM series whose UID begins with 9: T1 .*; T2 .*; PD .*:UID\.$"):
+        read_image(f"{tmp_path}:9")
+    with pytest.raises(InputError, match=r"3 DICOM series: .* Choose one by its UID, as "):
+        read_image(tmp_path)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from learnreg import __version__
 from learnreg.apps.batch import Settings, register_pairs
+from learnreg.apps.output import check_folder
 from learnreg.apps.records import flat
 from learnreg.data.bids import bids_rows, is_bids
 from learnreg.errors import InputError, MissingFileError
@@ -47,6 +48,7 @@ def run(
         quiet: No progress bar and no summary.
     """
     _check(source)
+    check_folder(output)
     if to is None or not Path(to).exists():
         raise MissingFileError(f"No such reference: {to}; give --to FILE, such as a template.")
     choose_method(  # an error of the method, before anything is written

@@ -78,6 +78,8 @@ def input_error(error: BaseException) -> InputError | None:
     found: BaseException | None = error
     while found is not None and type(found).__module__.startswith("hydra."):
         found = found.__cause__
+    if isinstance(found, InputError) and found.__cause__ is not None and is_out_of_memory(found.__cause__):
+        found = found.__cause__  # a reader takes it for a file that cannot be read
     if found is not None and is_out_of_memory(found):
         return InputError(
             f"Memory ran out ({type(found).__name__}). Crop or resample the images, choose a method with coarser "

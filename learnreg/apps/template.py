@@ -50,7 +50,7 @@ def run(
         raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
     device = set_device(device, threads)
     subjects = within(read_subjects(data), block, data)
-    names = distinct_names([subject.image for subject in subjects])
+    names = _names(subjects)
     with recorded_warnings() as noticed:
         images = [subject.read().to(device) for subject in subjects]
         shown = not quiet and sys.stderr.isatty()
@@ -66,6 +66,20 @@ def run(
         for number, done in enumerate(template.rounds, 1):
             print(f"round {number}: spread {done.spread:.4f}, drift {done.drift:.3f} mm, change {done.change:.4f}")
         print(f"Wrote {output}: {', '.join(name for name in FILES if (output / name).exists())}")
+
+
+def _names(subjects: Sequence[Subject]) -> list[str]:
+    """Return a name for each image; time points have that of their file and their number, such as ``cine_t3``."""
+    files = list(dict.fromkeys((subject.image, subject.time) for subject in subjects if subject.time is not None))
+    series = list(dict.fromkeys(file for file, _ in files))
+    others = [subject.image for subject in subjects if subject.time is None]
+    if len(files) + len(others) < len(subjects):
+        raise InputError("A time point is listed twice; list each one once.")
+    named = dict(zip([*series, *others], distinct_names([*series, *others]), strict=True))
+    return [
+        named[subject.image] if subject.time is None else f"{named[subject.image]}_t{subject.time}"
+        for subject in subjects
+    ]
 
 
 def save(

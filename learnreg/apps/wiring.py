@@ -30,8 +30,14 @@ from learnreg.writing import write_atomically
 
 STORED = ("network", "objective", "refinement")
 MONITORED = ("val/loss", "val/dice", "val/sd_log_jacobian", "val/folding", "val/amortization_gap")
-LOGGED = re.compile(r"val/\w+_loss|val/(objective|dice)_after_\d+")  # besides, by terms and steps
-PRECISIONS = ("32", "32-true", "bf16-mixed", "bf16", "16", "16-mixed", "64", "64-true", "16-true", "bf16-true")
+LOGGED = re.compile(
+    r"val/.+_loss|val/(objective|dice)_after_\d+|train/.+|lr-.+"
+)  # besides, by terms, steps, optimizers
+LOGGING = ("learnreg", "pytorch_lightning", "lightning")  # packages whose callbacks log nothing else
+PRECISIONS = (
+    *("32", "32-true", "bf16-mixed", "bf16", "16", "16-mixed", "64", "64-true", "16-true", "bf16-true"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
 
 
 def save_config(config: dict[str, Any], folder: str) -> None:
@@ -56,27 +62,36 @@ def validate_last(trainer: Trainer, module: LightningModule, data: LightningData
 def check_options(config: dict[str, Any]) -> None:
     """Check options that Lightning or the report would refuse later, or take without a word.
 
+    ``trainer.max_time`` in hours, minutes and seconds becomes one with days, which Lightning needs.
+
     Raises:
         InputError: One cannot be used.
     """
     for key in ("refine", "report_pairs"):
         if config[key] < 0:
             raise InputError(f"{key}={config[key]} must be a number of at least 0.")
-    time, precision = config["trainer"].get("max_time"), config["trainer"].get("precision")
-    if isinstance(time, str) and not re.fullmatch(r"\d+:\d{2}:\d{2}:\d{2}", time):
-        raise InputError(f"trainer.max_time={time} must be days:hours:minutes:seconds, such as 00:00:05:00.")
+    trainer = config["trainer"]
+    time, precision = trainer.get("max_time"), trainer.get("precision")
+    if isinstance(time, str):
+        found = re.fullmatch(r"(?:(\d+):)?(\d+):(\d\d):(\d\d)", time.strip())
+        if not found or (found[1] and len(found[2]) != 2):
+            raise InputError(f"trainer.max_time={time} must be days:hours:minutes:seconds, such as 00:00:05:00.")
+        days, hours = divmod(int(found[2]), 24)
+        trainer["max_time"] = f"{int(found[1] or 0) + days:02}:{hours:02}:{found[3]}:{found[4]}"
     if precision is not None and str(precision) not in PRECISIONS:
         raise InputError(f"trainer.precision={precision} is unknown; choose 32-true, bf16-mixed or 16-mixed.")
-    best = config["callbacks"].get("best") or {}
-    monitor = best.get("monitor")
-    if monitor is not None and not _is_logged(str(monitor)):
-        close = difflib.get_close_matches(str(monitor), MONITORED, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(MONITORED)}."
-        raise InputError(f"callbacks.best.monitor={monitor} is not a value of the validation; {hint}")
+    _check_monitor(config["callbacks"])
 
 
-def _is_logged(name: str) -> bool:
-    return name in MONITORED or bool(LOGGED.fullmatch(name))
+def _check_monitor(callbacks: dict[str, Any]) -> None:
+    """Refuse to monitor a value that nothing logs; a callback of another package may log any."""
+    monitor = (callbacks.get("best") or {}).get("monitor")
+    packages = {target.partition(".")[0] for target in targets(callbacks)}
+    if monitor is None or packages - set(LOGGING) or monitor in MONITORED or LOGGED.fullmatch(str(monitor)):
+        return
+    close = difflib.get_close_matches(str(monitor), (*MONITORED, "train/loss"), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(MONITORED)}."
+    raise InputError(f"callbacks.best.monitor={monitor} is not a value of the validation; {hint}")
 
 
 def build_callbacks(config: dict[str, Any]) -> list[Callback]:

@@ -5,11 +5,50 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import yaml
+
 from learnreg.errors import InputError
+
+LARGEST_FILE = 1_000_000  # bytes of a YAML file
+MOST_VALUES = 100_000  # of a YAML file, once each alias is replaced by what it stands for
+
+
+def check_yaml(text: str) -> None:
+    """Check that a YAML file of someone else stays small when it is read: a few nested aliases can fill any memory.
+
+    Raises:
+        InputError: It would hold too many values.
+        yaml.YAMLError: It is not YAML.
+
+    Example:
+        >>> check_yaml("{a: &x [1, 2], b: [*x, *x]}")
+        >>> lines = [f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 9)}]" for k in range(1, 9)]
+        >>> check_yaml("{l0: &l0 [1], " + ", ".join(lines) + "}")
+        Traceback (most recent call last):
+        learnreg.errors.InputError: It would hold more than 100000 values; write them out without nested aliases.
+    """
+    try:
+        size = _expanded(yaml.compose(text, Loader=yaml.SafeLoader), {})
+    except RecursionError:
+        raise InputError("It is nested too deeply; write it with fewer levels.") from None
+    if size > MOST_VALUES or len(text) > LARGEST_FILE:
+        raise InputError(f"It would hold more than {MOST_VALUES} values; write them out without nested aliases.")
+
+
+def _expanded(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Return the number of values below a node; one that contains itself has infinitely many."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_expanded(part, known) for part in parts)
+    return known[id(node)]
 
 
 def check_targets(config: Any) -> None:

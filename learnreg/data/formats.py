@@ -134,11 +134,11 @@ def read_subjects(path: PathLike, covariates: Sequence[str] = ()) -> list[Subjec
     """Read the list of images of a data set, in a fixed order.
 
     Args:
-        path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``, or with the images
-            themselves; an image can be a folder with a DICOM series), a BIDS data set, a CSV or TSV with the columns
-            ``image[,labels][,mask][,landmarks][,group][,split]``, or a Learn2Reg ``dataset.json``. In a table, ``;``
-            separates the files of the channels of one image. Each time point of a 4-D file is an image, of one
-            group; a column ``time`` chooses one.
+        path: A folder (with ``images/`` and, by the same names, ``labels/`` and ``masks/``; with ``imagesTr/`` and
+            ``labelsTr/`` of nnU-Net; or with the images themselves; an image can be a folder with a DICOM series), a
+            BIDS data set, a CSV or TSV with the columns ``image[,labels][,mask][,landmarks][,group][,split]``, or a
+            Learn2Reg ``dataset.json``. In a table, ``;`` separates the files of the channels of one image. Each time
+            point of a 4-D file is an image, of one group; a column ``time`` chooses one.
         covariates: Further columns of a table, or of the ``participants.tsv`` of BIDS, that hold a number per image.
 
     Raises:
@@ -159,7 +159,9 @@ def _listed(path: PathLike, covariates: Sequence[str]) -> list[Subject]:
             return _listed(file / "dataset.json", ())
         return _from_folder(file)
     if file.suffix == ".json":
-        return [_json_subject(item, file.parent) for item in _json_items(file, ("training", "test", "numTraining"))]
+        unlisted = (file.parent / "imagesTr").is_dir()  # nnU-Net's dataset.json lists no files
+        items = _json_items(file, ("training", "test", "numTraining"), required=not unlisted)
+        return [_json_subject(item, file.parent) for item in items] or _from_folder(file.parent)
     rows = table_rows(file)
     if "image" not in rows[0]:
         raise InputError(
@@ -216,15 +218,18 @@ def _is_series(folder: Path) -> bool:
 
 
 def _from_folder(folder: Path) -> list[Subject]:
-    images = folder / "images" if (folder / "images").is_dir() else folder
+    """List the images of a folder; with their labels and masks if it has ``images``, or nnU-Net's ``imagesTr``."""
+    block = next((block for block in ("", "Tr") if (folder / f"images{block}").is_dir()), None)
+    images = folder if block is None else folder / f"images{block}"
     files = sorted(file for file in images.iterdir() if _is_image(file) or _is_series(file))
     if not files:
         raise InputError(f"{images} holds no images ({', '.join(READABLE)}, or folders with a DICOM series).")
-    if images is folder:
+    if block is None:
         return [Subject(file) for file in files]
+    labels, masks = folder / f"labels{block}", folder / f"masks{block}"
     return [
-        Subject(file, _beside(folder / "labels", file), _beside(folder / "masks", file), channels=more)
-        for file, more in _by_case(files, folder / "labels")
+        Subject(file, _beside(labels, file), _beside(masks, file), channels=more)
+        for file, more in _by_case(files, labels)
     ]
 
 

@@ -15,6 +15,7 @@ from learnreg.image import Image, background
 from learnreg.optimization import LandmarkStart, LevelHistory
 from learnreg.supervision import LandmarkDistance
 from learnreg.transforms import Sampled, Transform
+from learnreg.transforms.in_plane import is_slice
 from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
 
@@ -162,6 +163,8 @@ def check_pair(fixed: Image, moving: Image, initial: Transform | None = None) ->
             f"The fixed image has {fixed.data.shape[1]} and the moving image has {moving.data.shape[1]} channels; both "
             "must have the same number."
         )
+    for image in (fixed, moving):
+        is_slice(image.grid)  # refuses a line
     if initial is not None:
         _check_initial(initial, fixed, moving)
 

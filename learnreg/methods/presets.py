@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learnreg.configs.build import build, check_plain
+from learnreg.configs.checks import check_yaml
 from learnreg.configs.compose import compose_config
 from learnreg.configs.files import config_dir, method_names
 from learnreg.errors import InputError, MissingFileError
@@ -65,6 +66,7 @@ def _from_file(name: str) -> Any:
     if not file.is_file():
         raise MissingFileError(f"No such method file: {file}. Check the path, or give the name of a preset.")
     try:
+        _check_text(file)
         config = _plain(OmegaConf.load(file))
         _check_file(config, file)
         if "defaults" in config:
@@ -80,6 +82,13 @@ def _plain(config: Any) -> Any:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(config, resolve=False)
+
+
+def _check_text(file: Path) -> None:
+    try:
+        check_yaml(file.read_text(encoding="utf-8"))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _check_file(config: Any, file: Path) -> None:

@@ -187,7 +187,7 @@ def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()
         >>> release("runs/oasis/2026-01-31_12-00-00/checkpoints/best.ckpt", "oasis.safetensors")  # doctest: +SKIP
         >>> load_checkpoint("oasis.safetensors").network  # doctest: +SKIP
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     target = Path(output)
     if target.suffix != RELEASED:
@@ -200,7 +200,7 @@ def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()
             raise InputError(
                 f"{checkpoint} has weights above 65504 in {key}, too large for half precision; use it as it is."
             )
-    write_atomically(target, lambda part: save_file(halves, part, {KEY: json.dumps(stored)}))
+    write_atomically(target, lambda part: Path(part).write_bytes(save(halves, {KEY: json.dumps(stored)})))
 
 
 def find(path: PathLike) -> Path:

@@ -23,10 +23,12 @@ from learnreg.transforms.displacement import Displacement
 from learnreg.transforms.sampled import Sampled
 from learnreg.transforms.velocity import Velocity
 from learnreg.typing import PathLike
+from learnreg.writing import reserve
 
 TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")  # that are written, besides those of images
 KNOWN = (Affine, BSpline, Displacement, Velocity)  # kinds that ITK has a class for
 HDF5 = b"\x89HDF\r\n\x1a\n"  # how a file begins
+HEADER = 16384  # bytes of a HDF5 file without its transforms, at most
 NESTED = 32  # composites of one composite in each other that are unpacked
 
 
@@ -184,10 +186,20 @@ def _write_and_compare(converted: list[sitk.Transform], part: str, path: PathLik
     """Write the one transform of a list, which is emptied: a field takes much memory, and reading it takes more."""
     transform = converted.pop()
     expected = _checksums(transform)
+    if part.endswith(".h5"):  # on a full disk, HDF5 ends the process when Python exits
+        reserve(part, HEADER + _size(transform))
     sitk.WriteTransform(transform, part)
     del transform
     if _checksums(sitk.ReadTransform(part)) != expected:
         raise InputError(f"{path} was not written completely; check the space on the disk.")
+
+
+def _size(transform: sitk.Transform) -> int:
+    """Return the size of the parts of a transform in a HDF5 file, in bytes: float64 numbers and their names."""
+    transform = transform.Downcast()
+    if isinstance(transform, sitk.CompositeTransform):
+        return sum(_size(transform.GetNthTransform(i)) for i in range(transform.GetNumberOfTransforms()))
+    return 8 * int(transform.GetNumberOfParameters()) + 2048
 
 
 def _checksums(transform: sitk.Transform) -> list[int]:

@@ -1,11 +1,17 @@
 """What an exception becomes on the screen and in a run folder."""
 
+import re
+import subprocess
+import sys
+
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from learnreg.apps.errors import LOG, input_error, logging_errors, one_line, reporting_errors
+from learnreg.apps.errors import LOG, input_error, is_out_of_memory, logging_errors, one_line, reporting_errors
 from learnreg.errors import InputError, MissingFileError
 
 pytestmark = pytest.mark.slow
@@ -64,3 +70,41 @@ def test_every_process_adds_to_the_log(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RuntimeError, match="itself"), logging_errors(tmp_path / "file"):
         raise RuntimeError("itself")
+
+
+def test_memory_that_ran_out_is_one_line(capsys):
+    """NumPy and PyTorch say it differently; 100 TB are refused by the system itself."""
+    for allocate in (lambda: np.ones(10**14), lambda: torch.ones(10**14), lambda: bytearray(10**14)):
+        with pytest.raises(SystemExit, match="2"), reporting_errors():
+            allocate()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(r"error: Memory ran out \(\w+\)\. Crop or resample the images", line), line
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import learnreg.apps.register, learnreg.io, torch, SimpleITK, pytorch_lightning
+from learnreg.apps.main import main
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000,) * 2)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit of Linux")
+def test_a_registration_without_enough_memory_is_one_line_and_leaves_nothing(tmp_path):
+    values = np.random.default_rng(0).random((128, 128, 128)).astype(np.float32)  # 8 MB, and some 20 in a registration
+    for name in ("a.nii.gz", "b.nii.gz"):
+        sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / name))
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, "register", "a.nii.gz", "b.nii.gz", "-o", "out", "--quiet"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"error: Memory ran out .*\n", done.stderr), done.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]

@@ -257,3 +257,39 @@ def test_duplicates_are_equal_in_every_byte(tmp_path):
         (tmp_path / name).write_bytes(changed)
     files = [tmp_path / name for name in "abcd"]
     assert duplicates(files) == [[tmp_path / "a", tmp_path / "c"]]
+
+
+def test_names_of_nnunet(tmp_path):
+    """The channels of a case have four digits, its labels have none; its dataset.json lists no files."""
+    for case in ("liver_001", "liver_002"):
+        for channel in range(2):
+            write(tmp_path / "imagesTr" / f"{case}_{channel:04}.nii.gz", channel)
+        write(tmp_path / "labelsTr" / f"{case}.nii.gz", labels=True)
+    for step in ("a folder", "with its dataset.json"):
+        if step != "a folder":
+            (tmp_path / "dataset.json").write_text('{"numTraining": 2, "channel_names": {"0": "CT", "1": "PET"}}')
+        subjects = read_subjects(tmp_path)
+        assert [subject.labels.name for subject in subjects] == ["liver_001.nii.gz", "liver_002.nii.gz"], step
+        assert [[file.name for file in subject.channels] for subject in subjects] == [
+            ["liver_001_0001.nii.gz"],
+            ["liver_002_0001.nii.gz"],
+        ]
+        image = subjects[0].read()
+        assert image.data.shape[1] == 2
+        assert image.labels is not None
+    assert read_subjects(tmp_path / "dataset.json") == subjects
+    assert read_pairs(tmp_path) is None
+
+
+def test_images_whose_names_end_in_digits_stay_apart(tmp_path):
+    """Learn2Reg's names: each image has labels of its own name, so the digits are no channel."""
+    for number in range(2):
+        write(tmp_path / "images" / f"case_000{number}.nii.gz", number)
+        write(tmp_path / "labels" / f"case_000{number}.nii.gz", labels=True)
+    assert [(s.name, s.labels.name, s.channels) for s in read_subjects(tmp_path)] == [
+        (f"case_000{number}", f"case_000{number}.nii.gz", ()) for number in range(2)
+    ]
+    (tmp_path / "labels" / "case_0000.nii.gz").rename(tmp_path / "labels" / "case.nii.gz")
+    (tmp_path / "labels" / "case_0001.nii.gz").unlink()
+    (one,) = read_subjects(tmp_path)
+    assert (one.name, one.labels.name, len(one.channels)) == ("case_0000", "case.nii.gz", 1)
