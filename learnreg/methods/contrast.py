@@ -7,7 +7,7 @@ import time
 import torch
 
 from learnreg.data.preprocessing import normalized, without_padding
-from learnreg.errors import InputTypeError
+from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.numerics import full_precision
@@ -31,7 +31,7 @@ def contrast_agreement(fixed: Image, moving: Image, transform: Transform, *, fac
         factor: Spacing of the comparison, as a multiple of the finest voxel spacing.
 
     Returns:
-        A value in [-1, 1].
+        A value in [-1, 1]; 0 if an image is constant.
 
     Example:
         >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
@@ -40,10 +40,13 @@ def contrast_agreement(fixed: Image, moving: Image, transform: Transform, *, fac
         >>> round(contrast_agreement(image, image, same)), round(contrast_agreement(image, negative, same))
         (1, -1)
     """
-    target, source = (
-        at_level(normalized(without_padding(Image(image.data, image.grid, image.mask))), factor)
-        for image in (fixed, moving)
-    )
+    try:
+        target, source = (
+            at_level(normalized(without_padding(Image(image.data, image.grid, image.mask))), factor)
+            for image in (fixed, moving)
+        )
+    except InputError:  # one is constant
+        return 0.0
     with torch.no_grad():
         return local_agreement(target, warp(source, transform, target.grid))
 
