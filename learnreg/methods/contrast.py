@@ -9,7 +9,7 @@ import torch
 from learnreg.data.preprocessing import normalized, without_padding
 from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
-from learnreg.methods.base import Method, Registration, check_pair
+from learnreg.methods.base import Method, Registration, check_pair, overlap
 from learnreg.numerics import full_precision
 from learnreg.optimization.iterative import at_level
 from learnreg.similarity.masking import both_masks
@@ -121,7 +121,9 @@ class ByContrast(Method):
         rough = self.start(fixed, moving, initial=initial, on_step=on_step)
         alike = contrast_agreement(fixed, moving, rough.transform) >= self.threshold
         method = self.same if alike else self.other
-        result = method(fixed, moving, initial=rough.transform, on_step=on_step)
+        # A thin image can be lost by the start; the method then begins by itself.
+        start = rough.transform if overlap(rough.transform, fixed, moving) else initial
+        result = method(fixed, moving, initial=start, on_step=on_step)
         if on_step is not None and method.iterations < max(self.same.iterations, self.other.iterations):
             on_step(self.iterations - self.start.iterations - method.iterations)
         seconds = time.perf_counter() - began

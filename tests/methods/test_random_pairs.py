@@ -13,10 +13,8 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import learnreg
 from learnreg.apps.main import main
@@ -157,7 +155,9 @@ def check_files(folder: Path, fixed: sitk.Image, moving: sitk.Image) -> None:
 def test_any_pair(random):
     ndim = random.choice((2, 3))
     methods = (*METHODS, "hippocampus") if ndim == 3 else tuple(METHODS)
-    check_pair(sketch(random, ndim), sketch(random, ndim), method=random.choice(methods), by_command=random.random() < 0.5)
+    check_pair(
+        sketch(random, ndim), sketch(random, ndim), method=random.choice(methods), by_command=random.random() < 0.5
+    )
 
 
 def check_pair(*pair: Sketch, method: str, by_command: bool) -> None:
