@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
@@ -25,7 +26,7 @@ EXAMPLES = int(os.environ.get("LEARNREG_EXAMPLES", "12"))
 DTYPES = {"uint8": 255, "int16": 2000, "uint16": 60000, "float32": 1.0, "float64": 1e4}  # brightest value of each
 METHODS = {  # few iterations
     "rigid": "stages: {rigid: {iterations: [3, 2, 2, 2]}}",
-    "affine": "stages: {affine: {iterations: [3, 2, 2, 2]}}",
+    "affine": "stages: {rotation: null, affine: {iterations: [3, 2, 2, 2]}}",
     "fast": "stages: {affine: {iterations: [3]}, deformation: {iterations: [3, 2, 2]}}",
     "bspline": "stages: {affine: {iterations: [2]}, deformation: {iterations: [3, 2, 2, 2]}}",
     "deformable": "same: {stages: {affine: {iterations: [2]}, deformation: {iterations: [3, 2, 2, 2]}}}\n"
@@ -163,11 +164,11 @@ def test_any_pair(random):
 def check_pair(*pair: Sketch, method: str, by_command: bool) -> None:
     """Register a pair, and check what comes of it."""
     fixed, moving = (one.image() for one in pair)
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True):
         folder = Path(name)
         if method in METHODS:
             (folder / "method.yaml").write_text(f"defaults: [/method/{method}@_here_, _self_]\n{METHODS[method]}\n")
-        warnings.filterwarnings("ignore", category=UserWarning, module="learnreg")
+        warnings.simplefilter("always")  # such as that an image looks like a segmentation
         try:
             files_of(folder, fixed, moving, method, by_command)
         except InputError as error:
@@ -175,3 +176,47 @@ def check_pair(*pair: Sketch, method: str, by_command: bool) -> None:
             assert not (folder / "warped.nii.gz").exists()
             return
         check_files(folder, fixed, moving)
+
+
+TURNED = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+LARGE = Sketch((55, 8, 60), (5.27, 0.52, 3.67), TURNED, (179.0, 163.0, 172.0), "uint8", "blobs", 64648)
+PERMUTED = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
+FOUND = {  # by the test above
+    "smaller than what was checked": (
+        LARGE,
+        Sketch((6, 2, 14), (2.09, 0.67, 0.56), PERMUTED, (0.0, 0.0, 0.0), "uint8", "blobs", 5),
+        "deformable",
+    ),
+    "lost by the start": (
+        Sketch(
+            (10, 45),
+            (9.516619445905638, 0.47309001143545426),
+            (0.99791439772082, 0.0645511798613566, -0.0645511798613566, 0.9979143977208199),
+            (-159.8921459873575, -137.56198169155414),
+            "int16",
+            "blobs",
+            35201,
+        ),
+        Sketch(
+            (1, 10),
+            (0.24488574387783357, 1.6585473141973615),
+            (-1.0, 0.0, 0.0, -1.0),
+            (154.67430078986638, 173.519749756438),
+            "float64",
+            "ramp",
+            24077,
+        ),
+        "deformable",
+    ),
+    "constant beside its padding": (
+        Sketch((7, 7, 8), (7.07, 0.22, 5.91), TURNED, (-102.0, 192.0, -10.0), "uint8", "ramp", 766),
+        Sketch((7, 41, 49), (0.25, 5.48, 8.07), PERMUTED, (-82.0, -72.0, 60.0), "int16", "border", 40944),
+        "hippocampus",
+    ),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_what_was_found(found):
+    fixed, moving, method = FOUND[found]
+    check_pair(fixed, moving, method=method, by_command=method == "hippocampus")
