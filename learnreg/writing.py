@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from learnreg.errors import InputError
@@ -89,10 +91,46 @@ def reserve(path: PathLike, size: int) -> None:
         file.truncate(0)
 
 
+def own_part() -> str:
+    """Return how the names of files and folders begin that this process has not completed."""
+    return f"{PART}{socket.gethostname()}-{os.getpid()}-"
+
+
+def remove_parts(folder: PathLike) -> None:
+    """Remove what processes of this machine that were killed have left half-written in a folder."""
+    begin = f"{PART}{socket.gethostname()}-"
+    with suppress(OSError):  # what cannot be removed does no harm
+        for part in Path(folder).glob(f"{begin}*"):
+            process = part.name.removeprefix(begin).partition("-")[0]
+            if not process.isdigit() or _runs(int(process)):
+                continue
+            if part.is_dir():
+                shutil.rmtree(part, ignore_errors=True)
+            else:
+                part.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=256)
+def _remove_parts_once(folder: Path) -> None:
+    """Remove them when this process first writes into a folder: listing a large one takes time."""
+    remove_parts(folder)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     """Call ``write`` with a temporary name of the same suffix, then rename, so that no file is half-written.
 
-    The content is on the disk before the name is, so a power failure leaves the file whole or absent.
+    The content is on the disk before the name is, so a power failure leaves the file whole or absent. A process that
+    is killed leaves its temporary file, which the next one on this machine that writes into the folder removes.
 
     Raises:
         InputError: The file cannot be written: the folder is missing or protected, or the disk is full.
@@ -103,7 +141,8 @@ def write_atomically(path: PathLike, write: Callable[[str], object]) -> None:
     try:
         with made(file.parent):
             try:
-                handle, name = tempfile.mkstemp(suffix=suffix, prefix=PART, dir=file.parent)
+                _remove_parts_once(file.parent.absolute())
+                handle, name = tempfile.mkstemp(suffix=suffix, prefix=own_part(), dir=file.parent)
                 os.close(handle)
                 part = Path(name)
                 write(name)
@@ -135,7 +174,8 @@ def together(folder: PathLike) -> Iterator[Path]:
     try:
         with made(target):
             try:
-                part = Path(tempfile.mkdtemp(prefix=PART, dir=target))
+                _remove_parts_once(target.absolute())
+                part = Path(tempfile.mkdtemp(prefix=own_part(), dir=target))
                 yield part
                 for file in sorted(file for file in part.rglob("*") if file.is_file()):
                     place_for = target / file.relative_to(part)

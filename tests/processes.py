@@ -14,7 +14,7 @@ import cloudpickle
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.training.test_scale"])
+CONTEXT.set_forkserver_preload(["tests.training.test_scale", "tests.apps.test_kills"])
 LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK", "RANK", "GROUP_RANK")
 
 

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.errors import InputError
@@ -214,8 +216,17 @@ def looks_like_labels(image: sitk.Image) -> bool:
         True
     """
     values = sitk.GetArrayViewFromImage(image)
-    if not np.issubdtype(values.dtype, np.integer) or values.size == 0 or np.ptp(values) > np.iinfo(np.int16).max:
+    return np.issubdtype(values.dtype, np.integer) and are_few_integers(values)
+
+
+def are_few_integers(values: NDArray[Any]) -> bool:
+    """Return whether values are integers from 0, of at most 64 kinds, whatever type stores them.
+
+    Example:
+        >>> [are_few_integers(values) for values in (np.array([0.0, 2.0]), np.array([0.0, 0.5]), np.arange(99))]
+        [True, False, False]
+    """
+    if values.size == 0 or values.min() != 0 or values.max() > np.iinfo(np.int16).max:
         return False
-    least = int(values.min())
-    counts = np.bincount((values.astype(np.int64) - least).ravel())
-    return least >= 0 and int((values == 0).sum()) > 0 and int((counts > 0).sum()) <= FEW
+    whole = values.astype(np.int64).ravel()
+    return bool((whole == values.ravel()).all()) and int((np.bincount(whole) > 0).sum()) <= FEW

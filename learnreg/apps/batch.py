@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from learnreg.apps.engines import Engine, submit
 from learnreg.apps.errors import reason_of
 from learnreg.apps.jobs import Job, read_jobs
 from learnreg.apps.output import check_folder
-from learnreg.apps.records import FAILED, FILES, Row, read_row, records_of, remove_parts, write_results
+from learnreg.apps.records import FAILED, FILES, Row, read_row, records_of, write_results
 from learnreg.apps.register import REPORT, check_network_options, check_writing, measure, set_device
 from learnreg.apps.report import INDEX, results_in
 from learnreg.data.checks import check_comparable
@@ -45,7 +44,7 @@ from learnreg.reporting.report import write_report
 from learnreg.transforms import Transform
 from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
-from learnreg.writing import PART, write_atomically
+from learnreg.writing import own_part, remove_parts, write_atomically
 
 Pair: TypeAlias = tuple[Image, Image, Transform | None]
 P = ParamSpec("P")
@@ -355,7 +354,7 @@ def _finish(jobs: Sequence[Job], results: Sequence[Registration | Exception], se
 def _save(job: Job, result: Registration, settings: Settings) -> Row:
     """Write a pair's folder, which appears when it is whole."""
     settings.output.mkdir(parents=True, exist_ok=True)
-    part = settings.output / f"{PART}{socket.gethostname()}-{os.getpid()}-{job.name}"
+    part = settings.output / f"{own_part()}{job.name}"
     part.mkdir()
     try:
         if "transform" in settings.save:

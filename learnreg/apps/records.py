@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import shutil
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from learnreg.errors import InputError
-from learnreg.writing import PART, write_atomically
+from learnreg.writing import write_atomically
 
 FILES = {"transform": "transform.h5", "warped": "warped.nii.gz", "figure": "figure.png", "metrics": "metrics.json"}
 FAILED = "failed"
@@ -95,22 +92,3 @@ def flat(row: Row) -> Row:
         measures = row.get(side, {})
         columns |= {f"{key}_{side}": value for key, value in measures.items() if not isinstance(value, (dict, list))}
     return columns
-
-
-def remove_parts(output: Path) -> None:
-    """Remove what processes of this machine that were killed have left half-written."""
-    begin = f"{PART}{socket.gethostname()}-"
-    for folder in output.glob(f"{begin}*"):
-        process = folder.name.removeprefix(begin).partition("-")[0]
-        if process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True

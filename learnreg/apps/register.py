@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from learnreg import __version__
+from learnreg.apps.apply import are_few_integers
 from learnreg.apps.errors import naming, one_line
 from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.transforms import write_inverse
@@ -82,6 +83,7 @@ def run(
             read_image(moving, labels=labels[1], mask=masks[1]),
         )
         check_writing(*images)
+        _warn_of_labels({fixed: images[0], moving: images[1]})
         check_comparable(*images, labels)
         images = with_landmarks(*images, landmarks)
         with naming({"the fixed image": fixed, "the moving image": moving}):
@@ -101,6 +103,17 @@ def run(
         print(f"Wrote {output}: {', '.join(name for name in (*FILES, INVERSE, REPORT) if (output / name).exists())}")
     if exit_status(metrics.get("verdict", "WARN"), strict=strict):
         raise SystemExit(1)
+
+
+def _warn_of_labels(images: Mapping[PathLike, Image]) -> None:
+    """Warn once if images look like segmentations, whose numbers are no intensities."""
+    found = [str(file) for file, image in images.items() if are_few_integers(image.data.numpy())]
+    if found:
+        warnings.warn(
+            f"{' and '.join(found)}: this looks like a segmentation, and its numbers are compared as intensities; give "
+            "the images, and segmentations as --fixed-labels and --moving-labels.",
+            stacklevel=2,
+        )
 
 
 def check_network_options(refine: int, weight: float | None, checkpoint: PathLike | None) -> None:

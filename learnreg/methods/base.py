@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from learnreg.caching import UncachedState
 from learnreg.errors import InputError
@@ -184,10 +184,27 @@ def _check_initial(initial: Transform, fixed: Image, moving: Image) -> None:
             "The initial transform is singular: it maps the fixed image into a plane, a line or a point. Check its "
             "matrix."
         )
-    coordinates = moving.grid.to(mapped.dtype).to_normalized(mapped.to(moving.grid.device))
-    if not bool((coordinates.abs() <= 1).all(-1).any()):
+    if not _meets(mapped, moving) and not overlap(initial, fixed, moving):  # the moving image can be tiny
         away = float((mapped.flatten(1, -2).mean(1) - moving.grid.center.to(mapped)).norm(dim=-1).max())
         raise InputError(
             "The initial transform maps no part of the fixed image into the moving image (the centers end "
             f"{away:.0f} mm apart). Check that it belongs to these images and maps from fixed to moving, not back."
         )
+
+
+@torch.no_grad()
+def overlap(transform: Transform, fixed: Image, moving: Image) -> bool:
+    """Return whether a transform maps a sample of the fixed image into the moving image.
+
+    Example:
+        >>> image = learnreg.Image(torch.rand(1, 1, 8, 8), learnreg.Grid.regular((8, 8)))
+        >>> overlap(learnreg.Affine.identity(2), image, image)
+        True
+    """
+    return _meets(transform.map_grid(fixed.grid), moving)
+
+
+def _meets(points: Tensor, image: Image) -> bool:
+    """Return whether one of the points lies within the image."""
+    coordinates = image.grid.to(points.dtype).to_normalized(points.to(image.grid.device))
+    return bool((coordinates.abs() <= 1).all(-1).any())

@@ -7,9 +7,9 @@ import time
 import torch
 
 from learnreg.data.preprocessing import normalized, without_padding
-from learnreg.errors import InputTypeError
+from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
-from learnreg.methods.base import Method, Registration, check_pair
+from learnreg.methods.base import Method, Registration, check_pair, overlap
 from learnreg.numerics import full_precision
 from learnreg.optimization.iterative import at_level
 from learnreg.similarity.masking import both_masks
@@ -31,7 +31,7 @@ def contrast_agreement(fixed: Image, moving: Image, transform: Transform, *, fac
         factor: Spacing of the comparison, as a multiple of the finest voxel spacing.
 
     Returns:
-        A value in [-1, 1].
+        A value in [-1, 1]; 0 if an image is constant.
 
     Example:
         >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
@@ -40,10 +40,13 @@ def contrast_agreement(fixed: Image, moving: Image, transform: Transform, *, fac
         >>> round(contrast_agreement(image, image, same)), round(contrast_agreement(image, negative, same))
         (1, -1)
     """
-    target, source = (
-        at_level(normalized(without_padding(Image(image.data, image.grid, image.mask))), factor)
-        for image in (fixed, moving)
-    )
+    try:
+        target, source = (
+            at_level(normalized(without_padding(Image(image.data, image.grid, image.mask))), factor)
+            for image in (fixed, moving)
+        )
+    except InputError:  # one is constant
+        return 0.0
     with torch.no_grad():
         return local_agreement(target, warp(source, transform, target.grid))
 
@@ -118,7 +121,9 @@ class ByContrast(Method):
         rough = self.start(fixed, moving, initial=initial, on_step=on_step)
         alike = contrast_agreement(fixed, moving, rough.transform) >= self.threshold
         method = self.same if alike else self.other
-        result = method(fixed, moving, initial=rough.transform, on_step=on_step)
+        # A thin image can be lost by the start; the method then begins by itself.
+        start = rough.transform if overlap(rough.transform, fixed, moving) else initial
+        result = method(fixed, moving, initial=start, on_step=on_step)
         if on_step is not None and method.iterations < max(self.same.iterations, self.other.iterations):
             on_step(self.iterations - self.start.iterations - method.iterations)
         seconds = time.perf_counter() - began

@@ -1,6 +1,7 @@
 import json
 import shutil
 import time
+import warnings
 from pathlib import Path
 
 import nibabel
@@ -599,3 +600,20 @@ class TestResults:
         call("apply", *paths, "-o", files / "new.nii.gz", "--overwrite")
         with pytest.raises(SystemExit):
             call("apply", *paths, "-o", files / "new.xyz")
+
+
+def test_register_warns_once_of_label_maps(files):
+    """Numbers of labels are no intensities; the images themselves get no such warning."""
+    pair = [files / "fixed.nii.gz", files / "moving.nii.gz"]
+    maps = [files / "fixed_labels.nii.gz", files / "moving_labels.nii.gz"]
+    options = ("--method", "affine", "--quiet")
+    with warnings.catch_warnings(record=True) as shown:
+        call("register", *maps, "-o", files / "of_maps", *options)
+        (told,) = (str(warning.message) for warning in shown if "segmentation" in str(warning.message))
+        assert all(str(file) in told for file in maps)
+        assert "--fixed-labels" in told
+        assert told in json.loads((files / "of_maps" / "metrics.json").read_text())["warnings"]
+        shown.clear()
+        labels = ("--fixed-labels", maps[0], "--moving-labels", maps[1])
+        call("register", *pair, "-o", files / "of_images", *options, *labels)
+        assert not shown
