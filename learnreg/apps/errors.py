@@ -113,7 +113,8 @@ def naming(files: Mapping[str, object], *, otherwise: str = "") -> Iterator[None
         named = text
         for what, file in files.items():
             begin = rf"((?i:{re.escape(what[:1])}){re.escape(what[1:])})\b"  # it may begin a sentence
-            named = re.sub(begin, lambda found, file=file: f"{found[1]} {file}", named)
+            place = str(file).replace("\\", r"\\")  # of a replacement
+            named = re.sub(begin, rf"\1 {place}", named)
         if named == text:
             named = f"{otherwise or ' and '.join(map(str, files.values()))}: {text}"
         raise InputError(named) from error
