@@ -36,7 +36,7 @@ class MatchingNetwork(Network):
 
     Each place of the fixed image is matched with all places of the moving image by a softmax; a match counts as much as
     both images agree on it. Neither the size of a shift nor that of a rotation is limited by the network. Training
-    learns the descriptors from landmarks.
+    learns the descriptors from landmarks, if the images have some, and from the objective.
 
     Args:
         ndim: 2 or 3.
@@ -139,7 +139,8 @@ class MatchingNetwork(Network):
             here, there = (image.grid.points.flatten(1, -2).expand(len(logits), -1, -1) for image in (fixed, moving))
             matched = (agreement @ there) / agreement.sum(2, keepdim=True).clamp(min=1e-12)
             # The largest, not the sum: background matches all of the background, and says nothing.
-            return robust_fit(here, matched, agreement.amax(2), self.kind, OUTLIER * float(fixed.grid.spacing.max()))
+            scale = OUTLIER * fixed.grid.spacing.amax(1, keepdim=True)
+            return robust_fit(here, matched, agreement.amax(2), self.kind, scale)
 
     @property
     def has_auxiliary_terms(self) -> bool:
@@ -150,14 +151,11 @@ class MatchingNetwork(Network):
     ) -> dict[str, WeightedValue]:
         """Compute the cross-entropy of the matches of the landmarks, and the landmarks' distance after each pass.
 
-        Raises:
-            InputError: The images have no landmarks.
+        Without landmarks there are no terms: the network learns from the objective alone.
         """
         passes: tuple[_Pass, ...] | None = prediction.auxiliary
-        if not passes or self.weight == 0:
+        if not passes or self.weight == 0 or fixed.landmarks is None or moving.landmarks is None:
             return {}
-        if fixed.landmarks is None or moving.landmarks is None:
-            raise InputError("A MatchingNetwork learns from landmarks; give them to both images, or set weight=0.")
         distances, entropies = [], []
         for made in passes:
             there = moving.landmarks if made.before is None else made.before.inverse()(moving.landmarks)
@@ -197,7 +195,7 @@ class _Pass:
 
 
 def robust_fit(
-    fixed: PointTensor, moving: PointTensor, weights: Float[Tensor, "B K"], kind: LinearKind, scale: float
+    fixed: PointTensor, moving: PointTensor, weights: Float[Tensor, "B K"], kind: LinearKind, scale: float | Tensor
 ) -> Affine:
     """Fit a linear map to weighted pairs of points, of which some are wrong.
 
@@ -206,7 +204,7 @@ def robust_fit(
         moving: ``(B, K, D)``, mm, in the same order.
         weights: At least 0.
         kind: See :func:`learnreg.transforms.linear_through_landmarks`.
-        scale: mm; a pair that is off by this counts half.
+        scale: mm, one value or ``(B, 1)``; a pair that is off by this counts half.
 
     Returns:
         The map after a few rounds of reweighting by Cauchy's function.

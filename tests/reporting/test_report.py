@@ -74,7 +74,7 @@ def move(page, selector, value):
 def test_the_report_in_a_browser(tmp_path):
     result = a_result()
     metrics = {"fixed": f"/data/{HOSTILE}.nii.gz", "moving": "b.nii.gz", "method": HOSTILE} | measure(result)
-    metrics["verdict"] = {"level": "WARN", "reasons": [HOSTILE]}
+    metrics |= {"verdict": "WARN", "verdict_reasons": [HOSTILE]}
     file = tmp_path / "report.html"
     write_report(result, metrics, file)
     assert file.stat().st_size < LARGEST
@@ -155,7 +155,7 @@ def test_names_are_escaped(tmp_path):
     folder = tmp_path / "a<b>"
     folder.mkdir()
     (folder / "metrics.json").write_text(
-        json.dumps({"pair": HOSTILE, "verdict": {"level": HOSTILE, "reasons": [HOSTILE]}})
+        json.dumps({"pair": HOSTILE, "verdict": HOSTILE, "verdict_reasons": [HOSTILE]})
     )
     write_index([folder], tmp_path / "index.html")
     assert 'alert("x")' not in (tmp_path / "index.html").read_text()
@@ -227,8 +227,9 @@ class TestFolders:
                 "moving": str(tmp_path / "moving.nii.gz"),
                 "method": "x",
             }
-            metrics["verdict"] = {"level": verdict, "reasons": ["too far"] if verdict == "FAIL" else []}
-            save(result, metrics, tmp_path / "batch" / name, report=name == "good")
+            metrics = save(result, metrics, tmp_path / "batch" / name, report=name == "good")
+            metrics |= {"verdict": verdict, "verdict_reasons": ["too far"] if verdict == "FAIL" else []}
+            (tmp_path / "batch" / name / "metrics.json").write_text(json.dumps(metrics))
             made.append(tmp_path / "batch" / name)
         (tmp_path / "batch" / "failed").mkdir()
         broken = {"pair": "broken", "status": "failed", "reason": "no such file"}

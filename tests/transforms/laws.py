@@ -6,7 +6,8 @@ import torch
 from learnreg.image import Image
 from learnreg.sampling import sample_image
 from learnreg.transforms import Affine, Composite, Transform
-from learnreg.transforms.files import read_transform, to_itk, write_transform
+from learnreg.transforms.files import read_transform, write_transform
+from learnreg.transforms.itk import to_itk
 from learnreg.warping import warp
 from tests.conftest import make_grid, smooth_image
 
