@@ -415,9 +415,10 @@ def test_failures(tmp_path):
         to_itk(Affine(torch.eye(4).repeat(2, 1, 1)), grid)
     with pytest.raises(FileNotFoundError, match="No such transform"):
         read_transform(tmp_path / "none.h5")
-    (tmp_path / "bad.h5").write_text("no transform")
-    with pytest.raises(ValueError, match="cannot be read as a transform"):
-        read_transform(tmp_path / "bad.h5")
+    for name, message in (("bad.h5", "is not an HDF5 file"), ("bad.tfm", "cannot be read as a transform")):
+        (tmp_path / name).write_text("no transform")
+        with pytest.raises(ValueError, match=message):
+            read_transform(tmp_path / name)
 
 
 @pytest.mark.slow
