@@ -129,8 +129,8 @@ def map_points(
         raise InputError(f"{points} gives voxels, not mm; name their image with --reference.")
     with recorded_warnings():
         own, other = (None if file is None else read_image(file).grid for file in (reference, moving))
-        there, here = (other, own) if not inverse else (own, other)
-        transform = read_chain(transforms, inverse=inverse, format=format, fixed=here, moving=there)
+        fixed, there = (other, own) if inverse else (own, other)
+        transform = read_chain(transforms, inverse=inverse, format=format, fixed=fixed, moving=there)
         given = read_named_landmarks(points, own or Grid.regular((2,) * transform.ndim))
         if given.points.isnan().any(-1).all():
             raise InputError(f"No point of {points} is marked: all have NaN. Give coordinates in mm.")

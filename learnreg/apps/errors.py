@@ -14,15 +14,13 @@ from pathlib import Path
 from learnreg.errors import InputError, UntrustedClassError
 
 LOG = "error.log"
+OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Failed to allocate memory")
 _DEBUG: ContextVar[bool] = ContextVar("_DEBUG", default=False)
 
 
 def debugging() -> bool:
     """Return whether errors show their traceback: ``--debug``, or the environment variable ``LEARNREG_DEBUG``."""
     return _DEBUG.get() or bool(os.environ.get("LEARNREG_DEBUG"))
-
-
-OUT_OF_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "Failed to allocate memory")
 
 
 @contextmanager

@@ -19,14 +19,14 @@ from learnreg.apps.output import check_folder, recorded_warnings
 from learnreg.apps.transforms import write_inverse
 from learnreg.data.checks import check_comparable
 from learnreg.errors import InputError
-from learnreg.image import Image, label_values, with_field_of_view
+from learnreg.image import Image, with_field_of_view
 from learnreg.io import read_image, write_image
 from learnreg.landmarks import pair_landmarks, read_landmark_pairs, read_named_landmarks
 from learnreg.memory import check_fits
 from learnreg.methods import Registration, register
 from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.contrast import SAME, contrast_agreement
-from learnreg.methods.verdicts import Level, Verdict, exit_status, verdict
+from learnreg.methods.verdicts import Verdict, exit_status, verdict
 from learnreg.metrics import score
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.reporting.report import write_report
@@ -218,10 +218,6 @@ def measure(result: Registration) -> dict[str, Any]:
 def judged(result: Registration) -> dict[str, Any]:
     """Return the verdict for ``metrics.json``: level, reasons, and what they were made from."""
     found = verdict(result)
-    labels = [image.labels for image in (result.fixed, result.moving) if image.labels is not None]
-    if len(labels) == 2 and not label_values(*labels):
-        level: Level = "WARN" if found.level == "PASS" else found.level
-        found = Verdict(level, (*found.reasons, "the label maps have no label in common"), found.measures)
     measures = {name: float(f"{value:.4g}") for name, value in found.measures.items()}
     return {"verdict": found.level, "verdict_reasons": list(found.reasons), "verdict_measures": measures}
 

@@ -18,6 +18,7 @@ from learnreg.transforms import Transform
 ImagePair = tuple[Image, Image]
 Augmentation = Callable[[Image], Image]
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,24 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
     def __getitem__(self, index: int) -> ImagePair:
         fixed, moving = (self.load(subject) for subject in self.pair(index))
         return (fixed, moving) if self.augmentation is None else augmented((fixed, moving), self.augmentation)
+
+
+class Drawn(Dataset[T]):
+    """Data set whose samples a function makes from their numbers.
+
+    Args:
+        count: Number of samples.
+        draw: From 0 to ``count - 1``, or any number of an endless stream, to a sample.
+    """
+
+    def __init__(self, count: int, draw: Callable[[int], T]) -> None:
+        self.count, self.draw = count, draw
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> T:
+        return self.draw(index)
 
 
 class OrderedPairs(PairDataset[S]):

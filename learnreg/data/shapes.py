@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from learnreg.data.datasets import Case, ImagePair
+from learnreg.data.datasets import Case, Drawn, ImagePair
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
 from learnreg.data.store import ImageStore
@@ -118,24 +118,11 @@ class ShapesData(pl.LightningDataModule):
             yield Case(f"validation pair {number + 1}", *self.pair(numbered(self.seed, number)))
 
     def train_dataloader(self) -> DataLoader[ImagePair]:
-        drawn = _Drawn(self.counts[0], lambda _: self.pair(torch.default_generator))
+        drawn = Drawn(self.counts[0], lambda _: self.pair(torch.default_generator))
         return training_loader(
             drawn, self.trainer, seed=self.seed, batch_size=self.batch_size, num_workers=self.num_workers
         )
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
         kept = [self.pair(numbered(self.seed, number)) for number in range(self.counts[1])]
-        return validation_loader(_Drawn(len(kept), kept.__getitem__))
-
-
-class _Drawn(Dataset[ImagePair]):
-    """So many pairs, each from a function of its number."""
-
-    def __init__(self, count: int, draw: Callable[[int], ImagePair]) -> None:
-        self.count, self.draw = count, draw
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> ImagePair:
-        return self.draw(index)
+        return validation_loader(Drawn(len(kept), kept.__getitem__))

@@ -9,10 +9,10 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from learnreg.data.anatomies import LATTICE, SEGMENTS, Anatomies, Draws, seeds_of, smooth_noise
-from learnreg.data.datasets import Case, ImagePair
+from learnreg.data.datasets import Case, Drawn, ImagePair
 from learnreg.data.mni152 import mni152_template
 from learnreg.data.painting import painted_maps, random_contrasts
 from learnreg.data.preprocessing import ModelSpace
@@ -239,7 +239,7 @@ class UniversalData(pl.LightningDataModule):
             yield Case(f"validation pair {number + 1}", fixed, moving, truth)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        numbers = _Indices(self.counts[0])
+        numbers = Drawn(self.counts[0], int)  # the pairs are made on the device
         sampler = StreamSampler(numbers, self.trainer, self.batch_size)
         return DataLoader(numbers, batch_size=self.batch_size, sampler=sampler)
 
@@ -252,30 +252,5 @@ class UniversalData(pl.LightningDataModule):
         return fixed, moving
 
     def val_dataloader(self) -> DataLoader[ImagePair]:
-        return validation_loader(_Kept([(case.fixed, case.moving) for case in self.cases()]))
-
-
-class _Indices(Dataset[int]):
-    """The indices of a stream themselves."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-
-class _Kept(Dataset[ImagePair]):
-    """Pairs that were drawn."""
-
-    def __init__(self, pairs: Sequence[ImagePair]) -> None:
-        self.pairs = list(pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> ImagePair:
-        return self.pairs[index]
+        kept = [(case.fixed, case.moving) for case in self.cases()]
+        return validation_loader(Drawn(len(kept), kept.__getitem__))

@@ -10,6 +10,8 @@ from torch import Tensor
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.methods import Registration
+from learnreg.sampling import sample_labels
 
 
 def image_from_array(
@@ -56,3 +58,9 @@ def array_from_image(values: Tensor) -> Tensor:
         torch.Size([2, 4, 5, 6])
     """
     return values[0].permute(0, *range(values.ndim - 2, 0, -1)).contiguous()
+
+
+def warped_labels(labels: Image, result: Registration) -> Tensor:
+    """Return a label map, given as the data of an image, on the fixed grid by nearest neighbor, as an array."""
+    mapped = result.sampled.map_grid(result.fixed.grid)
+    return array_from_image(sample_labels(labels.data.round().long(), labels.grid, mapped, mode="nearest"))

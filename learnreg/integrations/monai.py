@@ -11,10 +11,9 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
 from learnreg.image import Image
-from learnreg.integrations.arrays import array_from_image, image_from_array
-from learnreg.methods import Method, Registration, register
+from learnreg.integrations.arrays import array_from_image, image_from_array, warped_labels
+from learnreg.methods import Method, register
 from learnreg.methods.start import Initial
-from learnreg.sampling import sample_labels
 
 
 class RegisterClassicald(MapTransform):
@@ -60,9 +59,9 @@ class RegisterClassicald(MapTransform):
         found = dict(data)
         fixed, moving = (_image(data[key], key) for key in (self.fixed, self.moving))
         result = register(fixed, moving, self.method, initial=self.initial, device=self.device, progress=False)
-        found[self.moving] = _placed(result.warped.data, data[self.moving], data[self.fixed])
+        found[self.moving] = _placed(array_from_image(result.warped.data), data[self.moving], data[self.fixed])
         for key in self.labels:
-            found[key] = _placed(_moved(data[key], key, result), data[key], data[self.fixed])
+            found[key] = _placed(warped_labels(_image(data[key], key), result), data[key], data[self.fixed])
         return found if self.result is None else found | {self.result: result}
 
 
@@ -75,16 +74,10 @@ def _image(values: Any, key: str) -> Image:
     return image_from_array(tensor.detach().cpu(), tensor.affine, space=space, name=key)
 
 
-def _moved(values: Any, key: str, result: Registration) -> torch.Tensor:
-    labels = _image(values, key)
-    exact = labels.data.round().long()
-    return sample_labels(exact, labels.grid, result.sampled.map_grid(result.fixed.grid), mode="nearest")
-
-
-def _placed(values: torch.Tensor, own: Any, fixed: Any) -> torch.Tensor:
-    """Return values on the fixed grid, with the data type, device and metadata of what they replace."""
+def _placed(array: torch.Tensor, own: Any, fixed: Any) -> torch.Tensor:
+    """Return an array on the fixed grid, with the data type, device and metadata of what they replace."""
     like = torch.as_tensor(own)
-    array = array_from_image(values).to(device=like.device, dtype=like.dtype)
+    array = array.to(device=like.device, dtype=like.dtype)
     if not isinstance(fixed, MetaTensor):
         return array
     meta = dict(own.meta) if isinstance(own, MetaTensor) else {}

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from learnreg.image import Image
-from learnreg.integrations.arrays import array_from_image, image_from_array
+from learnreg.integrations.arrays import array_from_image, image_from_array, warped_labels
 from learnreg.methods import Method, register
 from learnreg.methods.start import Initial
-from learnreg.sampling import sample_labels
 
 
 class RegisterSubject:
@@ -56,10 +55,8 @@ class RegisterSubject:
         found[self.moving].set_data(array_from_image(result.warped.data).to(own.dtype))
         found[self.moving].affine = affine
         for name in self.labels:
-            labels = _image(subject[name], name)
-            mapped = result.sampled.map_grid(result.fixed.grid)
-            moved = sample_labels(labels.data.round().long(), labels.grid, mapped, mode="nearest")
-            found[name].set_data(array_from_image(moved).to(subject[name].data.dtype))
+            moved = warped_labels(_image(subject[name], name), result)
+            found[name].set_data(moved.to(subject[name].data.dtype))
             found[name].affine = affine
         if self.result is not None:
             found[self.result] = result
