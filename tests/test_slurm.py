@@ -138,8 +138,9 @@ def test_a_training_on_two_nodes_is_stopped_and_goes_on(cluster, tmp_path):
     wait(lambda: "Stopped by SIGTERM" in output.read_text())
     stopped = torch.load(last, weights_only=True)["global_step"]
     wait(lambda: "Restarts=1" in told(cluster, "scontrol", "show", "job", job))
+    time.sleep(5)  # Slurm revokes credentials older than the requeue, which it dates in whole seconds
     told(cluster, "scontrol", "update", f"job={job}", "StartTime=now")
-    assert wait(lambda: ended(cluster, job), 300) == "COMPLETED"
+    assert wait(lambda: ended(cluster, job), 300) == "COMPLETED", output.read_text()
     assert [folder.name for folder in run.parent.iterdir()] == [run.name]
     assert stopped < torch.load(last, weights_only=True)["global_step"] == 80  # 40 epochs of 2 steps on 2 processes
     with (run / "metrics" / "metrics.csv").open(newline="") as lines:
