@@ -208,25 +208,25 @@ def _resample_one(
 
 
 def looks_like_labels(image: sitk.Image) -> bool:
-    """Return whether an image has integers of few values, of which 0 is one.
+    """Return whether an image has integers of few values, of which 0 is one; an image of zeros has not.
 
     Example:
         >>> import SimpleITK as sitk
-        >>> looks_like_labels(sitk.Image([4, 4], sitk.sitkUInt8))
-        True
+        >>> [looks_like_labels(sitk.GetImageFromArray(np.array([[0, 3]], np.uint8) * k)) for k in (0, 1)]
+        [False, True]
     """
     values = sitk.GetArrayViewFromImage(image)
     return np.issubdtype(values.dtype, np.integer) and are_few_integers(values)
 
 
 def are_few_integers(values: NDArray[Any]) -> bool:
-    """Return whether values are integers from 0, of at most 64 kinds, whatever type stores them.
+    """Return whether values are integers from 0, of 2 to 64 kinds, whatever type stores them.
 
     Example:
         >>> [are_few_integers(values) for values in (np.array([0.0, 2.0]), np.array([0.0, 0.5]), np.arange(99))]
         [True, False, False]
     """
-    if values.size == 0 or values.min() != 0 or values.max() > np.iinfo(np.int16).max:
+    if values.size == 0 or values.min() != 0 or not 0 < values.max() <= np.iinfo(np.int16).max:
         return False
     whole = values.astype(np.int64).ravel()
     return bool((whole == values.ravel()).all()) and int((np.bincount(whole) > 0).sum()) <= FEW

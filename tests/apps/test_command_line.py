@@ -175,6 +175,16 @@ def fails(capsys, *arguments):
     return lines[0]
 
 
+def test_an_image_of_zeros_is_refused_as_constant_and_not_taken_for_a_segmentation(files, capsys):
+    zeros = sitk.ReadImage(str(files / "moving.nii.gz"), sitk.sitkInt16) * 0
+    sitk.WriteImage(zeros, str(files / "zeros.nii.gz"))
+    for pair in (("fixed", "zeros"), ("zeros", "moving")):
+        images = (files / f"{name}.nii.gz" for name in pair)
+        told = fails(capsys, "register", *images, "-o", files / "out", "--method", "rigid", "--quiet")
+        assert "zeros.nii.gz is constant" in told
+    assert not (files / "out").exists()
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(files, capsys):
     fixed, moving, out = files / "fixed.nii.gz", files / "moving.nii.gz", files / "out"
     good = sitk.ReadImage(str(fixed))
