@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from learnreg import __version__
 from learnreg.apps.errors import debugging, naming, reason_of
-from learnreg.apps.output import check_folder, recorded_warnings
+from learnreg.apps.output import check_unused, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.apps.submission import submission_name, write_displacement
 from learnreg.data.checks import check_comparable
@@ -34,6 +34,7 @@ from learnreg.typing import PathLike
 from learnreg.writing import distinct_names, together
 
 T = TypeVar("T")
+FILES = ("table.md", "cases.csv", "metrics.json")
 SUBMISSION = "submission"  # folder of the displacements
 EVERY = 10.0  # seconds after which what is done is written
 
@@ -58,12 +59,13 @@ def run(
     *,
     output: Path | None = None,
     submission: bool = False,
+    overwrite: bool = False,
     threads: int | None = None,
     quiet: bool = False,
 ) -> None:
     """Evaluate, print the table, and write it."""
     if output is not None:
-        check_folder(output)
+        check_unused(output, (*FILES, SUBMISSION), overwrite=overwrite)
     settings = replace(settings, device=set_device(settings.device, threads))
     pairs = read_pairs(settings.data)
     if pairs is None:
@@ -85,7 +87,8 @@ def run(
     rows, failed = _evaluated(pairs, methods, settings, (output, kept), hidden=quiet or not sys.stderr.isatty())
     print(table(rows))
     if output is not None:
-        print(f"Wrote {output}: table.md, cases.csv, metrics.json")
+        _remove_replaced(output / SUBMISSION, [] if kept is None else _done(pairs, rows))
+        print(f"Wrote {output}: {', '.join(FILES)}")
     if failed:
         for name, reason in failed.items():
             print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -133,6 +136,20 @@ def _evaluated(
     if output is not None:
         write(rows, output, settings, noticed, failed)
     return rows, failed
+
+
+def _done(pairs: Sequence[Pair], rows: Sequence[Row]) -> list[Pair]:
+    """Return the pairs that have a row."""
+    names = {row["case"] for row in rows}
+    return [(fixed, moving) for name, fixed, moving in _named(pairs) if name in names]
+
+
+def _remove_replaced(folder: Path, pairs: Sequence[Pair]) -> None:
+    """Remove the displacements of a former result from a submission of ``pairs``."""
+    current = {submission_name(fixed.image, moving.image) for fixed, moving in pairs}
+    for file in folder.glob("disp_*.nii.gz"):
+        if file.name not in current:
+            file.unlink()
 
 
 def _submit(folder: Path, fixed: Subject, moving: Subject, case: Case, done: Mapping[str, Registration]) -> None:
@@ -224,6 +241,6 @@ def write(
     }
     text = json.dumps(content, indent=2) + "\n"
     with together(folder) as part:
-        (part / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
-        cases(str(part / "cases.csv"))
-        (part / "metrics.json").write_text(text, encoding="utf-8")
+        (part / FILES[0]).write_text(table(rows) + "\n", encoding="utf-8")
+        cases(str(part / FILES[1]))
+        (part / FILES[2]).write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,23 @@ def check_folder(output: Path) -> None:
         raise InputError(f"-o {output} cannot be made, because {existing} is a file; give a folder.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"-o {output} cannot be written: {existing} is protected; give another folder.")
+
+
+def check_unused(output: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Check that results can be written into a folder, without making it.
+
+    Args:
+        output: The folder.
+        names: Of the results.
+        overwrite: Whether those that are there may be replaced.
+
+    Raises:
+        InputError: Results are there and may not be replaced; or see :func:`check_folder`.
+    """
+    check_folder(output)
+    existing = [name for name in names if (output / name).exists()]
+    if existing and not overwrite:
+        raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from learnreg import __version__
 from learnreg.apps.apply import are_few_integers
 from learnreg.apps.errors import naming, one_line
-from learnreg.apps.output import check_folder, recorded_warnings
+from learnreg.apps.output import check_unused, recorded_warnings
 from learnreg.apps.transforms import write_inverse
 from learnreg.data.checks import check_comparable
 from learnreg.errors import InputError
@@ -74,7 +74,7 @@ def run(
         raise InputError("Give --fixed-labels and --moving-labels together, or neither.")
     if landmarks and len(landmarks) > 2:
         raise InputError(f"--landmarks takes one file with pairs, or two files, got {len(landmarks)}.")
-    check_results(output, overwrite=overwrite)
+    check_unused(output, (*FILES, INVERSE, REPORT), overwrite=overwrite)
     device = set_device(device, threads)
     solver = choose_method(method, checkpoint=checkpoint, refine=refine, weight=weight, trust=trust, device=device)
     with recorded_warnings() as noticed:
@@ -122,14 +122,6 @@ def check_network_options(refine: int, weight: float | None, checkpoint: PathLik
         raise InputError("--refine improves the answer of a network; give --checkpoint too.")
     if weight is not None and checkpoint is None:
         raise InputError("--weight is for conditioned networks; give --checkpoint too.")
-
-
-def check_results(output: Path, *, overwrite: bool) -> None:
-    """Raise ``InputError`` if the results cannot be written, or are there already."""
-    check_folder(output)
-    existing = [name for name in (*FILES, INVERSE, REPORT) if (output / name).exists()]
-    if existing and not overwrite:
-        raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
 
 
 def check_writing(fixed: Image, moving: Image) -> None:

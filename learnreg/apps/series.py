@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from learnreg import __version__
-from learnreg.apps.output import check_folder, recorded_warnings
-from learnreg.errors import InputError
+from learnreg.apps.output import check_unused, recorded_warnings
 from learnreg.headers import read_header
 from learnreg.io import read_series, to_sitk, write_image, write_sitk
 from learnreg.methods.api import choose_method
@@ -68,10 +67,7 @@ def series(
         InputError: The file is no series, or results are there already.
     """
     folder = Path(output)
-    check_folder(folder)
-    existing = [name for name in FILES if (folder / name).exists()]
-    if existing and not overwrite:
-        raise InputError(f"{folder} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+    check_unused(folder, FILES, overwrite=overwrite)
     chosen = choose_method(method, trust=trust, device=device)
     with recorded_warnings() as noticed:
         volumes = [volume.to(device) for volume in read_series(image)]

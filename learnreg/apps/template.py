@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from learnreg import __version__
 from learnreg.apps.errors import naming, one_line
 from learnreg.apps.evaluate import within
-from learnreg.apps.output import check_folder, recorded_warnings
+from learnreg.apps.output import check_unused, recorded_warnings
 from learnreg.apps.register import set_device
 from learnreg.data.formats import Subject, read_subjects
 from learnreg.errors import InputError
@@ -44,10 +44,7 @@ def run(
     quiet: bool = False,
 ) -> None:
     """Build the template; write it, the transforms, a figure and the rounds."""
-    check_folder(output)
-    existing = [name for name in FILES if (output / name).exists()]
-    if existing and not overwrite:
-        raise InputError(f"{output} already holds {', '.join(existing)}; give another folder, or --overwrite.")
+    check_unused(output, FILES, overwrite=overwrite)
     device = set_device(device, threads)
     subjects = within(read_subjects(data), block, data)
     names = _names(subjects)

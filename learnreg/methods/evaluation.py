@@ -11,7 +11,7 @@ from typing import Any
 from learnreg.data.datasets import Case
 from learnreg.errors import InputError
 from learnreg.image import Image, with_field_of_view
-from learnreg.memory import peak_memory
+from learnreg.methods.api import register
 from learnreg.methods.base import Method, Registration
 from learnreg.metrics import robustness30, score
 from learnreg.reporting.tables import markdown
@@ -55,6 +55,8 @@ def evaluate(
 ) -> list[Row]:
     """Register every case with every method, and score the results; the first row of a case is the score before.
 
+    Single slices are registered in their plane, as by :func:`register`.
+
     Args:
         cases: Pairs, with labels, landmarks or a true transform if they are known; see :func:`score_case`.
         methods: By the name in the table.
@@ -77,17 +79,15 @@ def evaluate(
         for name, method in methods.items():
             cpu = time.process_time()
             try:
-                pair = _images(case.fixed).to(device), _images(case.moving).to(device)
-                with peak_memory(device) as peak:
-                    result = method(*pair)
+                pair = _images(case.fixed), _images(case.moving)
+                result = register(*pair, method, device=device, progress=False)
             except InputError as error:
                 raise InputError(f"{name} on {case.name}: {error}") from error
             cpu = time.process_time() - cpu
-            transform = result.transform.to("cpu")
-            done[name] = replace(result, transform=transform, fixed=case.fixed, moving=case.moving)
+            done[name] = replace(result, fixed=case.fixed, moving=case.moving)
             measured = {"seconds": result.seconds, "cpu_seconds": cpu}
-            if peak.bytes is not None:
-                measured["peak_mb"] = peak.bytes / 1e6
+            if result.peak_bytes is not None:
+                measured["peak_mb"] = result.peak_bytes / 1e6
             scores = score_case(case, done[name].sampled, distances=distances)
             rows.append({"case": case.name, "method": name, **scores, **measured})
         if on_case is not None:

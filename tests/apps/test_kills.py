@@ -55,7 +55,7 @@ COMMANDS = {  # {} is the folder of the inputs, and {out} that of the outputs
     "convert": "convert {}/done/transform.h5 -o {out}/field.nii.gz --overwrite",
     "jacobian": "jacobian {}/done/transform.h5 -r {}/images/a.nii.gz -o {out}/volume.nii.gz --overwrite",
     "batch": "batch {}/pairs.csv -o {out} --method {}/affine.yaml --save transform warped metrics",
-    "evaluate": "evaluate {}/images -o {out} --method {}/affine.yaml",
+    "evaluate": "evaluate {}/images -o {out} --method {}/affine.yaml --overwrite",
     "template": "template {}/images -o {out} --method {}/affine.yaml --rounds 1 --overwrite",
     "series": "series {}/series.nii.gz -o {out} --method {}/affine.yaml --rounds 1 --overwrite",
     "report": "report {out} --overwrite",

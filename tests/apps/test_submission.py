@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.ndimage import map_coordinates
 
+from learnreg.apps.main import main
 from learnreg.apps.submission import submission_name, write_displacement
 from learnreg.grid import Grid
 from learnreg.io import read_image, write_image
@@ -56,6 +57,36 @@ def test_voxels_of_the_moving_image_count(tmp_path):
     middle = np.array([3, 2.5, 2])  # (x, y, z), the center of both
     index = np.array([6, 5, 4])
     np.testing.assert_allclose(same_place[6, 5, 4], (index - middle) * 2 + middle - index, atol=1e-5)
+
+
+def test_a_submission_holds_the_pairs_of_its_table(tmp_path, capsys):
+    """A former result is refused, and with --overwrite none of its displacements is left."""
+    grid = Grid.regular((12, 12, 12), 2.0)
+    for k in range(3):
+        image = blob_image(grid, (float(k), 0.0, 0.0))
+        write_image(image.data[0], grid, tmp_path / "images" / f"Blobs_000{k}_0000.nii.gz")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    method = tmp_path / "short.yaml"
+    method.write_text(
+        "defaults: [/method/affine@_here_, _self_]\nstages: {rotation: null, affine: {factors: [2], iterations: [3]}}\n"
+    )
+    common = ["evaluate", str(tmp_path), "--method", str(method), "--quiet", "--submission", "learn2reg"]
+
+    def written():
+        return sorted(file.name for file in (tmp_path / "out" / "submission").iterdir())
+
+    main([*common, "-o", str(tmp_path / "out")])
+    assert written() == ["disp_0000_0002.nii.gz", "disp_0002_0000.nii.gz"]  # the one in the middle is its own partner
+    with pytest.raises(SystemExit, match="2"):
+        main([*common, "-o", str(tmp_path / "out"), "--block", "0:2"])
+    assert "already holds table.md, cases.csv, metrics.json, submission; give another folder, or --overwrite" in (
+        capsys.readouterr().err
+    )
+    main([*common, "-o", str(tmp_path / "out"), "--block", "0:2", "--overwrite"])
+    assert written() == ["disp_0000_0001.nii.gz", "disp_0001_0000.nii.gz"]
+    assert len((tmp_path / "out" / "cases.csv").read_text().splitlines()) == 5
+    assert (tmp_path / "out" / "mine.txt").exists()
 
 
 def test_names(tmp_path):

@@ -201,6 +201,9 @@ def test_a_case_that_fails_does_not_end_an_evaluation(files, capsys, monkeypatch
     written = json.loads((files / "out" / "metrics.json").read_text())
     assert {row["case"] for row in written["cases"]} == {"fixed < moving", "moving < fixed"}
     assert sorted(written["failed"]) == ["another < other", "other < another"]
+    assert all("other.nii.gz" in reason for reason in written["failed"].values())
+    assert "2 of 4 cases failed" in told.err
+    assert "already holds table.md" in fails(capsys, *common)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,18 @@ def test_evaluation_table():
     assert "SDlogJ L2R" in lines[0]
 
 
+def test_single_slices_are_evaluated_in_their_plane():
+    grid = Grid.regular((20, 24), 1.5)
+    flat = [blob_image(grid, shift, (9.0, 7.0)) for shift in ((0.0, 0.0), (3.0, -1.5))]
+    slices = [Image(image.data.unsqueeze(2), Grid.regular((1, 20, 24), 1.5)) for image in flat]
+    found = {}
+    rows = evaluate([Case("a", *slices)], {"rigid": load_method("rigid")}, on_case=lambda _, done: found.update(done))
+    expected = register(*slices, "rigid", progress=False).transform
+    assert torch.equal(found["rigid"].transform.matrix, expected.matrix)
+    assert torch.equal(expected.matrix[0, 2], torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    assert rows[1]["ncc"] > max(rows[0]["ncc"], 0.95)
+
+
 def test_a_method_does_not_see_the_labels():
     class Looks(IterativeMethod):
         def forward(self, fixed, moving, **kwargs):

@@ -221,6 +221,7 @@ def evaluate(
         shape: Bring images to this shape (z y x), centered.
         spacing: In mm, with --shape.
         submission: Also write the displacements of one method as the challenge takes them, to OUT/submission.
+        overwrite: Replace results that are already in OUT.
         trust: A package whose classes the file of a method or network can name, such as mylab; may be repeated.
         device: cpu, cuda, cuda:1, mps, or auto for the fastest.
         threads: CPU threads (default: all cores).
@@ -243,6 +244,7 @@ def evaluate(
         settings,
         output=None if output is None else Path(output),
         submission=submission is not None,
+        overwrite=overwrite,
         threads=threads,
         quiet=quiet,
     )
