@@ -60,7 +60,7 @@ class Settings:
     checkpoint: str | None = None
     refine: int = 0
     weight: float | None = None
-    save: tuple[str, ...] = ("transform", "metrics")
+    save: tuple[str, ...] = ("transform", "metrics", "report")
     trust: tuple[str, ...] = ()
     device: str = "cpu"
     together: int = 1

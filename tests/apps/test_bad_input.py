@@ -258,7 +258,7 @@ def test_images_of_a_batch(fault, made, good, capfd):
             f"failed/{failed.name}",
             "index.html",
             "results.csv",
-            *done("out", "fixed__moving", "transform.h5 metrics.json"),
+            *done("out", "fixed__moving", "transform.h5 metrics.json report.html"),
         ]
     )
 

@@ -21,6 +21,8 @@ from learnreg.transforms.files import read_transform, write_transform
 from tests.conftest import blob_image
 
 GRID = Grid.regular((12, 12, 12), 2.0)
+QUICK = ("transform", "metrics")
+WRITTEN = {"metrics.json", "report.html", "transform.h5"}  # of each pair by default
 
 
 def make_pairs(folder, count, *, extra=()):
@@ -43,6 +45,11 @@ def batch(*arguments):
     return 0
 
 
+def quick(*arguments):
+    """Run it without reports, which take a second each."""
+    return batch(*arguments, "--save", *QUICK)
+
+
 def rows_of(file):
     with file.open(newline="") as lines:
         return {row["pair"]: row for row in csv.DictReader(lines)}
@@ -58,7 +65,8 @@ def test_a_folder_and_a_row_per_pair(tmp_path):
         assert float(row["ncc_after"]) > float(row["ncc_before"])
         assert row["verdict"] in ("PASS", "WARN", "FAIL")
         assert bool(row["verdict_reasons"]) == (row["verdict"] != "PASS")
-        assert sorted(file.name for file in (tmp_path / "out" / name).iterdir()) == ["metrics.json", "transform.h5"]
+        assert {file.name for file in (tmp_path / "out" / name).iterdir()} == WRITTEN
+        assert f'href="{name}/report.html"' in (tmp_path / "out" / "index.html").read_text()
         shift = read_transform(tmp_path / "out" / name / "transform.h5", ndim=3)(torch.zeros(1, 1, 3)).flatten()
         assert shift.tolist() == pytest.approx([1, 0, 0], abs=0.2)
 
@@ -85,8 +93,8 @@ def test_pairs_go_through_a_network_together(tmp_path, jobs):
     lines = [f"{line},{'initial' if not k else 'start.tfm' if k == 2 else ''}" for k, line in enumerate(lines)]
     table.write_text("\n".join([lines[0], lines[-1], *lines[1:-1]]) + "\n")
     common = (table, "--checkpoint", "hippocampus", "--jobs", jobs)
-    assert batch(*common, "-o", tmp_path / "alone") == 1
-    assert batch(*common, "-o", tmp_path / "out", "--batch", 3) == 1
+    assert quick(*common, "-o", tmp_path / "alone") == 1
+    assert quick(*common, "-o", tmp_path / "out", "--batch", 3) == 1
     for name in ("p0", "p1", "p2", "p3"):
         one, other = (read_transform(tmp_path / out / name / "transform.h5") for out in ("alone", "out"))
         assert (one.displacement(GRID) - other.displacement(GRID)).abs().max() < 1e-3
@@ -111,7 +119,7 @@ def test_a_pair_that_fails_has_its_reason_and_the_others_are_done(tmp_path, caps
     table = make_pairs(tmp_path, 2, extra=["bad,images/bad.nii.gz,images/s0.nii.gz"])
     (tmp_path / "images" / "bad.nii.gz").write_bytes((tmp_path / "images" / "s0.nii.gz").read_bytes()[:500])
     arguments = (table, "-o", tmp_path / "out", "--method", "rigid")
-    assert batch(*arguments) == 1
+    assert quick(*arguments) == 1
     assert "1 of 3 pairs failed" in capsys.readouterr().err
     rows = rows_of(tmp_path / "out" / "results.csv")
     assert [row["status"] for row in rows.values()] == ["done", "done", "failed"]
@@ -120,8 +128,8 @@ def test_a_pair_that_fails_has_its_reason_and_the_others_are_done(tmp_path, caps
 
     write_image(blob_image(GRID).data[0], GRID, tmp_path / "images" / "bad.nii.gz")
     before = (tmp_path / "out" / "p0" / "transform.h5").stat().st_mtime_ns
-    assert batch(*arguments) == 1  # what failed is not tried again unasked
-    assert batch(*arguments, "--retry") == 0
+    assert quick(*arguments) == 1  # what failed is not tried again unasked
+    assert quick(*arguments, "--retry") == 0
     assert {row["status"] for row in rows_of(tmp_path / "out" / "results.csv").values()} == {"done"}
     assert (tmp_path / "out" / "p0" / "transform.h5").stat().st_mtime_ns == before
     assert not list((tmp_path / "out" / "failed").iterdir())
@@ -134,7 +142,7 @@ def test_a_bug_in_one_pair_keeps_its_traceback(tmp_path, monkeypatch):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("learnreg.apps.batch.measure", broken)
-    assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 1
+    assert quick(table, "-o", tmp_path / "out", "--method", "rigid") == 1
     failed = json.loads((tmp_path / "out" / "failed" / "p0.json").read_text())
     assert failed["reason"] == "ZeroDivisionError: a bug"
     assert failed["traceback"][-1] == "ZeroDivisionError: a bug"
@@ -144,33 +152,33 @@ def test_a_bug_in_one_pair_keeps_its_traceback(tmp_path, monkeypatch):
 def test_shards_are_disjoint_and_complete(tmp_path):
     table = make_pairs(tmp_path, 5)
     out = tmp_path / "out"
-    assert batch(table, "-o", out, "--method", "rigid", "--shard", "2/2") == 0
+    assert quick(table, "-o", out, "--method", "rigid", "--shard", "2/2") == 0
     assert list(rows_of(out / "results-2-of-2.csv")) == ["p1", "p3"]
     assert not (out / "results.csv").exists()
-    assert batch(table, "-o", out, "--method", "rigid", "--shard", "1/2") == 0
+    assert quick(table, "-o", out, "--method", "rigid", "--shard", "1/2") == 0
     assert list(rows_of(out / "results.csv")) == ["p0", "p1", "p2", "p3", "p4"]
 
 
 def test_other_options_in_a_used_folder_are_refused(tmp_path, capsys):
     table = make_pairs(tmp_path, 1)
-    assert batch(table, "-o", tmp_path / "out", "--method", "rigid") == 0
-    assert batch(table, "-o", tmp_path / "out", "--method", "affine") == 2
+    assert quick(table, "-o", tmp_path / "out", "--method", "rigid") == 0
+    assert quick(table, "-o", tmp_path / "out", "--method", "affine") == 2
     assert "p0 was made with other options; give another folder" in capsys.readouterr().err
 
 
 def test_a_changed_file_is_never_taken_as_done(tmp_path, capsys):
     table = make_pairs(tmp_path / "one", 2)
     out, first = tmp_path / "out", tmp_path / "one" / "images" / "s0.nii.gz"
-    assert batch(table, "-o", out, "--method", "rigid") == 0
+    assert quick(table, "-o", out, "--method", "rigid") == 0
     before = (out / "p0" / "metrics.json").read_text()
     os.utime(first, (1e9, 1e9))  # copied: another date, the same content
-    assert batch(table, "-o", out, "--method", "rigid") == 0
+    assert quick(table, "-o", out, "--method", "rigid") == 0
     (tmp_path / "one").rename(tmp_path / "two")
     table = tmp_path / "two" / "pairs.csv"
-    assert batch(table, "-o", out, "--method", "rigid") == 0
+    assert quick(table, "-o", out, "--method", "rigid") == 0
     assert (out / "p0" / "metrics.json").read_text() == before
     write_image(blob_image(GRID, (1.0, 2.0, 0.0)).data[0], GRID, tmp_path / "two" / "images" / "s0.nii.gz")
-    assert batch(table, "-o", out, "--method", "rigid") == 2
+    assert quick(table, "-o", out, "--method", "rigid") == 2
     assert "p0 was made from files with another content; give another folder" in capsys.readouterr().err
 
 
@@ -207,17 +215,17 @@ def test_names_come_from_a_tsv_too(tmp_path):
 def test_an_initial_transform_per_pair(tmp_path):
     table = make_pairs(tmp_path, 1)
     out = tmp_path / "out"
-    assert batch(table, "-o", out, "--method", "rigid") == 0
+    assert quick(table, "-o", out, "--method", "rigid") == 0
     table.write_text("name,fixed,moving,initial\nq,images/s0.nii.gz,images/s1.nii.gz,out/p0/transform.h5\n")
     assert read_jobs(str(table))[0].initial == out / "p0" / "transform.h5"
-    assert batch(table, "-o", out, "--method", "rigid") == 0
+    assert quick(table, "-o", out, "--method", "rigid") == 0
 
 
 @pytest.mark.slow
 def test_processes_give_the_same_results(tmp_path):
     table = make_pairs(tmp_path, 4)
     for jobs in (1, 2):
-        assert batch(table, "-o", tmp_path / f"out{jobs}", "--method", "rigid", "--jobs", jobs, "--threads", 1) == 0
+        assert quick(table, "-o", tmp_path / f"out{jobs}", "--method", "rigid", "--jobs", jobs, "--threads", 1) == 0
     one, two = (rows_of(tmp_path / f"out{jobs}" / "results.csv") for jobs in (1, 2))
     for name, row in one.items():
         assert float(row["ncc_after"]) == pytest.approx(float(two[name]["ncc_after"]), abs=1e-6)
@@ -231,7 +239,7 @@ def test_a_killed_batch_goes_on(tmp_path):
     def start(shard):
         command = [sys.executable, "-m", "learnreg.apps.main", "batch", table, "-o", out, "--method", "rigid"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([*map(str, command), "--shard", shard, "--quiet"], env=environment)
+        return subprocess.Popen([*map(str, command), "--shard", shard, "--quiet", "--save", *QUICK], env=environment)
 
     first, second = start("1/2"), start("2/2")
     while len(list(out.glob("p*"))) < 6:

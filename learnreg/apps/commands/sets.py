@@ -42,8 +42,8 @@ def batch(
     weight: Number | None = None,
     save: Annotated[
         Sequence[Literal["transform", "warped", "figure", "metrics", "report"]],
-        Parameter(consume_multiple=1, show_default="transform metrics"),
-    ] = ("transform", "metrics"),
+        Parameter(consume_multiple=1, show_default="transform metrics report"),
+    ] = ("transform", "metrics", "report"),
     batch: Positive = 1,
     shard: Shard = (1, 1),
     on: Literal["slurm", "ray"] | None = None,
@@ -59,13 +59,14 @@ def batch(
 ) -> None:
     """Register the pairs of a table.
 
-    Writes one folder a pair, results.csv and index.html, worst first. Give the same command again to go on after a
-    kill.
+    Writes one folder a pair, results.csv and index.html, worst first, with a link to the report.html of each pair. Give
+    the same command again to go on after a kill.
 
     For example:
       learnreg batch PAIRS.csv -o OUT
       learnreg batch PAIRS.csv -o OUT --checkpoint hippocampus --batch 4 --save transform warped
       learnreg batch PAIRS.csv -o OUT --jobs 8 --threads 1
+      learnreg batch PAIRS.csv -o OUT --save transform metrics                        (no report.html)
       learnreg batch PAIRS.csv -o OUT --shard 3/8
       learnreg batch PAIRS.csv -o OUT --on slurm --shards 8 --engine timeout_min=60 cpus_per_task=4
 
@@ -196,6 +197,7 @@ def evaluate(
     shape: Shape | None = None,
     spacing: Length = 1.0,
     submission: Literal["learn2reg"] | None = None,
+    overwrite: Flag = False,
     trust: Trusted = (),
     device: Device = "cpu",
     threads: Threads | None = None,
