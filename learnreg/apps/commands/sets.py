@@ -66,7 +66,7 @@ def batch(
       learnreg batch PAIRS.csv -o OUT
       learnreg batch PAIRS.csv -o OUT --checkpoint hippocampus --batch 4 --save transform warped
       learnreg batch PAIRS.csv -o OUT --jobs 8 --threads 1
-      learnreg batch PAIRS.csv -o OUT --save transform metrics                        (no report.html)
+      learnreg batch PAIRS.csv -o OUT --save transform metrics
       learnreg batch PAIRS.csv -o OUT --shard 3/8
       learnreg batch PAIRS.csv -o OUT --on slurm --shards 8 --engine timeout_min=60 cpus_per_task=4
 
@@ -77,7 +77,7 @@ def batch(
         checkpoint: A trained network, or the name of a model (see `learnreg methods`).
         refine: Classical steps from the network's answer.
         weight: How much a network of network=conditioned is to regularize.
-        save: What to write for each pair.
+        save: What to write for each pair; a report takes a second or more, and some MB.
         batch: Pairs that go through a network at once.
         shard: Only every N-th pair from the I-th on, such as 3/8.
         on: Run all shards on SLURM (through submitit) or on a Ray cluster, and wait.
