@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from learnreg.io import (
 )
 from learnreg.landmarks import in_voxels, read_named_landmarks, write_landmarks
 from learnreg.sampling import LabelMode, sample_labels
-from learnreg.transforms import Transform, chain
+from learnreg.transforms import Sampled, Transform, chain
 from learnreg.transforms.files import TransformFormat, format_of, read_transform
 from learnreg.transforms.inverse import inverse_of
 from learnreg.typing import PathLike
@@ -104,12 +105,36 @@ def read_chain(
 
 def _check_independent(files: Sequence[PathLike], format: TransformFormat | None) -> None:
     for file in files:
-        found = format if format is not None or not Path(file).exists() else format_of(file)
-        if found is not None and found.startswith(("fsl", "learn2reg")):
+        found = _format(file, format)
+        if found.startswith(("fsl", "learn2reg")):
             raise InputError(
                 f"{file}: coordinates of {found} depend on its own two images; convert it to .h5 with learnreg convert "
                 "before it is composed."
             )
+
+
+def _format(file: PathLike, format: TransformFormat | None) -> str:
+    """Return the format of a file; empty if it is not known because the file is missing."""
+    return format or (format_of(file) if Path(file).exists() else "")
+
+
+def _reader(transforms: Sequence[PathLike], how: Resampling, grid: Grid) -> Callable[[Grid], Transform]:
+    """Return a function of the image's grid that reads the transform onto ``grid``.
+
+    A transform that depends on no image is read, inverted and evaluated once.
+    """
+
+    def read(own: Grid | None) -> Transform:
+        fixed, moving = (own, grid) if how.inverse else (grid, own)
+        found = read_chain(
+            transforms, ndim=grid.ndim, inverse=how.inverse, format=how.format, fixed=fixed, moving=moving
+        )
+        return Sampled(found, grid)
+
+    if len(transforms) == 1 and _format(transforms[0], how.format).startswith(("fsl", "learn2reg", "freesurfer")):
+        return read
+    once = cache(partial(read, None))
+    return lambda _: once()
 
 
 def map_points(
@@ -163,17 +188,18 @@ def resample(
             check_pixels(file, sitk.sitkFloat32, 2)
     with recorded_warnings():
         grid = read_image(reference).grid
+        read = _reader(transforms, how, grid)
         if len(images) == 1:
-            _resample_one(transforms, images[0], how, (reference, grid), outputs[0])
+            _resample_one(images[0], read, how, (reference, grid), outputs[0])
             return
         with together(output) as part:
             for image, file in zip(images, outputs, strict=True):
-                _resample_one(transforms, image, how, (reference, grid), part / file.name)
+                _resample_one(image, read, how, (reference, grid), part / file.name)
 
 
 def _resample_one(
-    transforms: Sequence[PathLike],
     file: PathLike,
+    read: Callable[[Grid], Transform],
     how: Resampling,
     onto: tuple[PathLike, Grid],
     output: PathLike,
@@ -188,10 +214,7 @@ def _resample_one(
         )
     check_pixels(output, stored.GetPixelID() if how.labels else sitk.sitkFloat32, grid.ndim)
     own = grid_from_sitk(stored)
-    fixed, moved_grid = (own, grid) if how.inverse else (grid, own)
-    transform = read_chain(
-        transforms, ndim=grid.ndim, inverse=how.inverse, format=how.format, fixed=fixed, moving=moved_grid
-    )
+    transform = read(own)
     if how.labels:
         labels = labels_from_sitk(stored, name=str(file))
         mode: LabelMode = how.interpolation or "nearest"

@@ -160,6 +160,33 @@ def test_a_segmentation_is_not_interpolated_in_silence(files):
         assert set(read_image(files / f"{name}.nii.gz").data.unique().tolist()) <= {0.0, 1.0, 2.0, 3.0}
 
 
+def test_images_of_one_run_go_through_a_transform_that_is_read_and_inverted_once(files, monkeypatch):
+    """Those of FSL depend on the moving image, and are read for each of them."""
+    reads, inverted = [], []
+    inverse_call = Inverse.__call__
+    monkeypatch.setattr(
+        "learnreg.apps.apply.read_transform", lambda *a, **k: reads.append(a) or read_transform(*a, **k)
+    )
+    monkeypatch.setattr(Inverse, "__call__", lambda self, points: inverted.append(1) or inverse_call(self, points))
+    fixed, moving, part = (str(files / f"{name}.nii.gz") for name in ("fixed", "moving", "part"))
+    sitk.WriteImage(sitk.ReadImage(fixed)[2:, 3:, 4:], part)
+    convert([str(files / "affine.tfm")], str(files / "t.mat"), reference=fixed, moving=moving, to_format="fsl")
+    for name, kind, count in (("affine.tfm", None, 1), ("field.nii.gz", None, 1), ("t.mat", "fsl", 2)):
+        reads.clear()
+        inverted.clear()
+        how = Resampling(inverse=True, format=kind)
+        resample([files / name], [fixed, part], how, reference=moving, output=files / f"of {name}")
+        assert len(reads) == count
+        assert len(inverted) == (name == "field.nii.gz")
+        for image in ("fixed", "part"):
+            resample([files / name], [files / f"{image}.nii.gz"], how, reference=moving, output=files / "alone.mha")
+            alone, together = (
+                read_image(f).data for f in (files / "alone.mha", files / f"of {name}" / f"{image}.nii.gz")
+            )
+            assert torch.equal(alone, together)
+            (files / "alone.mha").unlink()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -169,6 +169,7 @@ def apply(
     For example:
       learnreg apply OUT/transform.h5 moving.nii.gz -r fixed.nii.gz -o warped.nii.gz
       learnreg apply OUT/transform.h5 moving_seg.nii.gz -r fixed.nii.gz -o seg.nii.gz --labels
+      learnreg apply OUT/transform.h5 moving_seg.nii.gz -r fixed.nii.gz -o smooth.nii.gz --labels --interpolation linear
       learnreg apply to_template.h5 to_visit.h5 scan.nii.gz -r template.nii.gz -o out.nii.gz
       learnreg apply OUT/transform.h5 --moving t1.nii.gz t2.nii.gz -r fixed.nii.gz -o FOLDER
       learnreg apply OUT/transform.h5 --points fixed.csv -o moving.csv
@@ -182,8 +183,9 @@ def apply(
         reference: The image whose grid the result has; it is the fixed image.
         points: Points to map: CSV, elastix' .txt, Slicer's .fcsv, .mrk.json.
         inverse: Map from moving to fixed.
-        labels: Nearest neighbor, integers: for segmentations.
-        interpolation: How to interpolate (default: linear; nearest with --labels).
+        labels: The images are segmentations: the result has their integers.
+        interpolation: How to interpolate (default: linear; nearest with --labels). With --labels, linear interpolates
+            each label by itself and takes the largest: smooth borders.
         fill: Value beyond the moving image (default: 0, or its lowest value if that is negative, as of air in a CT).
         from_format: The format of the transforms, where tools share a suffix (default: found out).
         overwrite: Replace OUT.
