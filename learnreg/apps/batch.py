@@ -37,16 +37,16 @@ from learnreg.io import write_image
 from learnreg.methods import Registration
 from learnreg.methods.api import DEFAULT, choose_method, register_several
 from learnreg.methods.base import Method
+from learnreg.methods.start import StartName, start_of
 from learnreg.methods.verdicts import LEVELS, exit_status
 from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.reporting.index import write_index
 from learnreg.reporting.report import write_report
 from learnreg.transforms import Transform
-from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 from learnreg.writing import own_part, remove_parts, write_atomically
 
-Pair: TypeAlias = tuple[Image, Image, Transform | None]
+Pair: TypeAlias = tuple[Image, Image, Transform | StartName | None]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -239,8 +239,9 @@ def _check_same(row: Row, job: Job, settings: Settings) -> None:
 
 
 def _inputs(job: Job, hashed: Callable[[list[Path | None]], str]) -> str:
-    """Hash the files of a pair, and the time points to read."""
-    return f"{hashed(job.files)} {job.fixed.time} {job.moving.time}"
+    """Hash the files of a pair, with the time points to read and the word of its start."""
+    found = f" {job.initial}" if isinstance(job.initial, str) else ""
+    return f"{hashed(job.files)} {job.fixed.time} {job.moving.time}{found}"
 
 
 def _in_this_process(jobs: Sequence[Job], settings: Settings, method: Method) -> Iterator[Row]:
@@ -319,7 +320,7 @@ def _pair(job: Job) -> Pair:
     fixed, moving = job.fixed.read(), job.moving.read()
     check_comparable(fixed, moving, (job.fixed.image, job.moving.image))
     check_writing(fixed, moving)
-    return fixed, moving, None if job.initial is None else read_transform(job.initial, ndim=fixed.ndim)
+    return fixed, moving, start_of(job.initial, fixed, moving)
 
 
 def _registered(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 from learnreg.apps.records import FAILED
 from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
+from learnreg.methods.start import StartName
 from learnreg.typing import PathLike
 from learnreg.writing import distinct_names
 
@@ -20,18 +22,18 @@ class Job:
         name: Name of the pair and of its folder.
         fixed: Files of the fixed image.
         moving: Files of the moving image.
-        initial: Transform to start from.
+        initial: Where to begin: the file of a transform, or ``com``, ``moments`` or ``identity``.
     """
 
     name: str
     fixed: Subject
     moving: Subject
-    initial: Path | None = None
+    initial: Path | StartName | None = None
 
     @property
     def files(self) -> list[Path | None]:
         """All files that are read for the pair."""
-        return [*self.fixed.files, *self.moving.files, self.initial]
+        return [*self.fixed.files, *self.moving.files, self.initial if isinstance(self.initial, Path) else None]
 
 
 def read_jobs(table: PathLike) -> list[Job]:
@@ -55,12 +57,7 @@ def read_jobs(table: PathLike) -> list[Job]:
     jobs = []
     for (fixed, moving), row in zip(pairs, rows, strict=True):
         name = (row.get("name") or "").strip() or f"{files[fixed.image]}__{files[moving.image]}"
-        start = (row.get("initial") or "").strip()
-        initial = Path(table).expanduser().parent / Path(start).expanduser() if start else None
-        if initial is not None and not initial.exists():
-            raise MissingFileError(
-                f"No such file: {initial}, the initial transform of {name} in {table}; check the path."
-            )
+        initial = _start((row.get("initial") or "").strip(), name, table)
         jobs.append(Job(name.replace("/", "-"), fixed, moving, initial))
     seen: dict[str, int] = {}
     for number, job in enumerate(jobs, start=1):
@@ -69,3 +66,18 @@ def read_jobs(table: PathLike) -> list[Job]:
             raise InputError(f"{table}: {same} named {job.name!r}; give each pair its own name in the column `name`.")
         seen[job.name] = number
     return jobs
+
+
+def _start(given: str, name: str, table: PathLike) -> Path | StartName | None:
+    """Return a word as ``learnreg register`` takes it, or the file of a transform."""
+    if not given:
+        return None
+    if given in get_args(StartName):
+        return cast(StartName, given)
+    file = Path(table).expanduser().parent / Path(given).expanduser()
+    if not file.exists():
+        raise MissingFileError(
+            f"No such file: {file}, the initial transform of {name} in {table}; check the path, or give com, moments "
+            "or identity."
+        )
+    return file

@@ -91,12 +91,12 @@ def register(  # noqa: PLR0913 - the options of a registration
 
 
 def register_several(
-    pairs: Sequence[tuple[Image, Image, Transform | None]], method: Method, *, device: str = "cpu"
+    pairs: Sequence[tuple[Image, Image, Transform | StartName | None]], method: Method, *, device: str = "cpu"
 ) -> list[Registration]:
     """Align several pairs; a network takes those on grids of one shape together, other methods take one by one.
 
     Args:
-        pairs: Fixed image, moving image and initial transform of each.
+        pairs: Fixed image, moving image and initial transform of each, or the name of a way to find one.
         method: The method, on ``device``.
         device: Device that computes; the results are returned on the CPU.
 
@@ -105,9 +105,10 @@ def register_several(
     """
     if not isinstance(method, OneShotMethod) or any(is_slice(image.grid) for pair in pairs for image in pair[:2]):
         return [register(*pair[:2], method, initial=pair[2], device=device, progress=False) for pair in pairs]
-    moved = [(f.to(device), m.to(device), None if start is None else start.to(device)) for f, m, start in pairs]
+    moved = [(fixed.to(device), moving.to(device)) for fixed, moving, _ in pairs]
     with peak_memory(device) as peak:
-        results = method.several(moved)
+        starts = [_found(start, *pair) for (*_, start), pair in zip(pairs, moved, strict=True)]
+        results = method.several([(*pair, start) for pair, start in zip(moved, starts, strict=True)])
     return [_on_the_cpu(result, peak.bytes, method) for result in results]
 
 
@@ -123,10 +124,15 @@ def _started(
     method: Method, fixed: Image, moving: Image, initial: Transform | StartName | None, on_step: StepCallback
 ) -> Registration:
     """Run a method from a start that may have to be found first."""
+    return method(fixed, moving, initial=_found(initial, fixed, moving), on_step=on_step)
+
+
+def _found(initial: Transform | StartName | None, fixed: Image, moving: Image) -> Transform | None:
+    """Return the initial transform of a pair, on its device."""
     if isinstance(initial, str):
         check_pair(fixed, moving)
-        initial = found_start(initial, fixed, moving)
-    return method(fixed, moving, initial=initial, on_step=on_step)
+        return found_start(initial, fixed, moving)
+    return None if initial is None else initial.to(fixed.data.device)
 
 
 def _register(

@@ -221,6 +221,28 @@ def test_an_initial_transform_per_pair(tmp_path):
     assert quick(table, "-o", out, "--method", "rigid") == 0
 
 
+@pytest.mark.parametrize("more", [(), ("--batch", 2)])
+def test_the_start_of_a_pair_is_found_by_a_word(more, tmp_path):
+    """As ``learnreg register --initial`` finds it; another word is another result."""
+    table, out = make_pairs(tmp_path, 2), tmp_path / "out"
+    (tmp_path / "com.tfm").write_text("no transform")
+    for k in range(2):  # a network that is not trained for such images leaves them where they begin
+        content = blob_image(GRID, (8.0, 0.0, 0.0) if k else (0.0, 0.0, 0.0), radii=(5.0, 5.0, 5.0))
+        write_image(content.data[0], GRID, tmp_path / "images" / f"s{k}.nii.gz")
+    images = "images/s0.nii.gz,images/s1.nii.gz"
+    table.write_text(f"name,fixed,moving,initial\nfound,{images},com\nstays,{images},identity\n")
+    assert [job.initial for job in read_jobs(table)] == ["com", "identity"]
+    arguments = (table, "-o", out, "--checkpoint", "hippocampus", *more)
+    assert quick(*arguments) == 0
+    center = torch.zeros(1, 1, 3)
+    found, stays = (read_transform(out / name / "transform.h5")(center)[0, 0, 0] for name in ("found", "stays"))
+    assert found == pytest.approx(8, abs=2)
+    assert stays < 4
+    assert quick(*arguments) == 0
+    table.write_text(table.read_text().replace("identity", "com"))
+    assert quick(*arguments) == 2
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_results(tmp_path):
     table = make_pairs(tmp_path, 4)
