@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,7 +162,7 @@ def _listed(path: PathLike, covariates: Sequence[str]) -> list[Subject]:
     if file.suffix == ".json":
         unlisted = (file.parent / "imagesTr").is_dir()  # nnU-Net's dataset.json lists no files
         items = _json_items(file, ("training", "test", "numTraining"), required=not unlisted)
-        return [_json_subject(item, file.parent) for item in items] or _from_folder(file.parent)
+        return [_json_subject(item, file) for item in items] or _from_folder(file.parent)
     rows = table_rows(file)
     if "image" not in rows[0]:
         raise InputError(
@@ -271,15 +272,26 @@ def table_rows(file: Path) -> list[dict[str, str]]:
     """Read the rows of a CSV or TSV by the names of the columns.
 
     Raises:
-        InputError: It is not text, or has no rows.
+        InputError: It is not text, has no rows, two columns of one name or another separator, or a row is too long.
     """
+    separator = "\t" if file.suffix == ".tsv" else ","
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            rows = list(csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ","))
+            reader = csv.DictReader(lines, delimiter=separator)
+            rows, columns = list(reader), list(reader.fieldnames or ())
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not a CSV; give a folder, a CSV, a TSV or a dataset.json.") from error
     if not rows:
         raise InputError(f"{file} has no rows; give a header line and one line an image or pair.")
+    other = [sign for sign in ",;\t" if sign != separator and sign in columns[0]]
+    if len(columns) == 1 and other:
+        raise InputError(f"{file} is separated by {other[0]!r}; write {separator!r} between the columns.")
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise InputError(f"{file} has two columns {twice[0]!r}; name each column once.")
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise InputError(f"{file}: row {number} has more values than there are columns; quote a comma in a name.")
     return rows
 
 
@@ -290,15 +302,14 @@ def _subject(row: Mapping[str, str], file: Path, covariates: Sequence[str]) -> S
 def _member_of(row: Mapping[str, str], prefix: str, file: Path) -> Subject:
     """Return the subject of a row of a table."""
     before = f"{prefix}_" if prefix else ""
-    folder = file if file.is_dir() else file.parent
 
     def text(column: str) -> str:
         return (row.get(column) or "").strip()
 
     def path(column: str) -> Path | None:
-        return _member(text(column), folder) if text(column) else None
+        return _member(text(column), file) if text(column) else None
 
-    images = [_member(part.strip(), folder) for part in text(prefix or "image").split(";") if part.strip()]
+    images = [_member(part.strip(), file) for part in text(prefix or "image").split(";") if part.strip()]
     if not images:
         raise InputError(f"{file} has a row without `{prefix or 'image'}`.")
     split = text("split") or None
@@ -331,12 +342,13 @@ def _numbers(row: Mapping[str, str], columns: Sequence[str], file: Path) -> tupl
         raise InputError(f"{file} needs a number in {', '.join(columns)} for {row['image']}: {error}.") from error
 
 
-def _member(name: str | None, folder: Path) -> Path:
+def _member(name: str | None, source: Path) -> Path:
+    """Return a file that a data set names, relative to the folder of its table."""
     if not isinstance(name, str):
-        raise InputError(f"The data set in {folder} has {name!r} where the name of an image file should be.")
-    file = folder / Path(name).expanduser()
+        raise InputError(f"The data set {source} has {name!r} where the name of an image file should be.")
+    file = (source if source.is_dir() else source.parent) / Path(name).expanduser()
     if not file.exists():
-        raise MissingFileError(f"No such file: {file}, named by the data set in {folder}. Correct the name.")
+        raise MissingFileError(f"No such file: {file}, named by the data set {source}. Correct the name.")
     return file
 
 
@@ -357,12 +369,12 @@ def _json_items(file: Path, keys: tuple[str, ...], *, required: bool = True) -> 
     return []
 
 
-def _json_subject(item: Mapping[str, str], folder: Path) -> Subject:
+def _json_subject(item: Mapping[str, str], file: Path) -> Subject:
     labels, mask = item.get("label"), item.get("mask")
     return Subject(
-        _member(item.get("image"), folder),
-        _member(labels, folder) if labels else None,
-        _member(mask, folder) if mask else None,
+        _member(item.get("image"), file),
+        _member(labels, file) if labels else None,
+        _member(mask, file) if mask else None,
     )
 
 
@@ -370,7 +382,7 @@ def _json_pair(item: Mapping[str, str], file: Path) -> Pair:
     """Read a pair of names; labels and masks lie in Learn2Reg's ``labelsTr`` and ``masksTr``."""
 
     def subject(name: str | None) -> Subject:
-        image = _member(name, file.parent)
+        image = _member(name, file)
         sibling = image.parent.name.replace("images", "{}")
         folders = {kind: image.parent.parent / sibling.format(kind) for kind in ("labels", "masks")}
         return Subject(image, _beside(folders["labels"], image), _beside(folders["masks"], image))

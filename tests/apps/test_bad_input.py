@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from learnreg.apps.jobs import read_jobs
 from learnreg.apps.main import main
+from learnreg.data.datamodule import RegistrationData
+from learnreg.data.preprocessing import ModelSpace
+from learnreg.errors import InputError
 from tests.apps import faults
 
 REMEDY = re.compile(
@@ -403,6 +407,59 @@ def test_segmentations(command, fault, made, good, capfd):
     if (command, fault) == ("batch mask", "one-voxel-mask"):
         name = "the fixed image"  # its file is in the record
     ends_as(command, of_labels(command, labels, good), name, capfd, right=fault not in WRONG_LABELS[command])
+
+
+TABLE_FAULTS = {  # what the rows of a pair of images become, and what the one line tells
+    "column-missing": (lambda t: t.replace("moving", "other", 1), "column"),
+    "file-missing": (lambda t: t.replace("moving.nii.gz", "gone.nii.gz"), "gone.nii.gz"),
+    "duplicate-header": (
+        lambda t: t.replace("fixed,moving", "fixed,moving,moving").replace(".gz\n", ".gz,x\n"),
+        "two columns",
+    ),
+    "semicolons": (lambda t: t.replace(",", ";"), "';'"),
+    "tabs": (lambda t: t.replace(",", "\t"), r"'\t'"),
+    "long-row": (lambda t: t.replace(".gz\n", ".gz,x\n"), "row 1 has more values"),
+    "header-only": (lambda t: t.splitlines()[0] + "\n", "no rows"),
+    "empty": (lambda t: "", "no rows"),
+}
+
+
+@pytest.mark.parametrize("fault", TABLE_FAULTS)
+@pytest.mark.parametrize("command", ["batch", "evaluate", "check", "train"])
+def test_tables(command, fault, good, capfd):
+    change, told = TABLE_FAULTS[fault]
+    file = table("data.csv", ("fixed", "moving"), (good("fixed.nii.gz"), good("moving.nii.gz")))
+    Path(file).write_text(change(Path(file).read_text()))
+    if command == "train":
+        with pytest.raises(InputError, match=re.escape(told)) as error:
+            RegistrationData(file, ModelSpace(shape=[16, 16, 16]), train=[0, 1], validation=[0, 1]).setup()
+        assert file in str(error.value)
+        return
+    more = {"batch": ["-o", "out"], "evaluate": ["-o", "out"], "check": []}[command]
+    line = refused(capfd, [command, file, *more, "--quiet"], file)
+    assert told in line or fault == "column-missing"
+
+
+POINTS_FAULTS = {
+    "column-missing": "x,y\n1,2\n",
+    "duplicate-header": "x,y,z,x\n1,2,3,4\n",
+    "semicolons": "x;y;z\n1;2;3\n",
+    "tabs": "x\ty\tz\n1\t2\t3\n",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("fault", POINTS_FAULTS)
+def test_tables_of_points(fault, good, capfd):
+    Path("points.csv").write_text(POINTS_FAULTS[fault])
+    refused(capfd, ["apply", good("shift.tfm"), "--points", "points.csv", "-o", "out.csv"], "points.csv")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(good):
+    Path("points.csv").write_text("x,y,z\n1,2,3\n", encoding="utf-8-sig")
+    assert ended(["apply", good("shift.tfm"), "--points", "points.csv", "-o", "out.csv"]) == 0
+    Path("data.csv").write_text(f"fixed,moving\n{good('fixed.nii.gz')},{good('moving.nii.gz')}\n", encoding="utf-8-sig")
+    assert read_jobs("data.csv")[0].name == "fixed__moving"
 
 
 ALONE = ("empty", "header-only", "text", "blank", "column-missing", "value-missing", "no-header", "infinite")
