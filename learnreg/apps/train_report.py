@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from learnreg.apps.wiring import trusted
 from learnreg.data.datasets import Case
 from learnreg.methods import Method, OneShotMethod, Registration
+from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.methods.evaluation import evaluate, summarize, table
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.reporting.figures import registration_figure, save_figure
@@ -30,7 +31,14 @@ def report(config: dict[str, Any], data: Any, folder: str) -> None:
 
     def picture(case: Case, done: Mapping[str, Registration]) -> None:
         for name, result in done.items():
-            figure = registration_figure(case.fixed, case.moving, result.sampled, title=f"{case.name}, {name}")
+            figure = registration_figure(
+                case.fixed,
+                case.moving,
+                result.sampled,
+                initial=result.initial,
+                title=f"{case.name}, {name}",
+                same_contrast=contrast_agreement(case.fixed, case.moving, result.sampled) >= SAME,
+            )
             save_figure(figure, run / "figures" / f"{case.name} {name}.png".replace(" < ", "_").replace(" ", "_"))
 
     print(f"Registering {config['report_pairs']} held-out pairs ...", flush=True)
