@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeAlias, TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from learnreg import __version__
+from learnreg import __version__, reporting
 from learnreg.apps.engines import Engine, submit
 from learnreg.apps.errors import reason_of
 from learnreg.apps.jobs import Job, read_jobs
@@ -39,9 +39,7 @@ from learnreg.methods.api import DEFAULT, choose_method, register_several
 from learnreg.methods.base import Method
 from learnreg.methods.start import StartName, start_of
 from learnreg.methods.verdicts import LEVELS, exit_status
-from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.reporting.index import write_index
-from learnreg.reporting.report import write_report
 from learnreg.transforms import Transform
 from learnreg.typing import PathLike
 from learnreg.writing import own_part, remove_parts, write_atomically
@@ -365,15 +363,15 @@ def _save(job: Job, result: Registration, settings: Settings) -> Row:
         if "figure" in settings.save:
             names = job.fixed.image.name, job.moving.image.name
             pair = result.fixed, result.moving, result.sampled
-            figure = registration_figure(*pair, initial=result.initial, title=job.name, names=names)
-            save_figure(figure, part / FILES["figure"])
+            figure = reporting.registration_figure(*pair, initial=result.initial, title=job.name, names=names)
+            reporting.save_figure(figure, part / FILES["figure"])
         row: Row = {"pair": job.name, "status": "done", "fixed": str(job.fixed.image), "moving": str(job.moving.image)}
         row |= {"fingerprint": settings.fingerprint, "learnreg": __version__}
         row |= {"stamp": _inputs(job, stamp_of), "content": _inputs(job, content_of)}
         row |= {"checkpoint": settings.checkpoint} if settings.checkpoint else {"method": settings.method or DEFAULT}
         row |= measure(result) if "metrics" in settings.save else {"seconds": round(result.seconds, 3)}
         if "report" in settings.save:
-            write_report(result, row, part / REPORT)
+            reporting.write_report(result, row, part / REPORT)
         (part / FILES["metrics"]).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
         with suppress(OSError):  # another process has finished the same pair
             part.rename(settings.output / job.name)

@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
-from learnreg import __version__
+from learnreg import __version__, reporting
 from learnreg.apps.apply import are_few_integers
 from learnreg.apps.errors import naming, one_line
 from learnreg.apps.output import check_unused, recorded_warnings
@@ -28,8 +27,6 @@ from learnreg.methods.api import DEFAULT, choose_method
 from learnreg.methods.contrast import SAME, contrast_agreement
 from learnreg.methods.verdicts import Verdict, exit_status, verdict
 from learnreg.metrics import score
-from learnreg.reporting.figures import registration_figure, save_figure
-from learnreg.reporting.report import write_report
 from learnreg.similarity import mutual_information_loss, ncc_loss
 from learnreg.similarity.masking import both_masks
 from learnreg.transforms import Affine, Displacement
@@ -37,6 +34,9 @@ from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 from learnreg.warping import warp
 from learnreg.writing import together
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WRITING = 24  # volumes in float32 that writing and measuring take at most; an .h5 holds float64
 SAMPLES = 2**20  # of voxels for a reported mutual information
@@ -277,10 +277,10 @@ def save(
                 residual = write_inverse(written, result.moving.grid, part / INVERSE)
                 metrics = metrics | {"inverse_residual_mm": {"mean": residual.mean, "max": residual.greatest}}
             metrics = metrics | measure(result)
-            title = summary(metrics)
-            save_figure(_figure(result, metrics, title), part / FILES[2])
+            figure = _figure(result, metrics, summary(metrics))
+            reporting.save_figure(figure, part / FILES[2])
             if report:
-                write_report(result, metrics, part / REPORT)
+                reporting.write_report(result, metrics, part / REPORT)
         except (RuntimeError, MemoryError, ArithmeticError, ValueError) as error:
             failed = f"not everything could be measured or drawn: {type(error).__name__}: {one_line(error)}"
             metrics = metrics | {"warnings": [*metrics.get("warnings", []), failed]}
@@ -295,7 +295,7 @@ def save(
 
 def _figure(result: Registration, metrics: dict[str, Any], title: str) -> Figure:
     """Draw the pair, named by its files; a checkerboard shows more than a difference of two contrasts."""
-    return registration_figure(
+    return reporting.registration_figure(
         result.fixed,
         result.moving,
         result.sampled,

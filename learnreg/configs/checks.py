@@ -6,8 +6,9 @@ import difflib
 import importlib
 import inspect
 import math
+import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -124,11 +125,9 @@ def check_built(where: str, target: Any, values: Mapping[str, Any]) -> None:
     Raises:
         InputError: A value has the wrong type.
     """
-    from beartype.door import is_bearable
-
     hints = _hints(target)
     for key, value in values.items():
-        if key in hints and not is_bearable(_as_tuples(value), hints[key], conf=_settings()):
+        if key in hints and not _fits(_as_tuples(value), hints[key]):
             raise InputError(f"{join(where, key)} must be {_described(hints[key])}, got {_short(value)}.")
 
 
@@ -143,10 +142,46 @@ def _hints(target: Any) -> dict[str, Any]:
         return {}
 
 
-def _settings() -> Any:
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value fits an annotation; beartype, which takes long to import, decides what is not plain."""
+    if _surely_fits(value, hint):
+        return True
     from beartype import BeartypeConf
+    from beartype.door import is_bearable
 
-    return BeartypeConf(is_pep484_tower=True)  # an int is a float
+    return is_bearable(value, hint, conf=BeartypeConf(is_pep484_tower=True))  # an int is a float
+
+
+def _surely_fits(value: Any, hint: Any) -> bool:
+    """Return ``True`` if a value fits an annotation of a few common kinds; ``False`` decides nothing."""
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, typing.TypeVar):
+        return hint.__bound__ is not None and _surely_fits(value, hint.__bound__)
+    if kind is None:
+        if hint is None or hint is Any:
+            return hint is Any or value is None
+        plain = inspect.isclass(hint) and not getattr(hint, "_is_protocol", False)
+        return plain and isinstance(value, (float, int) if hint is float else hint)
+    if kind in (types.UnionType, typing.Union):
+        return any(_surely_fits(value, one) for one in inner)
+    if kind is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in inner)
+    return _surely_contains(value, kind, inner)
+
+
+def _surely_contains(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
+    """Return ``True`` if a value is such a container with such values, or such a function."""
+    if kind is tuple and inner[-1:] != (...,):
+        same = isinstance(value, tuple) and len(value) == len(inner)
+        return same and all(map(_surely_fits, value, inner))
+    if kind in (tuple, Sequence):
+        return isinstance(value, tuple) and all(_surely_fits(one, inner[0]) for one in value)
+    if kind in (dict, Mapping):
+        key, held = inner
+        return isinstance(value, dict) and all(_surely_fits(k, key) and _surely_fits(v, held) for k, v in value.items())
+    if kind is Callable:
+        return callable(value)
+    return inspect.isclass(kind) and issubclass(kind, typing.Generic) and isinstance(value, kind)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from monai.transforms import Randomizable
 from torch import nn
 
 from learnreg.data.datasets import Augmentation
@@ -49,6 +48,8 @@ class Intensity(nn.Module):
         return image.with_data(changed.clamp(0, 1) if self.clamp else changed)
 
     def _changed(self, data: torch.Tensor) -> torch.Tensor:
+        from monai.transforms import Randomizable
+
         if isinstance(self.transform, Randomizable):  # MONAI draws from numpy
             self.transform.set_random_state(seed=int(torch.randint(2**31, ())))
         changed = torch.as_tensor(self.transform(data.clone()))

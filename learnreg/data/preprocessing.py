@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 
 from learnreg.errors import InputError
 from learnreg.grid import Grid
@@ -105,6 +104,8 @@ def continued(image: Image) -> Image:
     inside = (image.mask != 0).expand(image.batch_size, 1, *image.grid.shape)[:, 0].cpu().numpy()
     if inside.all() or not inside.any():
         return image
+    from scipy.ndimage import distance_transform_edt
+
     spacing = image.grid.spacing[0].flip(0).tolist()
     filled = []
     for data, kept in zip(image.data, inside, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from learnreg.configs.build import build, check_plain
 from learnreg.configs.checks import check_yaml
-from learnreg.configs.compose import compose_config
+from learnreg.configs.compose import compose_config, compose_preset
 from learnreg.configs.files import config_dir, method_names
 from learnreg.errors import InputError, MissingFileError
 from learnreg.methods.base import Method
@@ -53,11 +53,10 @@ def _from_preset(name: str) -> Any:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(names)}, or give a YAML file."
         raise InputError(f"Unknown method {name!r}; {hint}")
-    return _plain(compose_config(config_dir(), f"method/{name}").method)
+    return compose_preset(config_dir(), f"method/{name}")
 
 
 def _from_file(name: str) -> Any:
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -69,12 +68,23 @@ def _from_file(name: str) -> Any:
         _check_text(file)
         config = _plain(OmegaConf.load(file))
         _check_file(config, file)
-        if "defaults" in config:
-            config = _plain(compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"]))
-        return config
-    except (YAMLError, HydraException, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} is not a valid method file; correct it: {reason}") from error
+        return _composed(file) if "defaults" in config else config
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise _invalid(file, error) from error
+
+
+def _composed(file: Path) -> Any:
+    from hydra.errors import HydraException
+
+    try:
+        return _plain(compose_config(file.parent, file.stem, [f"hydra.searchpath=[file://{config_dir()}]"]))
+    except HydraException as error:
+        raise _invalid(file, error) from error
+
+
+def _invalid(file: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"{file} is not a valid method file; correct it: {reason}")
 
 
 def _plain(config: Any) -> Any:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import scipy.ndimage
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from learnreg.errors import InputError
@@ -138,15 +136,19 @@ def surface_scores(
 
 def _distances(first: Points, second: Points) -> tuple[Points, Points]:
     """Return the distance of each point to the nearest one of the other set, for both sets."""
+    from scipy.spatial import cKDTree
+
     return cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
 
 
 def _surfaces(labels: NDArray[np.int64], values: Sequence[int]) -> list[NDArray[np.int64]]:
     """Return the indices of the border voxels of each label, ``(N, D)``; none for a label that is missing."""
+    from scipy.ndimage import binary_erosion, find_objects
+
     ordered = np.sort(np.asarray(values))
     position = np.searchsorted(ordered, labels).clip(max=len(ordered) - 1).astype(np.int32)
     position = np.where(ordered[position] == labels, position + 1, 0)
-    boxes = scipy.ndimage.find_objects(position, max_label=len(ordered))
+    boxes = find_objects(position, max_label=len(ordered))
     surfaces = []
     for value in values:
         box = boxes[np.searchsorted(ordered, value)]
@@ -154,6 +156,6 @@ def _surfaces(labels: NDArray[np.int64], values: Sequence[int]) -> list[NDArray[
             surfaces.append(np.empty((0, labels.ndim), dtype=np.int64))
             continue
         mask = labels[box] == value
-        border = mask & ~scipy.ndimage.binary_erosion(mask)
+        border = mask & ~binary_erosion(mask)
         surfaces.append(np.argwhere(border) + [part.start for part in box])
     return surfaces

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
 from learnreg.errors import InputError
 from learnreg.typing import FieldTensor
 
 CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
-def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> Convolution:
-    """Return a convolution with a kernel of 3 samples per axis, followed by instance norm and leaky ReLU."""
-    act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
-    return Convolution(
-        ndim, inputs, outputs, strides=stride, kernel_size=3, norm="INSTANCE", act=act, adn_ordering="NA"
-    )
+def convolution(ndim: int, inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    """Return a convolution with a kernel of 3 samples per axis, followed by instance norm and leaky ReLU.
+
+    It is MONAI's ``Convolution(..., norm="INSTANCE", act="LEAKYRELU", adn_ordering="NA")``, with the names of its
+    layers, without the time to import MONAI.
+    """
+    conv = CONVOLUTIONS[ndim](inputs, outputs, 3, stride, padding=1)
+    layers = OrderedDict(N=NORMS[ndim](outputs), A=nn.LeakyReLU(0.2, inplace=True))
+    return nn.Sequential(OrderedDict(conv=conv, adn=nn.Sequential(layers)))
 
 
 def strided_encoder(ndim: int, inputs: int, widths: Sequence[int]) -> nn.ModuleList:

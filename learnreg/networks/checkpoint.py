@@ -131,9 +131,14 @@ def _network(config: Mapping[str, Any], weights: Mapping[str, Tensor], file: Pat
 
 
 class _Values(TorchFunctionMode):
-    """Keep ``torch.linspace`` off the meta device: MONAI's Swin transformer reads the values of its drop rates."""
+    """Keep ``torch.linspace`` off the meta device: MONAI's Swin transformer reads the values of its drop rates.
+
+    Normal numbers are not drawn there: it loads torch's compiler, and there is nothing to draw.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
         given = {"device": "cpu"} if func is torch.linspace else {}
         return func(*args, **given, **(kwargs or {}))
 

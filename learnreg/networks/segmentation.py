@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from learnreg.errors import InputError
@@ -36,7 +35,6 @@ class SegmentationHead(nn.Module):
         if not self.values or 0 in self.values or len(set(self.values)) != len(self.values):
             raise InputError(f"segments must be at least one label, all different and not 0, got {self.values}.")
         self.conv = CONVOLUTIONS[ndim](channels, len(self.values) + 1, 1)
-        self.loss = DiceCELoss(softmax=True, include_background=False, squared_pred=True)
 
     @full_precision
     def forward(self, features: Tensor, labels: LabelTensor) -> Scalar:
@@ -51,7 +49,10 @@ class SegmentationHead(nn.Module):
         Returns:
             Scalar, at least 0; lower is better.
         """
+        from monai.losses import DiceCELoss  # only a training needs MONAI here
+
         members = F.interpolate(one_hot(labels, self.values, features.dtype), size=features.shape[2:], mode="area")
         shares = torch.cat([1 - members.sum(1, keepdim=True), members], dim=1)
-        loss: Scalar = self.loss(self.conv(features), shares)
+        compare = DiceCELoss(softmax=True, include_background=False, squared_pred=True)
+        loss: Scalar = compare(self.conv(features), shares)
         return loss

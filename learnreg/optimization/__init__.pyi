@@ -21,7 +21,12 @@ from .initialization import (
 )
 from .iterative import FieldStage as FieldStage, IterativeStage as IterativeStage, LinearStage as LinearStage
 from .linear import LinearParametrization as LinearParametrization
-from .optimizers import LargestStep as LargestStep, LineSearch as LineSearch, VectorAdam as VectorAdam
+from .optimizers import (
+    Adam as Adam,
+    LargestStep as LargestStep,
+    LineSearch as LineSearch,
+    VectorAdam as VectorAdam,
+)
 from .parametrization import Parametrization as Parametrization, ParametrizationFactory as ParametrizationFactory
 from .stage import (
     LevelHistory as LevelHistory,

@@ -12,6 +12,7 @@ from torch import Tensor
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.objective import Objective
+from learnreg.optimization.optimizers import Adam
 from learnreg.optimization.parametrization import Parametrization
 from learnreg.transforms import Transform
 from learnreg.typing import StepCallback
@@ -47,7 +48,7 @@ class Descent:
     learning_rate: float
     tolerance: float = 0.01
     window: int = 10
-    optimizer: OptimizerFactory = torch.optim.Adam
+    optimizer: OptimizerFactory = Adam
     final_rate: float = 1.0
 
     def __post_init__(self) -> None:

@@ -7,7 +7,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from learnreg.errors import InputError
@@ -19,6 +18,7 @@ from learnreg.optimization.dense import DenseParametrization
 from learnreg.optimization.descent import Descent, OptimizerFactory, descend
 from learnreg.optimization.linear import LinearParametrization
 from learnreg.optimization.moments import center_of_mass
+from learnreg.optimization.optimizers import Adam
 from learnreg.optimization.parametrization import Parametrization, ParametrizationFactory
 from learnreg.optimization.stage import LevelHistory, Stage, StageResult, check_pair
 from learnreg.sampling import resize_image
@@ -69,7 +69,7 @@ class IterativeStage(Stage):
         learning_rate: float,
         rate_growth: float = 0.5,
         tolerance: float = 0.01,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory = Adam,
         final_rate: float = 1.0,
     ) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ class FieldStage(IterativeStage):
         tolerance: float = 0.01,
         features: nn.Module | None = None,
         crop: int | None = None,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory = Adam,
     ) -> None:
         super().__init__(
             objective, factors, iterations, learning_rate=learning_rate, tolerance=tolerance, optimizer=optimizer

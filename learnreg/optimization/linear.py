@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +62,9 @@ class LinearParametrization(Parametrization):
     def _start_from(self, start: Affine) -> None:
         ndim = self.center.shape[-1]
         linear = start.matrix[0, :ndim, :ndim].detach().double().cpu().numpy()
-        generator = scipy.linalg.logm(linear)
+        from scipy.linalg import logm
+
+        generator = logm(linear)
         if np.iscomplexobj(generator) and np.abs(generator.imag).max() > 1e-6:
             raise InputError(
                 f"A {self.kind} search cannot start from a map that mirrors or rotates by 180 degrees: it has no real "

@@ -1,7 +1,8 @@
-"""Optimizers for fields, with steps in mm, and a line search."""
+"""Optimizers for one pair: Adam, steps of fields in mm, and a line search."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,7 +14,72 @@ from learnreg.errors import InputError
 Closure = Callable[[], Tensor]
 
 
-class VectorAdam(torch.optim.Optimizer):
+class Eager(torch.optim.Optimizer):
+    """Base of the optimizers of one pair.
+
+    Those of torch load its compiler when they are made, which takes longer than many registrations. These do not.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as torch does."""
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, as torch does."""
+        inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
+
+class Adam(Eager):
+    """Adam, step for step that of torch.
+
+    Args:
+        params: Tensors of any shape.
+        lr: Step size.
+        betas: Decay rates of the first and second moments.
+        eps: Added to the root of the second moment.
+
+    Source:
+        Kingma and Ba, Adam: a method for stochastic optimization, ICLR 2015, algorithm 1.
+
+    Example:
+        >>> x = torch.tensor([3.0], requires_grad=True)
+        >>> optimizer = Adam([x], lr=0.5)
+        >>> x.square().sum().backward()
+        >>> optimizer.step()
+        >>> x.detach()  # a step of lr, whatever the size of the gradient
+        tensor([2.5000])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": (betas[0], betas[1]), "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = _evaluated(closure)
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state, gradient = self.state[parameter], parameter.grad
+                if not state:
+                    state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+                state["step"] += 1
+                state["mean"].lerp_(gradient, 1 - first)
+                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+                size = (state["square"].sqrt() / (1 - second ** state["step"]) ** 0.5).add_(group["eps"])
+                parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - first ** state["step"]))
+        return loss
+
+
+class VectorAdam(Eager):
     """Adam with one second moment per vector.
 
     Adam scales each component of a gradient, so its steps favor the axes of the grid and depend on the grid's
@@ -68,7 +134,7 @@ class VectorAdam(torch.optim.Optimizer):
         return loss
 
 
-class LargestStep(torch.optim.Optimizer):
+class LargestStep(Eager):
     """Gradient descent whose steps are scaled so that their longest vector is ``lr``, as in greedy and ANTs.
 
     Args:
@@ -97,7 +163,7 @@ class LargestStep(torch.optim.Optimizer):
         return loss
 
 
-class LineSearch(torch.optim.Optimizer):
+class LineSearch(Eager):
     """Gradient descent with a backtracking line search.
 
     Each iteration halves its step until the objective decreases enough (Armijo's rule). The next iteration starts with

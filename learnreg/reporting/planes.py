@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from learnreg.grid import Grid
@@ -174,10 +174,10 @@ def main_axes(grid: Grid) -> list[int]:
         >>> main_axes(learnreg.Grid.regular((8, 8, 8)))
         [2, 1, 0]
     """
-    cosines = grid.direction[0].detach().abs().cpu().double().numpy()
-    rows, columns = linear_sum_assignment(-cosines)
-    of_column = dict(zip(columns.tolist(), rows.tolist(), strict=True))
-    return [of_column[grid.ndim - 1 - axis] for axis in range(grid.ndim)]
+    cosines = grid.direction[0].detach().abs().cpu().double()
+    columns = range(grid.ndim)
+    rows = max(permutations(columns), key=lambda rows: float(cosines[list(rows), list(columns)].sum()))
+    return list(rows[::-1])
 
 
 def _points_up(grid: Grid, axis: int) -> bool:

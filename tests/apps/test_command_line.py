@@ -564,7 +564,7 @@ class TestResults:
         def broken(*_, **__):
             raise MemoryError("not enough")
 
-        monkeypatch.setattr("learnreg.apps.register.registration_figure", broken)
+        monkeypatch.setattr("learnreg.reporting.registration_figure", broken)
         with pytest.warns(UserWarning, match="not everything could be measured"):
             metrics = self.register(files, files / "out")
         assert metrics["warnings"] == ["not everything could be measured or drawn: MemoryError: not enough"]

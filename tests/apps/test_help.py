@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
 
 from learnreg.apps import commands
 from learnreg.apps.main import application, main
@@ -42,6 +43,33 @@ def test_help_and_version_load_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "loaded []"
     assert "learnreg 0." in done.stdout
     assert "Did you mean --output?" in done.stderr
+
+
+UNNEEDED = {"monai", "pytorch_lightning", "lightning_fabric", "torchmetrics", "hydra", "omegaconf", "matplotlib"}
+UNNEEDED |= {"beartype", "torch._dynamo", "sympy", "scipy.optimize", "scipy.linalg", "scipy.ndimage"}
+
+
+@pytest.mark.parametrize("options", [["--method", "fast"], [], ["--checkpoint", "hippocampus", "--refine", "2"]])
+@pytest.mark.slow
+def test_a_registration_loads_what_it_needs(options, tmp_path):
+    """Until it draws: a pair of small images takes less time than these packages take to load."""
+    rng = np.random.default_rng(0)
+    for name in ("fixed", "moving"):
+        values = gaussian_filter(rng.random((16, 16, 16)), 2)
+        sitk.WriteImage(sitk.GetImageFromArray(values.astype(np.float32)), str(tmp_path / f"{name}.nii.gz"))
+    files = [str(tmp_path / name) for name in ("fixed.nii.gz", "moving.nii.gz", "out")]
+    code = (
+        "import sys; from learnreg import reporting; from learnreg.apps.main import main\n"
+        "def drawn(*args, **kwargs):\n"
+        f"    print('loaded', sorted({UNNEEDED} & set(sys.modules)))\n"
+        "    raise RuntimeError('enough')\n"
+        "reporting.registration_figure = drawn\n"
+        f"main(['register', *{files[:2]}, '-o', {files[2]!r}, '--quiet', *{options}])"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["loaded []"]
+    assert (tmp_path / "out" / "transform.h5").exists()
 
 
 def test_the_help_lists_all_commands(capsys):

@@ -1,12 +1,22 @@
 """A file describes modules; it runs nothing, and what it describes is checked before it is built."""
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
 import pytest
+from beartype import BeartypeConf
+from beartype.door import is_bearable
 from torch import nn
 
 from learnreg.configs.build import LARGEST, build
+from learnreg.configs.checks import _surely_fits
 from learnreg.configs.files import config_dir, method_names
 from learnreg.errors import InputError, UntrustedClassError
 from learnreg.methods import load_method
+from learnreg.similarity import MSE
+from learnreg.similarity.base import Similarity
+from learnreg.terms import TermT, Weighted
 
 OPENED = "${oc.create:{_target_: io.open, file: opened.txt, mode: w}}"
 SYSTEM = {"_target_": "os.system", "command": "touch opened.txt"}
@@ -139,3 +149,27 @@ def test_a_package_is_trusted_by_name(tmp_path, monkeypatch):
         build(net, source="model.safetensors", trust="mylab_built")
     with pytest.raises(InputError, match="a name that Python can import"):
         build(net, source="model.safetensors", trust=[""])
+
+
+TERM = Weighted(MSE(), 1.0)
+VALUES = [0, 1, True, 2.5, None, "a", "b", (), (1,), (1, 2), (1, 2.5), ("a", "b"), (None,), {}, {"a": 1}, {"a": TERM}]
+VALUES += [{1: "a"}, MSE(), TERM, (TERM,), partial(MSE), MSE, len]
+HINTS = [int, float, bool, str, None, Any, int | None, float | str, Literal["a", 1], Literal["b"] | None, nn.Module]
+HINTS += [Sequence[int], Sequence[float], tuple[int, int], tuple[int, ...], tuple[str, ...] | None, Similarity, TermT]
+HINTS += [
+    Mapping[str, int],
+    dict[str, Any],
+    Weighted[Similarity],
+    Callable[[int], Similarity],
+    Callable[..., Any] | None,
+]
+HINTS += [Mapping[str, Weighted[Similarity]] | Sequence[Weighted[Similarity]], int | Sequence[int], type(None)]
+
+
+@pytest.mark.parametrize("hint", HINTS, ids=str)
+def test_what_fits_without_beartype_fits_with_it(hint):
+    """For every kind of annotation that the classes of presets have; each has a value that is found to fit."""
+    conf = BeartypeConf(is_pep484_tower=True)
+    found = [value for value in VALUES if _surely_fits(value, hint)]
+    assert found
+    assert all(is_bearable(value, hint, conf=conf) for value in found)

@@ -6,6 +6,7 @@ from math import log
 
 import pytest
 import torch
+from monai.networks.blocks import Convolution
 
 import learnreg.networks
 from learnreg.fields import jacobian_determinant
@@ -28,6 +29,7 @@ from learnreg.networks import (
     as_network,
 )
 from learnreg.networks.base import Prediction
+from learnreg.networks.blocks import convolution
 from learnreg.networks.pyramid import local_correlation
 from learnreg.networks.segmentation import SegmentationHead
 from learnreg.networks.units import voxels_to_mm
@@ -771,3 +773,19 @@ def test_a_cascade_takes_no_network_with_a_task_of_its_own(wrapped):
     image = Image(torch.rand(1, 1, 16, 16), Grid.regular((16, 16)))
     task = network.task(image, image, Objective(MSE(), {"diffusion": Penalty(Diffusion(), 1.0)}))
     assert task.weight is not None or task.moving is not image
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_convolution_is_that_of_monai(ndim, stride):
+    """Weights have the same names and the same first values, so checkpoints and seeds mean what they meant."""
+    act = ("LEAKYRELU", {"negative_slope": 0.2, "inplace": True})
+    settings = {"kernel_size": 3, "norm": "INSTANCE", "act": act, "adn_ordering": "NA"}
+    torch.manual_seed(0)
+    theirs = Convolution(ndim, 3, 5, strides=stride, **settings)
+    torch.manual_seed(0)
+    ours = convolution(ndim, 3, 5, stride=stride)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    values = torch.randn(2, 3, *(9, 8, 7)[:ndim])
+    assert torch.equal(ours(values), theirs(values))
+    assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]

@@ -16,6 +16,7 @@ from learnreg.image import Image
 from learnreg.metrics import dice_scores, folding_fraction, target_registration_error
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import (
+    Adam,
     CenterOfMass,
     CenterOfView,
     CompositiveParametrization,
@@ -319,3 +320,21 @@ def test_an_initial_transform_of_another_type_is_cast(method):
     initial = Affine.identity(3, dtype=torch.float64)
     result = learnreg.register(image, image, method, initial=initial, progress=False)
     assert result.transform(image.grid.points).dtype == torch.float32
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.3}, {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3}])
+def test_adam_takes_the_steps_of_torch(settings, generator):
+    start = [torch.randn(2, 3, 4, 5, generator=generator), torch.randn(7, generator=generator)]
+    ours, theirs = ([x.clone().requires_grad_() for x in start] for _ in range(2))
+    both = (Adam(ours, **settings), ours), (torch.optim.Adam(theirs, **settings), theirs)
+    for k in range(12):
+        for optimizer, parameters in both:
+
+            def loss(optimizer=optimizer, parameters=parameters, k=k):
+                optimizer.zero_grad()
+                found = (parameters[0].sin() * (k + 1)).sum() + parameters[1 if k % 3 else 0].square().mean()
+                found.backward()
+                return found
+
+            optimizer.step(loss)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

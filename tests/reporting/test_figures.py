@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from scipy.optimize import linear_sum_assignment
 
 from learnreg.fields import jacobian_determinant
 from learnreg.grid import Grid
@@ -162,3 +163,12 @@ def test_stages_have_a_picture_each():
     assert [len(ax.lines) for ax in figure.axes] == [2, 2]
     assert figure.axes[0].lines[1].get_xdata().tolist() == [2]
     assert objective_figure([]).axes[0].lines[:] == []
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_each_array_axis_has_the_best_direction(ndim, generator):
+    for _ in range(20):
+        direction = torch.linalg.qr(torch.randn(ndim, ndim, generator=generator, dtype=torch.float64))[0]
+        rows, columns = linear_sum_assignment(-direction.abs().numpy())
+        found = main_axes(Grid.regular((6,) * ndim, direction=direction, dtype=torch.float64))
+        assert found == [int(rows[list(columns).index(ndim - 1 - axis)]) for axis in range(ndim)]
