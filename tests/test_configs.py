@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from learnreg.configs.checks import check_targets, targets, unknown_key
-from learnreg.configs.compose import compose_config
+from learnreg.configs.compose import compose_config, compose_preset
 from learnreg.configs.files import config_dir, method_names
 from learnreg.configs.schema import fastest_precision, register_schema
 from learnreg.data import read_subjects
@@ -120,10 +120,39 @@ def chosen(config, group):
     return targets(part)[: 2 if "objective" in group else 1]
 
 
+# Groups whose options can be chosen together, since none takes values of another: a template takes the shape of the
+# data, a supervision the stages of the method, and an objective brings its similarity, penalties and supervision.
+TOGETHER = (
+    ("network", "objective/similarity", "objective/penalties", "objective/supervision"),
+    ("data", "objective", "consistency", "method", "refinement", "optimizer", "schedule"),
+)
+
+
+def choices(refused=()):
+    """Choices of options as of a command line, each option of every group once, as few as can be."""
+    for groups in TOGETHER:
+        options = [[name for name in names(group) if name not in refused] for group in groups]
+        for k in range(max(map(len, options))):
+            yield [(group, own[k]) for group, own in zip(groups, options, strict=True) if k < len(own)]
+
+
 @cache
-def chosen_alone(group, *overrides):
-    """The same without an experiment; each is asked for as often as there are experiments."""
-    return chosen(parts(*(["data=hippocampus"] if group != "data" else []), *overrides), group)
+def chosen_alone(*choice):
+    """The classes without an experiment; each is asked for as often as there are experiments."""
+    groups = {group for group, _ in choice}
+    config = parts(*(["data=hippocampus"] if "data" not in groups else []), *overrides(choice))
+    return {group: chosen(config, group) for group, _ in choice}
+
+
+def overrides(choice):
+    given = [f"{group}={option}" for group, option in choice]
+    return [*given, *(word for one in given for word in NEEDED.get(one, []))]
+
+
+def test_every_group_is_chosen_from():
+    assert sorted(group for groups in TOGETHER for group in groups) == sorted(GROUPS)
+    tried = [one for choice in choices() for one in choice]
+    assert sorted(tried) == sorted((group, option) for group in GROUPS for option in names(group))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -131,20 +160,31 @@ def chosen_alone(group, *overrides):
 def test_every_option_composes_with_every_experiment(experiment, monkeypatch):
     """It can be built, and it is what was chosen: an experiment sets no key of an option that can be replaced."""
     monkeypatch.setenv("LEARNREG_DATA", "/data")
-    for group in GROUPS:
-        for option in names(group):
-            choice = f"{group}={option}"
-            if experiment == "quickstart" and option in REFUSED:
-                with pytest.raises(InterpolationKeyError, match=r"data\.space"):
-                    parts(f"experiment={experiment}", choice)
-                continue
-            needed = NEEDED.get(choice, [])
-            config = parts(f"experiment={experiment}", choice, *needed)
-            try:
-                check_targets(config)
-            except InputError as error:
-                pytest.fail(f"experiment={experiment} {choice}: {error}")
-            assert chosen(config, group) == chosen_alone(group, choice, *needed), choice
+    refused = REFUSED if experiment == "quickstart" else ()
+    for option in refused:
+        with pytest.raises(InterpolationKeyError, match=r"data\.space"):
+            parts(f"experiment={experiment}", f"network={option}")
+    for choice in choices(refused):
+        config = parts(f"experiment={experiment}", *overrides(choice))
+        try:
+            check_targets(config)
+        except InputError as error:
+            pytest.fail(f"experiment={experiment} {choice}: {error}")
+        assert {group: chosen(config, group) for group, _ in choice} == chosen_alone(*choice), choice
+
+
+PRESETS = [
+    file.relative_to(config_dir()).with_suffix("").as_posix() for file in (config_dir() / "method").rglob("*.yaml")
+]
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_is_what_hydra_composes(name):
+    """To the order of its keys, which is that of the stages."""
+    expected = OmegaConf.to_container(compose_config(config_dir(), name), resolve=False)
+    for key in name.split("/")[:-1]:
+        expected = expected[key]
+    assert json.dumps(compose_preset(config_dir(), name)) == json.dumps(expected)
 
 
 TERMS = [
