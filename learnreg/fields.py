@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.grid import Grid, linear_map
-from learnreg.interpolation import squared
+from learnreg.interpolation import sample_displaced, squared
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
@@ -41,7 +41,8 @@ def compose(first: BroadcastField, second: BroadcastField, grid: Grid) -> Broadc
         second: ``(B, D, *grid.shape)``, mm.
         grid: Where both are sampled.
     """
-    return first + sample(second, grid, grid.points + channels_last(first), padding="border")
+    linear = grid.normalizing[:, : grid.ndim, : grid.ndim]
+    return first + sample_displaced(second, first, grid.index_normalizing, grid.shape, linear=linear)
 
 
 @full_precision

@@ -1,21 +1,24 @@
 """Linear interpolation, the only wrapper of ``torch.nn.functional.grid_sample``.
 
-Volumes are sampled slab by slab. The coordinates of a slab stay in the cache and are recomputed for the gradient, so
-nothing of full size is kept but the result. The custom functions support first-order gradients, by autograd and
-``torch.func.grad``; a second derivative, ``jvp`` and ``vmap`` raise torch's error.
+Values on a displaced grid are sampled by a kernel on CPUs. The custom function supports first-order gradients, by
+autograd and ``torch.func.grad``; a second derivative, ``jvp`` and ``vmap`` raise torch's error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnreg.separable import Matrices, apply_separable, map_vectors, rows_of, slabs
+from learnreg.kernels import displaced
+from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.displaced import Placement
+from learnreg.separable import Matrices, apply_separable, map_vectors
 from learnreg.typing import MatrixTensor
 
 MODES = {"linear": 0, "nearest": 1}  # torch's numbers
@@ -165,87 +168,47 @@ def sample_displaced(
     """
     matrices = [None] * len(shape) if matrices is None else [m if m is None else m.to(field) for m in matrices]
     linear = None if linear is None else linear.detach().to(field)
-    placing = _Placing(base.detach().to(field), linear, matrices, tuple(shape))
-    sampled: Tensor = _SampleDisplaced.apply(values, field, placing, mode, zeros)
+    placement = Placement(base.detach().to(field), linear, tuple(matrices), tuple(shape), mode == "nearest", zeros)
+    sampled: Tensor = _SampleDisplaced.apply(values, field, placement)
     return sampled
-
-
-@dataclass(frozen=True, eq=False)
-class _Placing:
-    """Map a field to the normalized coordinates of a slab, and a gradient of the coordinates back to the field."""
-
-    base: Tensor
-    linear: Tensor | None
-    matrices: Matrices
-    shape: tuple[int, ...]
-
-    def points(self, field: Tensor, rows: slice, batch: int) -> Tensor:
-        """Return the normalized coordinates ``(B, rows, ..., D)`` of a slab."""
-        ndim = len(self.shape)
-        first, reach = rows_of(self.matrices[0], rows)
-        moved = apply_separable(field[:, :, reach], [first, *[None] * (ndim - 1)])
-        if self.linear is not None:
-            moved = map_vectors(self.linear, moved)
-        moved = apply_separable(moved, [None, *self.matrices[1:]])
-        last = self._steps(ndim - 1, slice(None))
-        rest = self._steps(0, rows) + self.base[:, :ndim, ndim].reshape(-1, ndim, *[1] * ndim)
-        for axis in range(1, ndim - 1):
-            rest = rest + self._steps(axis, slice(None))
-        moved = (moved + rest).add_(last)
-        return moved.movedim(1, -1).expand(batch, *moved.shape[2:], ndim)
-
-    def _steps(self, axis: int, part: slice) -> Tensor:
-        """Return ``(N, D, ...)``, what the index along an array axis adds to the coordinates."""
-        ndim = len(self.shape)
-        index = torch.arange(self.shape[axis], dtype=self.base.dtype, device=self.base.device)[part]
-        steps = self.base[:, :ndim, ndim - 1 - axis].unsqueeze(-1) * index
-        return steps.reshape(*steps.shape[:2], *[len(index) if a == axis else 1 for a in range(ndim)])
-
-    def gradient(self, outer: Tensor, rows: slice) -> tuple[Tensor, slice]:
-        """Return the gradient of the field from one slab, and the rows of the field that it belongs to."""
-        back = apply_separable(outer.movedim(-1, 1), [None, *[m if m is None else m.T for m in self.matrices[1:]]])
-        if self.linear is not None:
-            back = map_vectors(self.linear.mT, back)
-        first, reach = rows_of(self.matrices[0], rows)
-        first = first if first is None else first.T
-        return apply_separable(back, [first, *[None] * (len(self.shape) - 1)]), reach
 
 
 class _SampleDisplaced(torch.autograd.Function):
     @staticmethod
-    def forward(values: Tensor, field: Tensor, placing: _Placing, mode: Mode, zeros: bool) -> Tensor:
-        batch = max(len(values), len(field), len(placing.base))
-        sampled = values.new_empty(batch, values.shape[1], *placing.shape)
-        for rows in slabs(placing.shape, batch, values.device):
-            points = placing.points(field, rows, batch)
-            part = interpolate(values, points, mode)
-            sampled[:, :, rows] = part * _inside(points) if zeros else part
-        return sampled
+    def forward(values: Tensor, field: Tensor, placement: Placement) -> Tensor:
+        if fused(values, field):
+            return displaced.sample(values, field, placement)
+        return _sampled_displaced(values, field, placement)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, field, ctx.placing, ctx.mode, ctx.zeros = inputs
+        values, field, ctx.placement = inputs
         ctx.save_for_backward(values, field)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         values, field = ctx.saved_tensors
-        placing = ctx.placing
-        needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        batch = len(outer)
-        for_values = None
-        for_field = torch.zeros_like(field) if needed[1] else None
-        whole = [slice(0, len(outer[0, 0]))]  # torch returns a gradient for all values at each call
-        for rows in whole if needed[0] else slabs(placing.shape, batch, values.device):
-            points = placing.points(field, rows, batch)
-            part = outer[:, :, rows]
-            part = part * _inside(points) if ctx.zeros else part
-            for_values, moved = _interpolation_gradient(values, points, part, needed, ctx.mode)
-            if for_field is not None and moved is not None:
-                back, reach = placing.gradient(moved, rows)
-                for_field[:, :, reach] += back.sum(0, keepdim=True) if len(back) > len(for_field) else back
-        return for_values, for_field, None, None, None
+        if fused(values, field):
+            needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+            gradients = partial(displaced.gradients, placement=ctx.placement, needed=needed)
+            return *run(gradients, values, field, outer), None
+        pull_back = torch.func.vjp(partial(_sampled_displaced, placement=ctx.placement), values, field)[1]
+        return *pull_back(outer), None
+
+
+def _sampled_displaced(values: Tensor, field: Tensor, placement: Placement) -> Tensor:
+    """The reference of :func:`learnreg.kernels.displaced.sample`."""
+    ndim = field.shape[1]
+    moved = apply_separable(field, placement.matrices)
+    moved = moved if placement.linear is None else map_vectors(placement.linear, moved)
+    axes = [torch.arange(n, dtype=field.dtype, device=field.device) for n in reversed(placement.shape)]
+    for component, index in enumerate(axes):
+        steps = placement.base[:, :ndim, component, None] * index
+        moved = moved + steps.reshape(*steps.shape[:2], *[-1 if a + component == ndim - 1 else 1 for a in range(ndim)])
+    points = (moved + placement.base[:, :ndim, ndim].reshape(-1, ndim, *[1] * ndim)).movedim(1, -1)
+    sampled = interpolate(values, points, "nearest" if placement.nearest else "linear")
+    return sampled * (points.abs().amax(dim=-1) <= 1).unsqueeze(1) if placement.zeros else sampled
 
 
 def squared(field: Tensor, base: MatrixTensor) -> Tensor:
@@ -260,34 +223,4 @@ def squared(field: Tensor, base: MatrixTensor) -> Tensor:
     Returns:
         ``(B, D, *grid)``, normalized coordinates.
     """
-    twice: Tensor = _Squared.apply(field, _Placing(base.to(field), None, [None] * field.shape[1], field.shape[2:]))
-    return twice
-
-
-class _Squared(torch.autograd.Function):
-    @staticmethod
-    def forward(field: Tensor, placing: _Placing) -> Tensor:
-        twice = torch.empty_like(field)
-        for rows in slabs(placing.shape, len(field), field.device):
-            points = placing.points(field, rows, len(field))
-            torch.add(field[:, :, rows], interpolate(field, points), out=twice[:, :, rows])
-        return twice
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        field, ctx.placing = inputs
-        ctx.save_for_backward(field)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (field,) = ctx.saved_tensors
-        points = ctx.placing.points(field, slice(0, field.shape[2]), len(field))
-        for_values, for_points = _interpolation_gradient(field, points, outer, (True, True))
-        assert for_values is not None and for_points is not None  # noqa: S101 - both are needed
-        return for_values.add_(outer).add_(for_points.movedim(-1, 1)), None
-
-
-def _inside(points: Tensor) -> Tensor:
-    """Return ``(B, 1, ...)``, whether points lie in the field of view."""
-    return (points.abs().amax(dim=-1) <= 1).unsqueeze(1)
+    return field + sample_displaced(field, field, base, field.shape[2:])

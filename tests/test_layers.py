@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
-    ["typing", "errors", "caching", "configs", "memory", "randomness"],
+    ["typing", "errors", "caching", "configs", "memory", "randomness", "kernels"],
     ["grid", "separable", "numerics", "interpolation"],
     ["image", "headers", "writing", "io", "landmarks"],
     ["sampling"],

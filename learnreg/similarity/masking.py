@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.windows import moments
 from learnreg.typing import MaskTensor
 
 
@@ -81,7 +83,8 @@ def standardization(values: Tensor, mask: MaskTensor | None) -> tuple[Tensor, Te
 
     The factor of a constant image is 0.
     """
-    mean, variance = masked_moments(values, mask)
+    mask = None if mask is None else mask.to(values.dtype)
+    mean, variance = run(moments, values, mask) if fused(values, mask) else masked_moments(values, mask)
     flat = variance <= 1e-12 * mean.square() + torch.finfo(values.dtype).tiny
     return mean, torch.where(flat, 0.0, torch.where(flat, 1.0, variance).rsqrt())
 
@@ -103,37 +106,8 @@ class _Standardized(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         result, scale, mask = ctx.saved_tensors
         dims = list(range(2, outer.ndim))
-        sums = outer.sum(dims, keepdim=True), (outer * result).sum(dims, keepdim=True)
-        return through_standardization(outer, result, scale, mask, *sums, count_of(outer, mask)), None, None, None
-
-
-def count_of(values: Tensor, mask: MaskTensor | None) -> Tensor | float:
-    """Return the number of voxels of an image, or the sum of their weights."""
-    if mask is None:
-        return float(values[0, 0].numel())
-    return mask.sum(list(range(2, mask.ndim)), keepdim=True).clamp(min=1e-6)
-
-
-def through_standardization(
-    outer: Tensor,
-    result: Tensor,
-    scale: Tensor,
-    mask: MaskTensor | None,
-    total: Tensor,
-    slope: Tensor,
-    count: Tensor | float,
-) -> Tensor:
-    """Compute the gradient for an image from the gradient for the standardized image, in a part of the grid.
-
-    Args:
-        outer: Gradient for the standardized image in this part.
-        result: The standardized image in this part.
-        scale: Its factor.
-        mask: Its weights in this part.
-        total: Sum of ``outer`` over the whole grid.
-        slope: Sum of ``outer * result`` over the whole grid.
-        count: :func:`count_of` the whole grid.
-    """
-    moved = torch.addcmul(total / count, slope / count, result)
-    moved = moved if mask is None else moved * mask
-    return moved.neg_().add_(outer).mul_(scale)
+        count = float(outer[0, 0].numel()) if mask is None else mask.sum(dims, keepdim=True).clamp(min=1e-6)
+        total, slope = outer.sum(dims, keepdim=True), (outer * result).sum(dims, keepdim=True)
+        moved = torch.addcmul(total / count, slope / count, result)
+        moved = moved if mask is None else moved * mask
+        return moved.neg_().add_(outer).mul_(scale), None, None, None

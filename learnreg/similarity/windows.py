@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from learnreg.errors import InputError
+from learnreg.kernels import windows
+from learnreg.kernels.compiled import fused, run
 from learnreg.numerics import full_precision
-from learnreg.separable import apply_separable, box_matrix, gaussian_matrix, rows_of, slabs
-from learnreg.similarity.masking import count_of, standardization, standardized, through_standardization
+from learnreg.separable import apply_separable, box_matrix, gaussian_matrix
+from learnreg.similarity.masking import standardization, standardized
 from learnreg.typing import FeatureTensor, MaskTensor
 
 Kernel = Literal["box", "gaussian"]
@@ -45,6 +48,7 @@ class LocalAverage:
             raise InputError(f"A local similarity needs an odd window of at least 3 voxels, got {window}.")
         if kernel not in ("box", "gaussian"):
             raise InputError(f"Unknown window {kernel!r}; choose box or gaussian.")
+        self.window, self.kernel, self.stride = window, kernel, stride
         sigma = math.sqrt((window**2 - 1) / 12)
         whole = [
             box_matrix(n, window, like) if kernel == "box" else gaussian_matrix(n, sigma, like) for n in like.shape[2:]
@@ -58,6 +62,10 @@ class LocalAverage:
             return apply_separable(values, self.matrices)
         return apply_separable(values * self.mask, self.matrices) / self.share
 
+    def is_fused(self, *images: Tensor) -> bool:
+        """Return whether the kernel of :mod:`learnreg.kernels.windows` computes the products."""
+        return self.kernel == "box" and fused(*images, self.mask)
+
     def products(self, x: Tensor, y: Tensor, *, standardizing: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the means of ``x``, ``x^2`` and ``x y`` without keeping anything of full size for the gradient.
 
@@ -68,7 +76,7 @@ class LocalAverage:
                 computing it as a whole.
         """
         center, scale = standardization(x.detach(), self.mask) if standardizing else (None, None)
-        means: Tensor = _Products.apply(x, y, self.mask, center, scale, self.matrices)
+        means: Tensor = _Products.apply(x, y, self.mask, center, scale, self)
         first, second, third = means.split(x.shape[1], dim=1)
         if self.share is None:
             return first, second, third
@@ -76,74 +84,40 @@ class LocalAverage:
 
 
 class _Products(torch.autograd.Function):
-    """Window means of ``x``, ``x^2`` and ``x y`` times a mask, computed slab by slab."""
+    """Window means of ``x``, ``x^2`` and ``x y`` times the mask; only the arguments are kept for the gradient."""
 
     @staticmethod
     def forward(
-        x: Tensor,
-        y: Tensor,
-        mask: Tensor | None,
-        center: Tensor | None,
-        scale: Tensor | None,
-        matrices: list[Tensor],
+        x: Tensor, y: Tensor, mask: Tensor | None, center: Tensor | None, scale: Tensor | None, average: LocalAverage
     ) -> Tensor:
-        batch, channels, *shape = x.shape
-        means = x.new_zeros(batch, 3 * channels, *[len(matrix) for matrix in matrices])
-        for rows in slabs(shape, batch, x.device):
-            a = _slab(x, rows, center, scale)
-            parts = torch.cat([a, a * a, a * y[:, :, rows]], dim=1)
-            parts = parts if mask is None else parts * _in_channels(mask[:, :, rows], 3)
-            parts = apply_separable(parts, [None, *matrices[1:]])
-            first, reach = rows_of(matrices[0].T, rows)
-            assert first is not None  # noqa: S101 - there is a matrix per axis
-            means[:, :, reach] += apply_separable(parts, [first.T, *[None] * (len(shape) - 1)])
-        return means
+        if average.is_fused(x, y):
+            return windows.product_means(x, y, mask, center, scale, average.window, average.stride)
+        return _product_means(x, y, mask, average, standardizing=center is not None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.matrices = inputs
+        *tensors, ctx.average = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, y, mask, center, scale = ctx.saved_tensors
-        for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        for_y = torch.empty_like(x) if ctx.needs_input_grad[1] else None
-        batch, channels, *shape = x.shape
-        dims = list(range(2, x.ndim))
-        total = slope = x.new_zeros(batch, channels, *[1] * len(shape))
-        for rows in slabs(shape, batch, x.device):
-            first, reach = rows_of(ctx.matrices[0].T, rows)
-            back = apply_separable(outer[:, :, reach], [first, *[None] * (len(shape) - 1)])
-            back = apply_separable(back, [None, *[matrix.T for matrix in ctx.matrices[1:]]])
-            back = back if mask is None else back * _in_channels(mask[:, :, rows], 3)
-            one, two, three = back.split(channels, dim=1)
-            a = _slab(x, rows, center, scale)
-            if for_x is not None:
-                part = one + 2 * a * two + y[:, :, rows] * three
-                for_x[:, :, rows] = part
-                if center is not None:
-                    total = total + part.sum(dims, keepdim=True)
-                    slope = slope + (part * a).sum(dims, keepdim=True)
-            if for_y is not None:
-                for_y[:, :, rows] = a * three
-        if for_x is not None and center is not None and scale is not None:
-            count = count_of(x, mask)
-            for rows in slabs(shape, batch, x.device):
-                weights = None if mask is None else mask[:, :, rows]
-                a = _slab(x, rows, center, scale)
-                for_x[:, :, rows] = through_standardization(for_x[:, :, rows], a, scale, weights, total, slope, count)
-        return for_x, for_y, None, None, None, None
+        average = ctx.average
+        if average.is_fused(x, y):
+            settings = {"width": average.window, "stride": average.stride, "y_needed": ctx.needs_input_grad[1]}
+            gradients = partial(windows.product_gradients, **settings)
+            return *run(gradients, x, y, mask, center, scale, outer), None, None, None, None
+        means = partial(_product_means, mask=mask, average=average, standardizing=center is not None)
+        pull_back = torch.func.vjp(means, x, y)[1]
+        return *pull_back(outer), None, None, None, None
 
 
-def _slab(x: Tensor, rows: slice, center: Tensor | None, scale: Tensor | None) -> Tensor:
-    return x[:, :, rows] if center is None or scale is None else (x[:, :, rows] - center) * scale
-
-
-def _in_channels(mask: Tensor, times: int) -> Tensor:
-    """Repeat a mask of several channels for each group of channels; a mask of one channel is broadcast."""
-    return mask if mask.shape[1] == 1 else mask.repeat(1, times, *[1] * (mask.ndim - 2))
+def _product_means(x: Tensor, y: Tensor, mask: Tensor | None, average: LocalAverage, standardizing: bool) -> Tensor:
+    """The reference of :func:`learnreg.kernels.windows.product_means`."""
+    a = standardized(x, mask) if standardizing else x
+    products = [a, a * a, a * y]
+    return apply_separable(torch.cat([p if mask is None else p * mask for p in products], dim=1), average.matrices)
 
 
 def at_windows(values: Tensor | None, stride: int) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""Loops over voxels in machine code, one operation per file; see :mod:`learnreg.kernels.compiled`."""

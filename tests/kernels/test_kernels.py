@@ -1,0 +1,210 @@
+"""Each kernel equals its reference: value and gradient, borders, masks, batches, threads, any memory layout."""
+
+import contextlib
+import threading
+from unittest import mock
+
+import pytest
+import torch
+
+import learnreg
+from learnreg.fields import compose, exponential
+from learnreg.grid import Grid
+from learnreg.interpolation import sample_displaced
+from learnreg.kernels import compiled
+from learnreg.separable import resize_matrix
+from learnreg.similarity import lncc_loss, ncc_loss, ssim_loss
+from learnreg.similarity.windows import LocalAverage
+from learnreg.transforms import BSpline, Displacement, spline_lattice
+
+SHAPES = pytest.mark.parametrize("shape", [(11, 14, 13), (17, 12)], ids=["3-D", "2-D"])
+BATCHES = pytest.mark.parametrize("batch", [1, 2])
+
+
+def numbers(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def strided(values):
+    """The same values in another memory layout."""
+    return values.mT.contiguous().mT
+
+
+@contextlib.contextmanager
+def threads(count):
+    """Divide also small volumes among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with mock.patch.object(compiled, "FEW", 1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def value_and_gradients(function, points):
+    leaves = [point.clone().requires_grad_() for point in points]
+    value = function(*leaves)
+    weights = numbers(*value.shape, seed=9)
+    return [value.detach(), *torch.autograd.grad((value * weights).sum(), leaves)]
+
+
+def equal_to_reference(function, *points, tolerance=1e-5):
+    """The kernel, on one thread and several, and with strided memory, against plain PyTorch."""
+    with mock.patch.object(compiled, "available", lambda: False):
+        wanted = value_and_gradients(function, points)
+    for count in (1, 3):
+        with threads(count):
+            found = value_and_gradients(function, points)
+            again = value_and_gradients(function, points)
+            other = value_and_gradients(function, [strided(point) for point in points])
+        for value, same, near, aim in zip(found, again, other, wanted, strict=True):
+            assert torch.equal(value, same)
+            assert float((value - aim).abs().max()) <= tolerance * float(aim.abs().max())
+            assert float((near - aim).abs().max()) <= tolerance * float(aim.abs().max())
+
+
+@SHAPES
+@BATCHES
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("lattice", ["coarser", "same"])
+def test_sampling(shape, batch, zeros, lattice):
+    ndim = len(shape)
+    size = [n // 2 + 1 if lattice == "coarser" else n for n in shape]
+    matrices = [None if n == m else resize_matrix(n, m) for n, m in zip(size, shape, strict=True)]
+    base = Grid.regular(shape).index_normalizing
+    linear = 0.9 * torch.eye(ndim) + 0.1 * numbers(1, ndim, ndim, seed=3)
+    values = numbers(batch, 2, *[n + 2 for n in shape])
+    field = 1.2 * numbers(1, ndim, *size, seed=1) - 0.6  # some points lie outside
+    equal_to_reference(
+        lambda v, u: sample_displaced(v, u, base, shape, linear=linear, matrices=matrices, zeros=zeros), values, field
+    )
+
+
+@SHAPES
+def test_sampling_of_a_batch_of_fields_and_maps(shape):
+    ndim = len(shape)
+    base = torch.cat([Grid.regular(shape).index_normalizing, 0.8 * Grid.regular(shape).index_normalizing])
+    linear = numbers(2, ndim, ndim)
+    equal_to_reference(
+        lambda v, u: sample_displaced(v, u, base, shape, linear=linear), numbers(1, 1, *shape), numbers(2, ndim, *shape)
+    )
+
+
+@SHAPES
+def test_nearest_neighbors(shape):
+    field = 0.6 * numbers(1, len(shape), *shape) - 0.3
+    base = Grid.regular(shape).index_normalizing
+    equal_to_reference(
+        lambda v: sample_displaced(v, field, base, shape, mode="nearest", zeros=True), numbers(1, 1, *shape)
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_an_image_through_a_spline(order):
+    grid = Grid.regular((13, 12, 14), spacing=(2.0, 1.0, 1.5))
+    lattice = spline_lattice(grid, 4.0, order=order)
+    image = numbers(1, 1, *grid.shape)
+
+    def warped(coefficients):
+        return learnreg.warp(learnreg.Image(image, grid), BSpline(coefficients, lattice, order), grid).data
+
+    equal_to_reference(warped, numbers(1, 3, *lattice.shape, seed=1))
+
+
+@pytest.mark.parametrize("size", [(1, 9, 8), (9, 1, 8), (9, 8, 1), (1, 1, 1)])
+def test_an_axis_of_one_sample(size):
+    base = Grid.regular((5, 6, 7)).index_normalizing
+    field = 0.4 * numbers(1, 3, 5, 6, 7) - 0.2
+    equal_to_reference(lambda v: sample_displaced(v, field, base, (5, 6, 7)), numbers(1, 1, *size))
+
+
+def test_a_point_that_is_unknown_or_far_away():
+    values, field = numbers(1, 1, 6, 6, 6), torch.zeros(1, 3, 6, 6, 6)
+    field[0, :, 1, 1, 1], field[0, 0, 2, 2, 2], field[0, 1, 3, 3, 3] = torch.nan, 1e30, -1e30
+    base = Grid.regular((6, 6, 6)).index_normalizing
+    for zeros in (False, True):
+        found = sample_displaced(values, field, base, (6, 6, 6), zeros=zeros)
+        with mock.patch.object(compiled, "available", lambda: False):
+            wanted = sample_displaced(values, field, base, (6, 6, 6), zeros=zeros)
+        assert torch.allclose(found, wanted, equal_nan=True, atol=1e-6)
+        assert int(found.isnan().sum()) == 1
+
+
+@SHAPES
+@BATCHES
+def test_composition_and_exponential(shape, batch):
+    grid = Grid.regular(shape, spacing=(1.0, 2.0, 1.5)[: len(shape)])
+    fields = [2 * numbers(batch, len(shape), *shape, seed=seed) - 1 for seed in (0, 1)]
+    equal_to_reference(lambda a, b: compose(a, b, grid), *fields)
+    equal_to_reference(lambda v: exponential(v, grid, steps=2), fields[0])
+
+
+@SHAPES
+@BATCHES
+@pytest.mark.parametrize(("window", "stride"), [(3, 1), (7, 2), (5, 3), (3, 5), (15, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows(shape, batch, window, stride, masked):
+    images = [numbers(batch, 2, *shape, seed=seed) + 3 for seed in (0, 1)]
+    mask = (numbers(batch, 1, *shape, seed=2) > 0.3).float() if masked else None
+
+    def products(x, y):
+        average = LocalAverage(x, window, mask, stride=stride)
+        return torch.cat([*average.products(x, y), *average.products(x, y, standardizing=True)], 1)
+
+    equal_to_reference(products, *images)
+    equal_to_reference(lambda w, f: lncc_loss(w, f, mask, window=window, stride=stride), *images)
+
+
+@SHAPES
+@pytest.mark.parametrize("masked", [False, True])
+def test_other_similarities_of_windows_and_moments(shape, masked):
+    images = [numbers(1, 1, *shape, seed=seed) for seed in (0, 1)]
+    mask = (numbers(1, 1, *shape, seed=2) > 0.3).float() if masked else None
+    equal_to_reference(lambda w: ssim_loss(w, images[1], mask), images[0])
+    equal_to_reference(lambda w: ncc_loss(w, images[1], mask), images[0])
+
+
+def test_moments_of_a_large_offset():
+    values = numbers(1, 1, 20, 20, 20) + 1e5
+    found = learnreg.similarity.masking.standardized(values, None).double()
+    exact = values.double()
+    wanted = (exact - exact.mean()) / exact.std(correction=0)
+    assert float((found - wanted).abs().max()) < 0.02  # 1e5 has float32 neighbors 0.008 apart, 0.03 deviations
+
+
+def test_inside_of_torch_func():
+    grid = Grid.regular((6, 7, 8))
+    image, field = numbers(1, 1, 6, 7, 8), numbers(1, 3, 6, 7, 8, seed=1)
+
+    def loss(u):
+        warped = learnreg.warp(learnreg.Image(image, grid), Displacement(u, grid), grid).data
+        return lncc_loss(warped, image.flip(2), window=3)
+
+    at = field.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(at), at)
+    assert torch.equal(torch.func.grad(loss)(field), wanted)
+
+
+def register():
+    grid = Grid.regular((40, 40, 40))
+    fixed, moving = (
+        learnreg.Image(torch.exp(-(grid.points - s).square().sum(-1) / 90)[:, None], grid) for s in (0.0, 3.0)
+    )
+    result = learnreg.register(fixed, moving, method="fast", progress=False)
+    return result.transform.displacement(grid)
+
+
+@pytest.mark.slow
+def test_two_registrations_at_once_are_those_of_one_after_another():
+    with threads(2):
+        alone = register()
+        found = {}
+        running = [threading.Thread(target=lambda k=k: found.__setitem__(k, register())) for k in range(2)]
+        for thread in running:
+            thread.start()
+        for thread in running:
+            thread.join()
+    assert sorted(found) == [0, 1]
+    assert torch.equal(found[0], alone)
+    assert torch.equal(found[1], alone)
