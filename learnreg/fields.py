@@ -15,6 +15,8 @@ from torch import Tensor
 
 from learnreg.grid import Grid, linear_map
 from learnreg.interpolation import sample_displaced, squared
+from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.determinant import determinant
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
 from learnreg.separable import apply_separable, difference_matrix
@@ -269,6 +271,8 @@ def determinant_slabs(displacement: FieldTensor, grid: Grid) -> Iterator[tuple[s
 
 
 def _determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
+    if fused(displacement) and not (displacement.requires_grad and torch.is_grad_enabled()):
+        return run(determinant, displacement, grid.inverse_affine[:, : grid.ndim, : grid.ndim].to(displacement))
     j = jacobian_matrix(displacement, grid)
     if grid.ndim == 2:
         return j[..., 0, 0] * j[..., 1, 1] - j[..., 0, 1] * j[..., 1, 0]

@@ -21,8 +21,6 @@ from learnreg.kernels.displaced import Placement
 from learnreg.separable import Matrices, apply_separable, map_vectors
 from learnreg.typing import MatrixTensor
 
-MODES = {"linear": 0, "nearest": 1}  # torch's numbers
-BORDER = 1
 FEW_POINTS = 16384  # below, starting threads costs more than it saves
 Mode = Literal["linear", "nearest"]
 
@@ -108,36 +106,11 @@ class _Cut:
             flat = torch.cat([flat, flat[-1:].expand(self._missing, -1)])
         return flat.reshape(self.parts, 1, 1, self.length, -1)
 
-    def split(self, outer: Tensor) -> Tensor:
-        """``(1, C, *grid)`` gradients of the sampled values to ``(parts, C, 1, 1, length)``, 0 for repeated points."""
-        if self.parts == 1:
-            return outer
-        flat = F.pad(outer.reshape(outer.shape[1], self.total), (0, self._missing))
-        return flat.reshape(len(flat), self.parts, 1, 1, self.length).transpose(0, 1)
-
     def joined(self, sampled: Tensor) -> Tensor:
         """``(parts, C, 1, 1, length)`` back to ``(1, C, total)``."""
         if self.parts == 1:
             return sampled
         return sampled.transpose(0, 1).flatten(1)[None, :, : self.total]
-
-
-def _interpolation_gradient(
-    values: Tensor, coordinates: Tensor, outer: Tensor, needed: tuple[bool, bool], mode: Mode = "linear"
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of :func:`interpolate` for ``values`` and for ``coordinates`` ``(B, *grid, D)``."""
-    coordinates, _ = _without_nan(coordinates)
-    batch, own = coordinates.shape[0], values.shape[0]
-    cut = _Cut.of(coordinates)
-    values = cut.values(values.expand(batch, *values.shape[1:]))
-    pieces = cut.points(coordinates)
-    backward = torch.ops.aten.grid_sampler_3d_backward if pieces.ndim == 5 else torch.ops.aten.grid_sampler_2d_backward
-    for_values, for_points = backward(cut.split(outer), values, pieces, MODES[mode], BORDER, False, list(needed))
-    if needed[0] and len(for_values) > own:
-        for_values = for_values.sum(0, keepdim=True)
-    if needed[1] and cut.parts > 1:
-        for_points = for_points.reshape(cut.parts * cut.length, -1)[: cut.total]
-    return (for_values if needed[0] else None), (for_points.reshape(coordinates.shape) if needed[1] else None)
 
 
 def sample_displaced(

@@ -128,6 +128,13 @@ class _Run(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         pass
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], function: Callable[..., Tensor], *tensors: Tensor | None) -> Any:
+        """Call the function per item: it knows no further axis."""
+        given = list(zip(tensors, in_dims[1:], strict=True))
+        items = [[t if t is None or d is None else t.select(d, k) for t, d in given] for k in range(info.batch_size)]
+        return torch.stack([run(function, *item) for item in items]), 0
+
 
 def run(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
     """Return ``function(*tensors)``, one or more tensors without a gradient; works inside of ``torch.func``."""

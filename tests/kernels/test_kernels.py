@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import learnreg
-from learnreg.fields import compose, exponential
+from learnreg.fields import compose, exponential, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.interpolation import sample_displaced
 from learnreg.kernels import compiled
@@ -171,6 +171,22 @@ def test_moments_of_a_large_offset():
     exact = values.double()
     wanted = (exact - exact.mean()) / exact.std(correction=0)
     assert float((found - wanted).abs().max()) < 0.02  # 1e5 has float32 neighbors 0.008 apart, 0.03 deviations
+
+
+@pytest.mark.parametrize("shape", [(7, 9, 8), (1, 9, 8), (7, 1, 8), (7, 9, 1), (7, 9, 2), (9, 8)])
+@BATCHES
+def test_jacobian_determinants(shape, batch):
+    ndim = len(shape)
+    affine = torch.eye(ndim + 1).repeat(batch, 1, 1)
+    affine[:, :ndim, :ndim] += 0.3 * numbers(batch, ndim, ndim)
+    grid, field = Grid(shape, affine), 2 * numbers(batch, ndim, *shape)
+    with mock.patch.object(compiled, "available", lambda: False):
+        wanted = jacobian_determinant(field, grid)
+    for count in (1, 3):
+        with threads(count):
+            for layout in (field, strided(field)):
+                found = jacobian_determinant(layout, grid)
+                assert float((found - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())
 
 
 def test_inside_of_torch_func():
