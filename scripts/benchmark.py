@@ -18,9 +18,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 import peers
 import pytorch_lightning as pl
@@ -38,6 +40,7 @@ from learnreg.data.synthesis import changed_intensities, random_velocity
 from learnreg.fields import compose, exponential
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.kernels import compiled
 from learnreg.memory import peak_memory
 from learnreg.methods import Method, OneShotMethod, load_method
 from learnreg.methods.evaluation import Row, evaluate, table
@@ -55,6 +58,7 @@ from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
 from learnreg.warping import warp
 
 Piece = Callable[[], torch.Tensor]
+PLAIN = "learnreg without kernels"  # what runs without Numba
 
 
 def hippocampus(options: argparse.Namespace) -> None:
@@ -175,6 +179,8 @@ def pieces(options: argparse.Namespace) -> None:
         }
     for regularizer in regularizers:
         groups[type(regularizer).__name__] = {"learnreg": partial(regularizer, velocity, grid)}
+    for cases in groups.values():
+        cases[PLAIN] = next(iter(cases.values()))
     for key, case in peers.pieces(fixed, warped, velocity, spline).items():
         group, peer = key
         groups[next(name for name in groups if name.startswith(group))][peer] = case
@@ -187,8 +193,10 @@ def print_times(groups: dict[str, dict[str, Piece]], options: argparse.Namespace
     for _ in tqdm(range(options.repeats + 1)):  # the first round warms up
         for group, cases in groups.items():
             for name, case in cases.items():
+                kernels = patch.object(compiled, "available", lambda: False) if name == PLAIN else nullcontext()
                 began = time.process_time()
-                case().sum().backward()
+                with kernels:
+                    case().sum().backward()
                 times[group, name].append(time.process_time() - began)
     print(f"{options.size}^3, {options.threads} threads, CPU seconds forward and backward, median of {options.repeats}")
     print("| piece | by | CPU s | times learnreg |\n|---|---|---|---|")
