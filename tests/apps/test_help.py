@@ -46,7 +46,7 @@ def test_help_and_version_load_nothing_heavy():
 
 
 UNNEEDED = {"monai", "pytorch_lightning", "lightning_fabric", "torchmetrics", "hydra", "omegaconf", "matplotlib"}
-UNNEEDED |= {"beartype", "torch._dynamo", "sympy", "scipy.optimize", "scipy.linalg", "scipy.ndimage"}
+UNNEEDED |= {"beartype", "torch._dynamo", "sympy", "scipy.optimize", "scipy.ndimage"}  # numba loads scipy.linalg
 
 
 @pytest.mark.parametrize("options", [["--method", "fast"], [], ["--checkpoint", "hippocampus", "--refine", "2"]])
