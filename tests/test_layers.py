@@ -12,7 +12,7 @@ LAYERS = [
     ["grid", "separable", "numerics", "interpolation"],
     ["image", "headers", "writing", "io", "landmarks"],
     ["sampling"],
-    ["fields", "smoothing"],
+    ["fields", "smoothing", "search"],
     ["transforms"],
     ["warping"],
     ["terms"],

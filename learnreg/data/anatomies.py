@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -113,6 +116,34 @@ def each(values: Tensor, ndim: int) -> Tensor:
     return values.reshape(*values.shape, *[1] * ndim)
 
 
+def gathered(values: Tensor, grid: Grid, points: PointTensor) -> Tensor:
+    """Interpolate many channels at points: as :func:`learnreg.sampling.sample`, a third of the time, no gradient.
+
+    Args:
+        values: ``(B, C, *grid.shape)``.
+        grid: Where they are sampled; beyond its border they continue.
+        points: ``(B, *P, D)``, mm.
+
+    Returns:
+        ``(B, C, *P)``.
+    """
+    ndim, batch = grid.ndim, len(values)
+    table = values.flatten(2).mT.flatten(0, 1).contiguous()  # the channels of a sample lie side by side
+    last = torch.tensor(grid.shape[::-1], device=values.device) - 1
+    index = grid.to_index(points).flatten(1, -2).clamp(min=torch.zeros_like(last), max=last)
+    below = torch.minimum(index.floor(), last - 1)
+    above = index - below
+    strides = torch.tensor([math.prod(grid.shape[ndim - k :]) for k in range(ndim)], device=values.device)
+    first = (below.long() * strides).sum(-1) + torch.arange(batch, device=values.device)[:, None] * table.shape[0] // batch
+    corners = torch.tensor(list(product((0, 1), repeat=ndim)), device=values.device)
+    rows = first.unsqueeze(-1) + corners @ strides
+    weights = torch.ones_like(above[..., :1])
+    for k in range(ndim):
+        weights = weights * torch.where(corners[:, k] == 1, above[..., k : k + 1], 1 - above[..., k : k + 1])
+    found = F.embedding_bag(rows.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum")
+    return found.reshape(batch, -1, values.shape[1]).mT.reshape(batch, values.shape[1], *points.shape[1:-1])
+
+
 @dataclass(frozen=True, eq=False)
 class Anatomies:
     """A batch of anatomies, each a function of the points of its space.
@@ -181,12 +212,13 @@ class Anatomies:
     def at(self, points: PointTensor) -> tuple[Int[Tensor, "B 1 *P"], Float[Tensor, "B 1 *P"]]:
         """Return the segment, from 0 for the background to ``SEGMENTS - 1``, and the texture at points in mm."""
         ndim, p = self.grid.ndim, self._parameters
-        noise = sample(self._noise, self.grid, points, padding="border")
+        noise = gathered(self._noise, self.grid, points)
         regions, parts, sheets, body, texture = noise.split([REGIONS, PARTS, SHEETS, 1, 1], dim=1)
-        region = regions.masked_fill(~each(p["regions"], ndim), -1e9).argmax(1, keepdim=True)
-        part = parts.masked_fill(~each(p["parts"], ndim), -1e9).argmax(1, keepdim=True)
+        # The indices of `max`: `argmax` takes four times as long on a CPU.
+        region = regions.masked_fill(~each(p["regions"], ndim), -1e9).max(1, keepdim=True).indices
+        part = parts.masked_fill(~each(p["parts"], ndim), -1e9).max(1, keepdim=True).indices
         inside, depth = self._body(points, body)
-        if self.tissues is not None and self.templates > 0:
+        if self.tissues is not None and bool(p["template"].any()):
             found = self._tissues(points)
             template = each(p["template"][:, None], ndim)
             part = torch.where(template, (found - 1).clamp(min=0), part)

@@ -1,4 +1,4 @@
-"""Matching: descriptors of both images, compared everywhere with everywhere, and the linear map that they agree on."""
+"""Matching: descriptors of both images, compared everywhere with everywhere, and the transform that they agree on."""
 
 from __future__ import annotations
 
@@ -19,124 +19,166 @@ from learnreg.networks.blocks import CONVOLUTIONS, FeaturePyramid, check_archite
 from learnreg.networks.units import pad_to_multiple
 from learnreg.objective import Objective
 from learnreg.sampling import resize_image, sample
-from learnreg.supervision import landmark_loss
+from learnreg.search import coupled_search
 from learnreg.terms import WeightedValue
-from learnreg.transforms import Affine, linear_through_landmarks
+from learnreg.transforms import Affine, Transform, Velocity, chain, linear_through_landmarks
 from learnreg.transforms.affine import LinearKind
-from learnreg.typing import PointTensor
+from learnreg.typing import FieldTensor, PointTensor, Scalar
 from learnreg.warping import warp
 
 ROUNDS = 3  # of the robust fit
 RIDGE = 0.01  # draws the map to the identity: descriptors that have not learned match all with the middle
 OUTLIER = 1.5  # samples of the descriptors; a match that is farther off than this counts little
+COUPLINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the search
+TAUGHT = 128  # landmarks of a pair that teach the descriptors of a level
+STEPS = 4  # squarings
+LEVELS = 2  # with descriptors: 1/2 and 1/4 of the resolution
 
 
 class MatchingNetwork(Network):
-    """Network that matches descriptors of both images, and fits a linear map to the matches in closed form.
+    """Network that matches descriptors of both images; a linear map and a flow follow from the matches without weights.
 
-    Each place of the fixed image is matched with all places of the moving image by a softmax; a match counts as much as
-    both images agree on it. Neither the size of a shift nor that of a rotation is limited by the network. Training
-    learns the descriptors from landmarks, if the images have some, and from the objective.
+    A linear map is fitted in closed form to the matches of all places of the fixed image with all places of the moving
+    image; a match counts as much as both images agree on it. Neither the size of a shift nor that of a rotation is
+    limited by the network. A coupled convex search on the descriptors then finds a stationary velocity, at a quarter and
+    at half of the resolution. Training learns the descriptors from landmarks: each is told apart from all other places.
 
     Args:
         ndim: 2 or 3.
         channels: Number of features at 1/2, 1/4, 1/8, ... of the resolution; at least two.
-        descriptors: Length of a descriptor.
+        descriptors: Length of a descriptor at 1/2 and 1/4 of the resolution.
         in_channels: Channels of one image.
         kind: ``"rigid"``, ``"similarity"`` or ``"affine"``.
-        passes: Times that the moving image is warped and matched again.
-        resolution: Longest side of the images in samples for which matches are computed; larger images are resized.
-        weight: Weight, in training, of the distance of the landmarks and of their matches.
+        passes: Times that the moving image is warped and matched again for the linear map; once in training.
+        reach: Of the search at 1/2 and 1/4 of the resolution, in samples of the descriptors; 0 leaves it out.
+        resolution: Longest side of the images in samples for which all places are matched; larger images are resized.
+        weight: Weight, in training, of the cross-entropy of the matches of landmarks.
 
     Raises:
         InputError: An argument is out of its range.
 
     Source:
         Descriptors and their agreement are those of Sun et al., LoFTR, CVPR 2021; the fit is iteratively reweighted
-        least squares. Differs in: descriptors of one scale, all matches in one linear map.
+        least squares; the search is that of Heinrich et al., WBIR 2014, on learned features as in Siebert et al.,
+        Learn2Reg 2021. Differs in: all matches in one linear map, velocities found from both sides.
 
     Example:
-        >>> network = MatchingNetwork(2, (4, 8), descriptors=4)
+        >>> network = MatchingNetwork(2, (4, 8), descriptors=(4, 4))
         >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
-        >>> network(image, image).matrix.shape
-        torch.Size([1, 3, 3])
+        >>> [type(part).__name__ for part in network.eval()(image, image).transforms]
+        ['Velocity', 'Velocity', 'Affine']
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - they are the lines of a config
         self,
         ndim: int = 3,
-        channels: Sequence[int] = (16, 32, 64, 64),
+        channels: Sequence[int] = (24, 48, 64, 96),
         *,
-        descriptors: int = 32,
+        descriptors: Sequence[int] = (16, 32),
         in_channels: int = 1,
         kind: LinearKind = "affine",
         passes: int = 2,
+        reach: Sequence[int] = (2, 3),
         resolution: int = 64,
-        weight: float = 0.1,
+        weight: float = 1.0,
     ) -> None:
         super().__init__()
         widths = check_architecture("MatchingNetwork", ndim, channels)
         if kind not in get_args(LinearKind):
             raise InputError(f"A matching network fits {', '.join(get_args(LinearKind))}, got {kind!r}.")
-        if len(widths) < 2 or min(descriptors, passes) < 1 or resolution < 2 ** len(widths) or weight < 0:
+        lengths, reaches = [int(n) for n in descriptors], [int(n) for n in reach]
+        in_range = min(*lengths, passes) >= 1 and min(reaches) >= 0 and resolution >= 2 ** len(widths) and weight >= 0
+        if len(widths) < LEVELS or not len(lengths) == len(reaches) == LEVELS or not in_range:
             raise InputError(
-                "MatchingNetwork needs two widths, at least 1 descriptor and 1 pass, a resolution of at least "
-                f"{2 ** len(widths)} and a weight of at least 0, got channels={widths}, descriptors={descriptors}, "
-                f"passes={passes}, resolution={resolution} and weight={weight}."
+                "MatchingNetwork needs at least two widths, two lengths of descriptors of at least 1, two reaches of at "
+                f"least 0, 1 pass, a resolution of at least {2 ** len(widths)} and a weight of at least 0, got "
+                f"channels={widths}, descriptors={lengths}, reach={reaches}, passes={passes}, resolution={resolution} "
+                f"and weight={weight}."
             )
         self.ndim, self.in_channels, self.kind = ndim, in_channels, kind
-        self.passes, self.resolution, self.weight = int(passes), int(resolution), float(weight)
+        self.passes, self.reach, self.resolution = int(passes), reaches, int(resolution)
+        self.weight = float(weight)
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
-        self.context = FeaturePyramid(ndim, widths[1:])
-        self.head = CONVOLUTIONS[ndim](widths[1], descriptors, 1)
-        self.sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.context = FeaturePyramid(ndim, widths)
+        self.heads = nn.ModuleList(
+            CONVOLUTIONS[ndim](width, length, 1) for width, length in zip(widths[:LEVELS], lengths, strict=True)
+        )
+        self.sharpness = nn.Parameter(torch.full((LEVELS,), math.log(10.0)))
 
-    def forward(self, fixed: Image, moving: Image) -> Affine:
-        """Predict the transform of a pair; see :meth:`Network.forward`."""
-        transform: Affine = self.predict(fixed, moving).transform  # type: ignore[assignment]
-        return transform
+    def forward(self, fixed: Image, moving: Image) -> Transform:
+        """Predict a linear map, and after training velocities too; see :meth:`Network.forward`."""
+        return self.predict(fixed, moving).transform
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
         self.check_weight(weight)
         self.check(fixed, moving)
-        fixed, moving = (self._reduced(Image(image.data, image.grid)) for image in (fixed, moving))
+        fixed, moving = (Image(image.data, image.grid) for image in (fixed, moving))
+        if self.training:
+            here, there = self.described(fixed), self.described(moving)
+            return Prediction(self.fitted(here[-1], there[-1], every=2**self.ndim), (here, there))
+        linear = self._linear(*(self._reduced(image) for image in (fixed, moving)))
+        return Prediction(chain(*self._flows(fixed, moving, linear)[::-1], linear))
+
+    def _linear(self, fixed: Image, moving: Image) -> Affine:
+        here = self.described(fixed)[-1]
+        found = self.fitted(here, self.described(moving)[-1])
+        for _ in range(self.passes - 1):
+            before = plausible(found)
+            seen = replace(warp(moving, before, fixed.grid), mask=None)
+            found = self.fitted(here, self.described(seen)[-1]).then(before)
+        return found
+
+    def _flows(self, fixed: Image, moving: Image, linear: Affine) -> list[Velocity]:
+        """Search for velocities from coarse to fine; each acts before those that were found before it."""
         here = self.described(fixed)
-        found: Affine | None = None
-        passes = []
-        for _ in range(self.passes):
-            before = None if found is None else plausible(found)
-            seen = moving if before is None else replace(warp(moving, before, fixed.grid), mask=None)
-            there = self.described(seen)
-            fit = self.fitted(here, there)
-            found = fit if before is None else fit.then(before)
-            passes.append(_Pass(here, there, before, found))
-        assert found is not None  # noqa: S101 - there is at least one pass
-        return Prediction(found, tuple(passes) if self.training else None)
+        found: list[Velocity] = []
+        for level in reversed(range(LEVELS)):
+            if self.reach[level] == 0:
+                continue
+            seen = replace(warp(moving, chain(*found[::-1], linear), fixed.grid), mask=None)
+            own, other = here[level], self.described(seen)[level]
+            fields = [
+                self._velocity(Image(a, own.grid), Image(b, own.grid), level)
+                for a, b in zip(own.data.split(1), other.data.split(1), strict=True)
+            ]
+            found.append(Velocity(torch.cat(fields), own.grid, STEPS))
+        return found
+
+    def _velocity(self, fixed: Image, moving: Image, level: int) -> FieldTensor:
+        """Search from both sides; a flow and its inverse have opposite velocities."""
+        there = coupled_search(fixed.data, moving.data, fixed.grid, reach=self.reach[level], couplings=COUPLINGS)
+        back = coupled_search(moving.data, fixed.data, fixed.grid, reach=self.reach[level], couplings=COUPLINGS)
+        return (there - back) / 2
 
     def _reduced(self, image: Image) -> Image:
         factor = self.resolution / max(image.grid.shape)
         return image if factor >= 1 else resize_image(image, tuple(max(1, round(n * factor)) for n in image.grid.shape))
 
-    def described(self, image: Image) -> Image:
-        """Return descriptors of unit length at a quarter of the resolution, as the channels of an image."""
+    def described(self, image: Image) -> list[Image]:
+        """Return descriptors of unit length at half and at a quarter of the resolution, as the channels of images."""
         data, grid = pad_to_multiple(image.data, image.grid, self.stride)
-        features = self.context(run_blocks(self.encoder, data)[1:])[0]
-        with torch.autocast(features.device.type, enabled=False):
-            found = F.normalize(self.head(features.to(self.head.weight.dtype)), dim=1)
-        return Image(found, grid.resized(tuple(found.shape[2:])))
+        features = self.context(run_blocks(self.encoder, data))
+        found = []
+        for head, values in zip(self.heads, features, strict=False):
+            with torch.autocast(values.device.type, enabled=False):
+                lengths = F.normalize(head(values.to(head.weight.dtype)), dim=1)
+            found.append(Image(lengths, grid.resized(tuple(lengths.shape[2:]))))
+        return found
 
-    def fitted(self, fixed: Image, moving: Image) -> Affine:
+    def fitted(self, fixed: Image, moving: Image, *, every: int = 1) -> Affine:
         """Fit a linear map to the matches of descriptors.
 
         Args:
-            fixed: Result of :meth:`described`.
-            moving: Result of :meth:`described`.
+            fixed: The coarser result of :meth:`described`.
+            moving: The coarser result of :meth:`described`.
+            every: Only each so many places of the fixed image are matched.
         """
         with torch.autocast(fixed.data.device.type, enabled=False):
-            logits = self.sharpness.exp() * (fixed.data.flatten(2).mT @ moving.data.flatten(2))
+            logits = self.sharpness[-1].exp() * (fixed.data.flatten(2)[..., ::every].mT @ moving.data.flatten(2))
             agreement = logits.softmax(2) * logits.softmax(1)
             here, there = (image.grid.points.flatten(1, -2).expand(len(logits), -1, -1) for image in (fixed, moving))
+            here = here[:, ::every]
             matched = (agreement @ there) / agreement.sum(2, keepdim=True).clamp(min=1e-12)
             # The largest, not the sum: background matches all of the background, and says nothing.
             scale = OUTLIER * fixed.grid.spacing.amax(1, keepdim=True)
@@ -149,49 +191,34 @@ class MatchingNetwork(Network):
     def auxiliary_terms(
         self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
     ) -> dict[str, WeightedValue]:
-        """Compute the cross-entropy of the matches of the landmarks, and the landmarks' distance after each pass.
+        """Compute the cross-entropy of the matches of the landmarks, for each level of descriptors.
 
         Without landmarks there are no terms: the network learns from the objective alone.
         """
-        passes: tuple[_Pass, ...] | None = prediction.auxiliary
-        if not passes or self.weight == 0 or fixed.landmarks is None or moving.landmarks is None:
+        described: tuple[list[Image], list[Image]] | None = prediction.auxiliary
+        if described is None or self.weight == 0 or fixed.landmarks is None or moving.landmarks is None:
             return {}
-        distances, entropies = [], []
-        for made in passes:
-            there = moving.landmarks if made.before is None else made.before.inverse()(moving.landmarks)
-            mapped = made.transform(fixed.landmarks.nan_to_num())
-            distances.append(landmark_loss(mapped, moving.landmarks, fixed.landmarks))
-            entropies += [
-                self._entropy(made.fixed, made.moving, fixed.landmarks, there),
-                self._entropy(made.moving, made.fixed, there, fixed.landmarks),
-            ]
-        return {
-            "affine": WeightedValue(torch.stack(distances).mean(), self.weight),
-            "matches": WeightedValue(torch.stack(entropies).mean(), self.weight),
-        }
+        terms = {}
+        for level, (here, there) in enumerate(zip(*described, strict=True)):
+            points, targets = (image.landmarks[:, :TAUGHT] for image in (fixed, moving))  # they are in random order
+            both = self._entropy(level, here, there, points, targets), self._entropy(level, there, here, targets, points)
+            terms[f"matches_{level}"] = WeightedValue(torch.stack(both).mean(), self.weight)
+        return terms
 
-    def _entropy(self, here: Image, there: Image, points: PointTensor, targets: PointTensor) -> Tensor:
-        """Compute the cross-entropy of the matches of points, where both points lie in the images."""
-        index = there.grid.to_index(targets).detach()
-        size = there.grid.size
-        inside = ((index > -0.5) & (index < size - 0.5)).all(-1) & ~points.isnan().any(-1)  # false for NaN
+    def _entropy(self, level: int, here: Image, there: Image, points: PointTensor, targets: PointTensor) -> Scalar:
+        """Compute the cross-entropy of the matches of points, where both points lie in the images.
+
+        The true match is a mixture of the places around the target, so a position between them is learned too.
+        """
+        inside = ~points.isnan().any(-1) & (there.grid.to_normalized(targets.nan_to_num()).abs() < 1).all(-1)
+        inside = inside & ~targets.isnan().any(-1)
         with torch.autocast(here.data.device.type, enabled=False):
-            found = F.normalize(sample(here.data, here.grid, points.nan_to_num().detach(), padding="border"), dim=1)
-            logits = self.sharpness.exp() * (found.mT @ there.data.flatten(2))
-        cell = index.nan_to_num().round().clamp(min=torch.zeros_like(size), max=size - 1).long()
-        steps = torch.cumprod(torch.cat([torch.ones_like(size[:1]), size[:-1]]), 0).long()
-        losses = F.cross_entropy(logits.flatten(0, 1), (cell * steps).sum(-1).flatten(), reduction="none")
-        return (losses * inside.flatten()).sum() / inside.sum().clamp(min=1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Pass:
-    """Descriptors of a pass, the transform by which the moving image had been warped, and the transform after it."""
-
-    fixed: Image
-    moving: Image
-    before: Affine | None
-    transform: Affine
+            found = F.normalize(sample(here.data, here.grid, points.nan_to_num(), padding="border"), dim=1)
+            true = sample(there.data, there.grid, targets.nan_to_num(), padding="border")
+            sharpness = self.sharpness[level].exp()
+            logits = sharpness * (found.mT @ there.data.flatten(2))
+            losses = logits.logsumexp(2) - sharpness * (found * true).sum(1)
+        return (losses * inside).sum() / inside.sum().clamp(min=1)
 
 
 def robust_fit(

@@ -1,0 +1,99 @@
+"""Coupled convex discrete search: the smooth displacement whose features match best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learnreg.fields import compose
+from learnreg.grid import Grid, linear_map
+from learnreg.separable import apply_separable, box_matrix
+from learnreg.typing import FieldTensor
+
+
+def coupled_search(
+    fixed: Tensor, moving: Tensor, grid: Grid, *, reach: int, couplings: Sequence[float]
+) -> FieldTensor:
+    """Search for the displacement with the lowest coupled cost, see :class:`learnreg.optimization.ConvexStage`.
+
+    Args:
+        fixed: ``(1, C, *grid.shape)`` features.
+        moving: ``(1, C, *grid.shape)`` features.
+        grid: Grid of the control points.
+        reach: Largest displacement along each axis, in control points.
+        couplings: In rising order, in units of the mean cost per squared control spacing.
+
+    Returns:
+        ``(1, D, *grid.shape)``, mm.
+
+    Source:
+        Heinrich et al., Non-parametric discrete registration with convex optimisation, WBIR 2014.
+    """
+    steps = list(product(range(-reach, reach + 1), repeat=grid.ndim))  # array order
+    costs = matching_costs(fixed, moving, steps, reach)
+    costs = costs / costs.mean().clamp(min=1e-12)
+    offsets = torch.tensor(steps, dtype=fixed.dtype, device=fixed.device)  # (K, D)
+    boxes = [box_matrix(n, 3, fixed) for n in grid.shape]
+    flat = costs.flatten(1)  # (K, P)
+    neighborhood = apply_separable(offsets[flat.argmin(0)].T.reshape(-1, *grid.shape), boxes)
+    for coupling in couplings:
+        # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
+        apart = (offsets.square().sum(1)[:, None] - 2 * offsets @ neighborhood.flatten(1)).add_(
+            neighborhood.flatten(1).square().sum(0)
+        )
+        chosen = offsets[(flat + coupling * apart).argmin(0)]
+        neighborhood = apply_separable(chosen.T.reshape(-1, *grid.shape), boxes)
+    return linear_map(grid.affine[:1], neighborhood.flip(0).unsqueeze(0))  # components (x, y, z)
+
+
+def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], reach: int) -> Tensor:
+    """Compute the matching cost of each displacement at each control point.
+
+    ``mean_c (fixed(x) - moving(x + step))^2``, averaged over the 3 nearest points per axis. Outside the grid, the
+    features have their border values.
+
+    Args:
+        fixed: ``(1, C, *grid)`` features.
+        moving: ``(1, C, *grid)`` features.
+        steps: ``K`` displacements in samples, components in array order.
+        reach: Largest displacement along each axis, in samples.
+
+    Returns:
+        ``(K, *grid)``, at least 0; lower is a better match.
+    """
+    shape = fixed.shape[2:]
+    padded = F.pad(moving, [reach] * (2 * len(shape)), mode="replicate")
+    costs = []
+    for step in steps:
+        shifted = padded
+        for axis, (s, n) in enumerate(zip(step, shape, strict=True)):
+            shifted = shifted.narrow(axis + 2, reach + s, n)
+        costs.append((fixed - shifted).square().mean(1))
+    return apply_separable(torch.cat(costs), [box_matrix(n, 3, fixed) for n in shape])
+
+
+def consistent(there: FieldTensor, back: FieldTensor, grid: Grid, *, iterations: int = 10) -> FieldTensor:
+    """Make two displacements inverse-consistent, and return the first.
+
+    Each iteration subtracts half of the displacement of their composition from both. The composition of a displacement
+    and its inverse is 0.
+
+    Args:
+        there: ``(1, D, *grid.shape)``, mm.
+        back: ``(1, D, *grid.shape)``, mm.
+        grid: Where both are sampled.
+        iterations: Number of iterations.
+
+    Returns:
+        ``(1, D, *grid.shape)``, mm.
+    """
+    for _ in range(iterations):
+        there, back = (
+            there - compose(there, back, grid) / 2,
+            back - compose(back, there, grid) / 2,
+        )
+    return there
