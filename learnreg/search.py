@@ -16,7 +16,13 @@ from learnreg.typing import FieldTensor
 
 
 def coupled_search(
-    fixed: Tensor, moving: Tensor, grid: Grid, *, reach: int, couplings: Sequence[float]
+    fixed: Tensor,
+    moving: Tensor,
+    grid: Grid,
+    *,
+    reach: int,
+    couplings: Sequence[float],
+    softness: float = 0.0,
 ) -> FieldTensor:
     """Search for the displacement with the lowest coupled cost, see :class:`learnreg.optimization.ConvexStage`.
 
@@ -26,27 +32,33 @@ def coupled_search(
         grid: Grid of the control points.
         reach: Largest displacement along each axis, in control points.
         couplings: In rising order, in units of the mean cost per squared control spacing.
+        softness: In units of the mean cost. A control point takes the mean of all displacements, weighted by
+            ``exp(-cost / softness)``, which is differentiable and lies between the samples; 0 takes the best one.
 
     Returns:
         ``(1, D, *grid.shape)``, mm.
 
     Source:
-        Heinrich et al., Non-parametric discrete registration with convex optimisation, WBIR 2014.
+        Heinrich et al., Non-parametric discrete registration with convex optimisation, WBIR 2014; with ``softness``,
+        Heinrich, Closing the gap between deep and conventional image registration using probabilistic dense
+        displacement networks, MICCAI 2019.
     """
     steps = list(product(range(-reach, reach + 1), repeat=grid.ndim))  # array order
     costs = matching_costs(fixed, moving, steps, reach)
-    costs = costs / costs.mean().clamp(min=1e-12)
+    flat = (costs / costs.mean().clamp(min=1e-12)).flatten(1)  # (K, P)
     offsets = torch.tensor(steps, dtype=fixed.dtype, device=fixed.device)  # (K, D)
     boxes = [box_matrix(n, 3, fixed) for n in grid.shape]
-    flat = costs.flatten(1)  # (K, P)
-    neighborhood = apply_separable(offsets[flat.argmin(0)].T.reshape(-1, *grid.shape), boxes)
+
+    def smooth(scores: Tensor) -> Tensor:
+        """Choose a displacement at each control point, and return the local mean."""
+        chosen = (-scores / softness).softmax(0).T @ offsets if softness else offsets[scores.argmin(0)]
+        return apply_separable(chosen.T.reshape(-1, *grid.shape), boxes)
+
+    neighborhood = smooth(flat)
     for coupling in couplings:
         # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
-        apart = (offsets.square().sum(1)[:, None] - 2 * offsets @ neighborhood.flatten(1)).add_(
-            neighborhood.flatten(1).square().sum(0)
-        )
-        chosen = offsets[(flat + coupling * apart).argmin(0)]
-        neighborhood = apply_separable(chosen.T.reshape(-1, *grid.shape), boxes)
+        apart = offsets.square().sum(1)[:, None] - 2 * offsets @ neighborhood.flatten(1)
+        neighborhood = smooth(flat + coupling * (apart + neighborhood.flatten(1).square().sum(0)))
     return linear_map(grid.affine[:1], neighborhood.flip(0).unsqueeze(0))  # components (x, y, z)
 
 

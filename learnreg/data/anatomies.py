@@ -134,7 +134,8 @@ def gathered(values: Tensor, grid: Grid, points: PointTensor) -> Tensor:
     below = torch.minimum(index.floor(), last - 1)
     above = index - below
     strides = torch.tensor([math.prod(grid.shape[ndim - k :]) for k in range(ndim)], device=values.device)
-    first = (below.long() * strides).sum(-1) + torch.arange(batch, device=values.device)[:, None] * table.shape[0] // batch
+    items = torch.arange(batch, device=values.device)[:, None] * math.prod(grid.shape)
+    first = (below.long() * strides).sum(-1) + items
     corners = torch.tensor(list(product((0, 1), repeat=ndim)), device=values.device)
     rows = first.unsqueeze(-1) + corners @ strides
     weights = torch.ones_like(above[..., :1])

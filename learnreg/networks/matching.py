@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from learnreg.errors import InputError
+from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.base import Network, Prediction
 from learnreg.networks.blocks import CONVOLUTIONS, FeaturePyramid, check_architecture, run_blocks, strided_encoder
@@ -30,6 +32,7 @@ ROUNDS = 3  # of the robust fit
 RIDGE = 0.01  # draws the map to the identity: descriptors that have not learned match all with the middle
 OUTLIER = 1.5  # samples of the descriptors; a match that is farther off than this counts little
 COUPLINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the search
+SOFTNESS = 0.1  # of the search
 TAUGHT = 128  # landmarks of a pair that teach the descriptors of a level
 STEPS = 4  # squarings
 LEVELS = 2  # with descriptors: 1/2 and 1/4 of the resolution
@@ -40,8 +43,9 @@ class MatchingNetwork(Network):
 
     A linear map is fitted in closed form to the matches of all places of the fixed image with all places of the moving
     image; a match counts as much as both images agree on it. Neither the size of a shift nor that of a rotation is
-    limited by the network. A coupled convex search on the descriptors then finds a stationary velocity, at a quarter and
-    at half of the resolution. Training learns the descriptors from landmarks: each is told apart from all other places.
+    limited by the network. A soft coupled search on the descriptors then finds stationary velocities, at a quarter and
+    at half of the resolution. Training learns the descriptors from landmarks, each told apart from all other places;
+    images without landmarks train them through the whole transform.
 
     Args:
         ndim: 2 or 3.
@@ -90,14 +94,15 @@ class MatchingNetwork(Network):
         in_range = min(*lengths, passes) >= 1 and min(reaches) >= 0 and resolution >= 2 ** len(widths) and weight >= 0
         if len(widths) < LEVELS or not len(lengths) == len(reaches) == LEVELS or not in_range:
             raise InputError(
-                "MatchingNetwork needs at least two widths, two lengths of descriptors of at least 1, two reaches of at "
-                f"least 0, 1 pass, a resolution of at least {2 ** len(widths)} and a weight of at least 0, got "
+                "MatchingNetwork needs at least two widths, two lengths of descriptors of at least 1, two reaches of "
+                f"at least 0, 1 pass, a resolution of at least {2 ** len(widths)} and a weight of at least 0, got "
                 f"channels={widths}, descriptors={lengths}, reach={reaches}, passes={passes}, resolution={resolution} "
                 f"and weight={weight}."
             )
         self.ndim, self.in_channels, self.kind = ndim, in_channels, kind
         self.passes, self.reach, self.resolution = int(passes), reaches, int(resolution)
         self.weight = float(weight)
+        self.couplings, self.softness = COUPLINGS, SOFTNESS
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
         self.context = FeaturePyramid(ndim, widths)
@@ -107,14 +112,15 @@ class MatchingNetwork(Network):
         self.sharpness = nn.Parameter(torch.full((LEVELS,), math.log(10.0)))
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
-        """Predict a linear map, and after training velocities too; see :meth:`Network.forward`."""
+        """Predict a linear map, and velocities unless landmarks teach the descriptors; see :meth:`Network.forward`."""
         return self.predict(fixed, moving).transform
 
     def predict(self, fixed: Image, moving: Image, *, weight: float | None = None) -> Prediction:
         self.check_weight(weight)
         self.check(fixed, moving)
+        taught = self.training and self.weight > 0 and fixed.landmarks is not None and moving.landmarks is not None
         fixed, moving = (Image(image.data, image.grid) for image in (fixed, moving))
-        if self.training:
+        if taught:
             here, there = self.described(fixed), self.described(moving)
             return Prediction(self.fitted(here[-1], there[-1], every=2**self.ndim), (here, there))
         linear = self._linear(*(self._reduced(image) for image in (fixed, moving)))
@@ -138,18 +144,18 @@ class MatchingNetwork(Network):
                 continue
             seen = replace(warp(moving, chain(*found[::-1], linear), fixed.grid), mask=None)
             own, other = here[level], self.described(seen)[level]
-            fields = [
-                self._velocity(Image(a, own.grid), Image(b, own.grid), level)
-                for a, b in zip(own.data.split(1), other.data.split(1), strict=True)
-            ]
+            affines = own.grid.affine.expand(len(own.data), -1, -1)
+            pairs = zip(own.data.split(1), other.data.split(1), affines.split(1), strict=True)
+            fields = [self._velocity(a, b, Grid(own.grid.shape, affine), level) for a, b, affine in pairs]
             found.append(Velocity(torch.cat(fields), own.grid, STEPS))
         return found
 
-    def _velocity(self, fixed: Image, moving: Image, level: int) -> FieldTensor:
+    def _velocity(self, fixed: Tensor, moving: Tensor, grid: Grid, level: int) -> FieldTensor:
         """Search from both sides; a flow and its inverse have opposite velocities."""
-        there = coupled_search(fixed.data, moving.data, fixed.grid, reach=self.reach[level], couplings=COUPLINGS)
-        back = coupled_search(moving.data, fixed.data, fixed.grid, reach=self.reach[level], couplings=COUPLINGS)
-        return (there - back) / 2
+        search = partial(
+            coupled_search, grid=grid, reach=self.reach[level], couplings=self.couplings, softness=self.softness
+        )
+        return (search(fixed, moving) - search(moving, fixed)) / 2
 
     def _reduced(self, image: Image) -> Image:
         factor = self.resolution / max(image.grid.shape)
@@ -200,9 +206,10 @@ class MatchingNetwork(Network):
             return {}
         terms = {}
         for level, (here, there) in enumerate(zip(*described, strict=True)):
-            points, targets = (image.landmarks[:, :TAUGHT] for image in (fixed, moving))  # they are in random order
-            both = self._entropy(level, here, there, points, targets), self._entropy(level, there, here, targets, points)
-            terms[f"matches_{level}"] = WeightedValue(torch.stack(both).mean(), self.weight)
+            points, targets = fixed.landmarks[:, :TAUGHT], moving.landmarks[:, :TAUGHT]  # they are in random order
+            forth = self._entropy(level, here, there, points, targets)
+            back = self._entropy(level, there, here, targets, points)
+            terms[f"matches_{level}"] = WeightedValue((forth + back) / 2, self.weight)
         return terms
 
     def _entropy(self, level: int, here: Image, there: Image, points: PointTensor, targets: PointTensor) -> Scalar:
