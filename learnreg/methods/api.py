@@ -15,10 +15,10 @@ from learnreg.image import Image
 from learnreg.io import image_from_sitk, read_image
 from learnreg.memory import peak_memory
 from learnreg.methods.base import Method, Registration, check_pair, guided_by_landmarks
-from learnreg.methods.one_shot import OneShotMethod
+from learnreg.methods.one_shot import ByDimension, OneShotMethod
 from learnreg.methods.presets import load_method
 from learnreg.methods.start import Initial, StartName, found_start, start_of
-from learnreg.networks.checkpoint import load_checkpoint
+from learnreg.networks.checkpoint import load_checkpoint, of_dimension
 from learnreg.transforms import Affine, Transform
 from learnreg.transforms.in_plane import Plane, flattened, is_slice, lifted
 from learnreg.typing import PathLike, StepCallback
@@ -54,8 +54,8 @@ def register(  # noqa: PLR0913 - the options of a registration
         weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
             its default.
         initial: Transform to start from, fixed to moving, or the path of one; or ``"com"``, which aligns the centers of
-            mass, ``"moments"``, the principal axes too (for unknown large rotations), or ``"identity"``. ``None`` lets
-            the method choose.
+            mass, ``"moments"``, the principal axes too (for unknown large rotations), ``"universal"``, the released
+            model for any pair, or ``"identity"``. ``None`` lets the method choose.
         trust: Packages whose classes the file of a method or checkpoint can name besides those of learnreg, such as
             ``["mylab"]``.
         device: Device that computes; the result is returned on the CPU.
@@ -185,7 +185,9 @@ def choose_method(
                 "in the file of a method."
             )
         return (method if isinstance(method, Method) else load_method(method, trust=trust)).to(device)
-    return OneShotMethod(load_checkpoint(checkpoint, trust=trust), refine=refine, weight=weight).to(device)
+    names = {of_dimension(checkpoint, ndim) for ndim in (2, 3)}
+    models = [OneShotMethod(load_checkpoint(name, trust=trust), refine=refine, weight=weight) for name in names]
+    return (models[0] if len(models) == 1 else ByDimension(models)).to(device)
 
 
 def as_image(image: ImageLike, name: str = "image") -> Image:

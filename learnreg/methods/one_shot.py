@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
@@ -167,3 +168,31 @@ class OneShotMethod(Method):
         """
         result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
         return chain(result.transform, answer), result.history
+
+
+class ByDimension(Method):
+    """Method that registers volumes with one model and 2-D images with another.
+
+    Args:
+        models: One for each dimension.
+    """
+
+    def __init__(self, models: Sequence[OneShotMethod]) -> None:
+        super().__init__()
+        self.models = nn.ModuleDict({str(model.network.ndim): model for model in models})
+
+    @property
+    def iterations(self) -> int:
+        return max(model.refine for model in self.models.values() if isinstance(model, OneShotMethod))
+
+    def forward(
+        self,
+        fixed: Image,
+        moving: Image,
+        *,
+        initial: Transform | None = None,
+        on_step: StepCallback | None = None,
+    ) -> Registration:
+        check_pair(fixed, moving, initial)
+        found: Registration = self.models[str(fixed.ndim)](fixed, moving, initial=initial, on_step=on_step)
+        return found

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias, cast, get_args
 from learnreg.errors import InputTypeError
 from learnreg.image import Image
 from learnreg.methods.iterative import IterativeMethod
+from learnreg.methods.one_shot import OneShotMethod
+from learnreg.networks.checkpoint import load_checkpoint, of_dimension
 from learnreg.objective import Objective
 from learnreg.optimization import CenterOfMass, Moments
 from learnreg.similarity import MutualInformation
@@ -15,7 +17,7 @@ from learnreg.transforms import Affine, Transform
 from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 
-StartName = Literal["com", "moments", "identity"]
+StartName = Literal["com", "moments", "identity", "universal"]
 Initial: TypeAlias = Transform | StartName | PathLike
 
 
@@ -23,8 +25,8 @@ def start_of(initial: Initial | None, fixed: Image, moving: Image) -> Transform 
     """Return a transform, or the name of a way to find one; anything else that is given is the path of a file.
 
     Args:
-        initial: ``"com"``, ``"moments"``, ``"identity"``, the path of a transform, or a transform; ``"./com"`` is a
-            file.
+        initial: ``"com"``, ``"moments"``, ``"identity"``, ``"universal"``, the path of a transform, or a transform;
+            ``"./com"`` is a file.
         fixed: The reference.
         moving: The image to align.
 
@@ -40,7 +42,7 @@ def start_of(initial: Initial | None, fixed: Image, moving: Image) -> Transform 
     if isinstance(initial, (str, os.PathLike)):
         return read_transform(initial, ndim=fixed.ndim, fixed=fixed.grid, moving=moving.grid)
     raise InputTypeError(
-        "initial must be 'com', 'moments', 'identity', the path of a transform, or a Transform, got "
+        "initial must be 'com', 'moments', 'identity', 'universal', the path of a transform, or a Transform, got "
         f"{type(initial).__name__}."
     )
 
@@ -50,7 +52,8 @@ def found_start(name: StartName, fixed: Image, moving: Image) -> Transform:
 
     Args:
         name: ``"com"`` aligns the centers of mass, ``"moments"`` the principal axes too (the flip with the highest
-            normalized mutual information, never a mirror image), ``"identity"`` nothing.
+            normalized mutual information, never a mirror image), ``"universal"`` is the answer of the released model
+            for any pair, deformation included, ``"identity"`` aligns nothing.
         fixed: The reference; any intensity scale.
         moving: The image to align.
 
@@ -66,5 +69,8 @@ def found_start(name: StartName, fixed: Image, moving: Image) -> Transform:
     """
     if name == "identity":
         return Affine.identity(fixed.ndim, dtype=fixed.grid.dtype).to(fixed.data.device)
+    if name == "universal":
+        checkpoint = load_checkpoint(of_dimension(name, fixed.ndim))
+        return OneShotMethod(checkpoint).to(fixed.data.device)(fixed, moving).transform
     stage = CenterOfMass() if name == "com" else Moments(Objective(MutualInformation(normalized=True)))
     return IterativeMethod({name: stage})(fixed, moving).transform

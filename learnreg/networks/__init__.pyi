@@ -3,6 +3,7 @@ from .base import Network as Network, Prediction as Prediction, Task as Task
 from .cascade import Cascade as Cascade
 from .checkpoint import Checkpoint as Checkpoint, load_checkpoint as load_checkpoint, release as release
 from .conditioned import Conditioned as Conditioned
+from .descriptors import DescriptorMaps as DescriptorMaps
 from .keypoints import KeypointNetwork as KeypointNetwork
 from .laplacian import LaplacianPyramid as LaplacianPyramid
 from .linear import AffineNetwork as AffineNetwork

@@ -208,6 +208,17 @@ def release(checkpoint: PathLike, output: PathLike, *, trust: Sequence[str] = ()
     write_atomically(target, lambda part: Path(part).write_bytes(save(halves, {KEY: json.dumps(stored)})))
 
 
+def of_dimension(path: PathLike, ndim: int) -> PathLike:
+    """Return the name of the released model for images of a dimension: ``NAME-2d`` beside ``NAME``, if there is one.
+
+    Args:
+        path: A file, or the name of a model that comes with learnreg.
+        ndim: 2 or 3.
+    """
+    flat = f"{path}-2d"
+    return flat if ndim == 2 and not Path(path).expanduser().is_file() and flat in model_files() else path
+
+
 def find(path: PathLike) -> Path:
     """Return the file of a checkpoint or of a released model.
 

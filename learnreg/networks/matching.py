@@ -31,8 +31,8 @@ from learnreg.warping import warp
 ROUNDS = 3  # of the robust fit
 RIDGE = 0.01  # draws the map to the identity: descriptors that have not learned match all with the middle
 OUTLIER = 1.5  # samples of the descriptors; a match that is farther off than this counts little
-COUPLINGS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the search
-SOFTNESS = 0.1  # of the search
+COUPLINGS = (0.1, 1.0)  # of the search
+SOFTNESS = 0.5  # of the search, in mean costs
 TAUGHT = 128  # landmarks of a pair that teach the descriptors of a level
 STEPS = 4  # squarings
 LEVELS = 2  # with descriptors: 1/2 and 1/4 of the resolution

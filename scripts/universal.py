@@ -1,0 +1,272 @@
+"""Measure the released model for any pair beside classical presets; print what models/universal.md quotes.
+
+python scripts/universal.py $LEARNREG_DATA [--groups brains stress ...]
+
+Subjects are those that neither training nor tuning used. A pair is moved by its header, so nothing is resampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from tqdm.auto import tqdm
+
+import learnreg
+from learnreg.data.anatomies import Draws, smooth_noise
+from learnreg.grid import Grid, apply_affine
+from learnreg.image import Image
+from learnreg.metrics import folding_fraction, score
+from learnreg.sampling import resize_image
+from learnreg.transforms import Affine, Transform, Velocity, chain
+from learnreg.warping import warp
+
+DEGREES, SHIFT = (30.0, -25.0, 25.0), (25.0, -20.0, 24.0)  # 45 degrees and 40 mm in all
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair and its measure.
+
+    Args:
+        group: Row of the table.
+        fixed: The reference.
+        moving: The image to align.
+        measure: Of a transform from fixed to moving.
+        classical: Preset beside the model.
+    """
+
+    group: str
+    fixed: Image
+    moving: Image
+    measure: Callable[[Transform], float]
+    classical: str
+
+
+def dice(fixed: Image, moving: Image, transform: Transform) -> float:
+    """Return the mean Dice of the labels that both images have."""
+    found = score(fixed, moving, transform).dice
+    assert found is not None  # noqa: S101 - the pairs have labels
+    return float(found.nanmean())
+
+
+def labelled(group: str, fixed: Image, moving: Image, classical: str) -> Case:
+    """Return a case that is measured by Dice."""
+    return Case(group, fixed, moving, partial(dice, fixed, moving), classical)
+
+
+def moved(image: Image, degrees: tuple[float, ...] = DEGREES, shift: tuple[float, ...] = SHIFT) -> Image:
+    """Turn an image about its center and shift it, in its header."""
+    x, y, z = (torch.deg2rad(torch.tensor(d, dtype=torch.float64)) for d in degrees)
+    zero = torch.zeros(())
+    generator = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(1, 3, 3)
+    turn = Affine.about(torch.matrix_exp(generator), torch.tensor([shift]).double(), image.grid.center.double())
+    affine = (turn.matrix @ image.grid.affine.double()).to(image.grid.affine)
+    return replace(image, grid=Grid(image.grid.shape, affine))
+
+
+def flipped(image: Image, axis: int) -> Image:
+    """Reverse the samples along an axis, as a header that lost its orientation does."""
+    labels = None if image.labels is None else image.labels.flip(axis)
+    return replace(image, data=image.data.flip(axis), labels=labels)
+
+
+def biased(image: Image) -> Image:
+    """Multiply the intensities by a smooth field between about 1/2 and 2."""
+    draws = Draws([5], "cpu")
+    noise = smooth_noise(draws, Grid.regular((16, 16, 16)), 1, torch.tensor([5.0]))
+    field = torch.nn.functional.interpolate(noise, image.grid.shape, mode="trilinear")
+    return image.with_data(image.data * torch.exp(0.4 * field))
+
+
+def half(image: Image) -> Image:
+    """Leave out the upper half."""
+    kept = image.grid.shape[0] // 2
+    labels = None if image.labels is None else image.labels[:, :, :kept]
+    return replace(
+        image, data=image.data[:, :, :kept], labels=labels, grid=Grid((kept, *image.grid.shape[1:]), image.grid.affine)
+    )
+
+
+def sliced(image: Image, thickness: float = 6.0) -> Image:
+    """Average slices to a thickness in mm; the labels stay where they were, so only the intensities are measured on."""
+    count = max(1, round(float(image.grid.extent[0, 2]) / thickness))
+    thick = resize_image(Image(image.data, image.grid), (count, *image.grid.shape[1:]))
+    return image.with_data(resize_image(thick, image.grid.shape).data)
+
+
+def inverted(image: Image) -> Image:
+    """Invert the contrast within the object."""
+    return image.with_data((image.data.max() - image.data) * (image.data > 0))
+
+
+def brains(data: Path) -> list[tuple[Image, Image]]:
+    """Return the pairs of the validation subjects."""
+    images = {
+        name: learnreg.read_image(
+            data / "brain" / "images" / f"{name}.nii.gz", labels=data / "brain" / "labels" / f"{name}.nii.gz"
+        )
+        for name in ("1019", "1104", "1122")
+    }
+    return [(images[a], images[b]) for a, b in (("1019", "1104"), ("1104", "1122"), ("1122", "1019"))]
+
+
+def brain_cases(data: Path) -> Iterator[Case]:
+    """Yield brains of different people: as they are, turned, and with a header that lost its orientation."""
+    pairs = brains(data)
+    for fixed, moving in pairs:
+        yield labelled("brains", fixed, moving, "brain")
+    for fixed, moving in pairs:
+        yield labelled("brains, turned by 45 degrees, shifted by 40 mm", fixed, moved(moving), "brain")
+    for axis, (fixed, moving) in zip((2, 3, 4), pairs, strict=True):
+        yield labelled("brains, both flipped", flipped(fixed, axis), flipped(moving, axis), "brain")
+
+
+def stress_cases(data: Path) -> Iterator[Case]:
+    """Yield one pair of brains under stress."""
+    fixed, moving = brains(data)[0]
+    yield labelled("inverted contrast", fixed, inverted(moving), "multimodal")
+    yield labelled("bias field", fixed, biased(moving), "brain")
+    yield labelled("half of the moving image missing", fixed, half(moving), "brain")
+    yield labelled("slices of 6 mm", fixed, sliced(moving), "brain")
+
+
+def hippocampus_cases(data: Path) -> Iterator[Case]:
+    """Yield pairs of neighbors of files 161-200."""
+    files = sorted((data / "hippocampus" / "images").glob("*.nii.gz"))[160:200]
+    images = [learnreg.read_image(file, labels=data / "hippocampus" / "labels" / file.name) for file in files]
+    for fixed, moving in zip(images[::2], images[1::2], strict=True):
+        yield labelled("hippocampus", fixed, moving, "deformable")
+
+
+def heart_cases(data: Path) -> Iterator[Case]:
+    """Yield end-diastole and end-systole."""
+    for file in sorted((data / "cardiac").glob("*_ED.nii.gz")):
+        fixed, moving = (
+            learnreg.read_image(
+                file.with_name(file.name.replace("_ED", f"_{phase}")),
+                labels=file.with_name(file.name.replace("_ED", f"_{phase}_label")),
+            )
+            for phase in ("ED", "ES")
+        )
+        yield labelled("hearts", fixed, moving, "deformable")
+
+
+def contrast_cases(data: Path) -> Iterator[Case]:
+    """Yield T1 with T2 and PD, deformed by a known flow and turned by a known motion; the error is in mm."""
+    folder = data / "multimodal"
+    fixed = learnreg.read_image(folder / "spm_avg152T1.nii.gz")
+    inside = fixed.data[0, 0] > 0.2 * fixed.data.max()
+    points = fixed.grid.points[0][inside][None, ::50]
+    for contrast, seed in (("T2", 1), ("PD", 2)):
+        moving = learnreg.read_image(folder / f"spm_avg152{contrast}.nii.gz")
+        coarse = moving.grid.resized((24, 24, 24))
+        noise = smooth_noise(Draws([seed], "cpu"), coarse, 3, torch.tensor([3.0]))
+        flow = Velocity(4.0 * noise, coarse)
+        seen = moved(warp(moving, flow, moving.grid), (8.0, -6.0, 5.0), (6.0, -5.0, 4.0))
+        turn = Affine((seen.grid.affine.double() @ moving.grid.affine.double().inverse()).to(seen.grid.affine))
+        truth = chain(turn, flow.inverse())
+
+        def error(transform: Transform, truth: Transform = truth) -> float:
+            return float((transform(points) - truth(points)).norm(dim=-1).mean())
+
+        yield Case("T1 with T2 and PD, mm", fixed, seen, error, "multimodal")
+
+
+def plane_cases(data: Path) -> Iterator[Case]:
+    """Yield X-rays of hands and stained sections; the error of the landmarks is in pixels."""
+    hands, sections = data / "2d" / "fair", data / "2d" / "histology"
+    fixed, moving = (flat(hands / name, 1) for name in ("hands-R.jpg", "hands-T.jpg"))
+    rows = torch.from_numpy(np.loadtxt(hands / "hands_landmarks.csv", delimiter=",", skiprows=1)).float()
+    pixels = rows.reshape(-1, 2, 2) * torch.tensor([1 / 20, -1 / 25]) * 128 + torch.tensor([-0.5, 127.5])
+    yield marked("hands, px", fixed, moving, pixels[:, 1], pixels[:, 0])
+    names = ("Izd2-29-041-w35_HE", "Izd2-29-041-w35_proSPC")
+    fixed, moving = (flat(sections / f"{name}.jpg", 4) for name in names)
+    tables = [np.loadtxt(sections / f"{name}.csv", delimiter=",", skiprows=1)[:78, 1:] for name in names]
+    yield marked("stains, px", fixed, moving, *((torch.from_numpy(t).float() + 0.5) / 4 - 0.5 for t in tables))
+
+
+def flat(file: Path, factor: int) -> Image:
+    """Read a picture in gray, reduced by a factor, in pixels of size 1."""
+    colors = torch.from_numpy(sitk.GetArrayFromImage(sitk.ReadImage(str(file)))).float()
+    gray = colors.mean(-1) if colors.ndim == 3 else colors
+    data = torch.nn.functional.avg_pool2d(gray[None, None], factor)
+    return Image(data, Grid.regular(tuple(data.shape[2:])))
+
+
+def marked(group: str, fixed: Image, moving: Image, here: torch.Tensor, there: torch.Tensor) -> Case:
+    """Return a case that is measured by landmarks in pixels."""
+    ours, theirs = apply_affine(fixed.grid.affine, here[None]), apply_affine(moving.grid.affine, there[None])
+
+    def error(transform: Transform) -> float:
+        return float((transform(ours) - theirs).norm(dim=-1).mean())
+
+    return Case(group, fixed, moving, error, "multimodal")
+
+
+GROUPS = {
+    "brains": brain_cases,
+    "stress": stress_cases,
+    "contrasts": contrast_cases,
+    "hippocampus": hippocampus_cases,
+    "hearts": heart_cases,
+    "planes": plane_cases,
+}
+
+
+def main() -> None:
+    """Print a row per group: the means over its pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="LEARNREG_DATA")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--checkpoint", default="universal")
+    parser.add_argument("--refine", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| pairs | n | start | one-shot | folding % | CPU s | refined | CPU s | classical | | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for group in options.groups:
+        rows: dict[str, list[list[float]]] = {}
+        presets = {}
+        for case in tqdm(list(GROUPS[group](options.data)), desc=group, leave=False):
+            rows.setdefault(case.group, []).append(measured(case, options.checkpoint, options.refine))
+            presets[case.group] = case.classical
+        for name, found in rows.items():
+            start, once, folds, t1, refined, t2, classical, t3 = torch.tensor(found).mean(0).tolist()
+            print(
+                f"| {name} | {len(found)} | {start:.3f} | {once:.3f} | {100 * folds:.3f} | {t1:.1f} | {refined:.3f} | "
+                f"{t2:.1f} | `{presets[name]}` | {classical:.3f} | {t3:.1f} |",
+                flush=True,
+            )
+
+
+def measured(case: Case, checkpoint: str, refine: int) -> list[float]:
+    """Return the measures and the CPU times of a case."""
+    once, t1 = registered(case, checkpoint=checkpoint)
+    refined, t2 = registered(case, checkpoint=checkpoint, refine=refine)
+    classical, t3 = registered(case, method=case.classical)
+    assert once.initial is not None  # noqa: S101 - the model has a start
+    folds = float(folding_fraction(once.sampled.field, case.fixed.grid))
+    return [
+        case.measure(once.initial), case.measure(once.transform), folds, t1,
+        case.measure(refined.transform), t2, case.measure(classical.transform), t3,
+    ]  # fmt: skip
+
+
+def registered(case: Case, **options: object) -> tuple[learnreg.Registration, float]:
+    """Register a case; return the CPU time too."""
+    began = time.process_time()
+    found = learnreg.register(case.fixed, case.moving, progress=False, **options)  # type: ignore[arg-type]
+    return found, time.process_time() - began
+
+
+if __name__ == "__main__":
+    main()
