@@ -22,7 +22,7 @@ class Job:
         name: Name of the pair and of its folder.
         fixed: Files of the fixed image.
         moving: Files of the moving image.
-        initial: Where to begin: the file of a transform, or ``com``, ``moments`` or ``identity``.
+        initial: Where to begin: the file of a transform, or ``com``, ``moments``, ``universal`` or ``identity``.
     """
 
     name: str
@@ -77,7 +77,7 @@ def _start(given: str, name: str, table: PathLike) -> Path | StartName | None:
     file = Path(table).expanduser().parent / Path(given).expanduser()
     if not file.exists():
         raise MissingFileError(
-            f"No such file: {file}, the initial transform of {name} in {table}; check the path, or give com, moments "
-            "or identity."
+            f"No such file: {file}, the initial transform of {name} in {table}; check the path, or give com, moments, "
+            "universal or identity."
         )
     return file
