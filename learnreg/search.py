@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from learnreg.fields import compose
 from learnreg.grid import Grid, linear_map
+from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.matching import soft_choices, squared_differences
 from learnreg.separable import apply_separable, box_matrix
 from learnreg.typing import FieldTensor
 
@@ -44,25 +47,34 @@ def coupled_search(
         displacement networks, MICCAI 2019.
     """
     steps = list(product(range(-reach, reach + 1), repeat=grid.ndim))  # array order
-    costs = matching_costs(fixed, moving, steps, reach)
+    costs = matching_costs(fixed, moving, reach)
     flat = (costs / costs.mean().clamp(min=1e-12)).flatten(1)  # (K, P)
     offsets = torch.tensor(steps, dtype=fixed.dtype, device=fixed.device)  # (K, D)
     boxes = [box_matrix(n, 3, fixed) for n in grid.shape]
 
-    def smooth(scores: Tensor) -> Tensor:
+    def smooth(coupling: float, near: Tensor) -> Tensor:
         """Choose a displacement at each control point, and return the local mean."""
-        chosen = (-scores / softness).softmax(0).T @ offsets if softness else offsets[scores.argmin(0)]
-        return apply_separable(chosen.T.reshape(-1, *grid.shape), boxes)
+        if softness and not_taught(flat):
+            chosen = run(partial(soft_choices, coupling=coupling, softness=softness), flat, offsets, near.flatten(1))
+        else:
+            # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
+            apart = offsets.square().sum(1)[:, None] - 2 * offsets @ near.flatten(1)
+            scores = flat + coupling * (apart + near.flatten(1).square().sum(0)) if coupling else flat
+            chosen = ((-scores / softness).softmax(0).T @ offsets if softness else offsets[scores.argmin(0)]).T
+        return apply_separable(chosen.reshape(-1, *grid.shape), boxes)
 
-    neighborhood = smooth(flat)
-    for coupling in couplings:
-        # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
-        apart = offsets.square().sum(1)[:, None] - 2 * offsets @ neighborhood.flatten(1)
-        neighborhood = smooth(flat + coupling * (apart + neighborhood.flatten(1).square().sum(0)))
+    neighborhood = offsets.new_zeros(grid.ndim, *grid.shape)
+    for coupling in (0.0, *couplings):
+        neighborhood = smooth(coupling, neighborhood)
     return linear_map(grid.affine[:1], neighborhood.flip(0).unsqueeze(0))  # components (x, y, z)
 
 
-def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], reach: int) -> Tensor:
+def not_taught(*values: Tensor) -> bool:
+    """Return whether kernels compute with these values: they have no gradient."""
+    return fused(*values) and not (torch.is_grad_enabled() and any(v.requires_grad for v in values))
+
+
+def matching_costs(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
     """Compute the matching cost of each displacement at each control point.
 
     ``mean_c (fixed(x) - moving(x + step))^2``, averaged over the 3 nearest points per axis. Outside the grid, the
@@ -71,21 +83,22 @@ def matching_costs(fixed: Tensor, moving: Tensor, steps: list[tuple[int, ...]], 
     Args:
         fixed: ``(1, C, *grid)`` features.
         moving: ``(1, C, *grid)`` features.
-        steps: ``K`` displacements in samples, components in array order.
         reach: Largest displacement along each axis, in samples.
 
     Returns:
-        ``(K, *grid)``, at least 0; lower is a better match.
+        ``(K, *grid)``, the displacements in array order; at least 0, lower is a better match.
     """
-    shape = fixed.shape[2:]
-    padded = F.pad(moving, [reach] * (2 * len(shape)), mode="replicate")
+    boxes = [box_matrix(n, 3, fixed) for n in fixed.shape[2:]]
+    if not_taught(fixed, moving):
+        return apply_separable(run(partial(squared_differences, reach=reach), fixed, moving), boxes)
+    padded = F.pad(moving, [reach] * (2 * len(boxes)), mode="replicate")
     costs = []
-    for step in steps:
+    for step in product(range(-reach, reach + 1), repeat=len(boxes)):
         shifted = padded
-        for axis, (s, n) in enumerate(zip(step, shape, strict=True)):
+        for axis, (s, n) in enumerate(zip(step, fixed.shape[2:], strict=True)):
             shifted = shifted.narrow(axis + 2, reach + s, n)
         costs.append((fixed - shifted).square().mean(1))
-    return apply_separable(torch.cat(costs), [box_matrix(n, 3, fixed) for n in shape])
+    return apply_separable(torch.cat(costs), boxes)
 
 
 def consistent(there: FieldTensor, back: FieldTensor, grid: Grid, *, iterations: int = 10) -> FieldTensor:

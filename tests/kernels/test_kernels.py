@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from learnreg.fields import compose, exponential, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.interpolation import sample_displaced
 from learnreg.kernels import compiled
+from learnreg.search import coupled_search, matching_costs
 from learnreg.separable import resize_matrix
 from learnreg.similarity import lncc_loss, ncc_loss, ssim_loss
 from learnreg.similarity.windows import LocalAverage
@@ -224,3 +226,25 @@ def test_two_registrations_at_once_are_those_of_one_after_another():
     assert sorted(found) == [0, 1]
     assert torch.equal(found[0], alone)
     assert torch.equal(found[1], alone)
+
+
+@SHAPES
+def test_matching_costs(shape):
+    fixed, moving = numbers(1, 5, *shape), numbers(1, 5, *shape, seed=1)
+    with mock.patch.object(compiled, "available", lambda: False):
+        wanted = matching_costs(fixed, moving, 2)
+    for count in (1, 3):
+        with threads(count):
+            for a, b in ((fixed, moving), (strided(fixed), strided(moving))):
+                assert torch.allclose(matching_costs(a, b, 2), wanted, rtol=1e-5, atol=1e-6)
+
+
+@SHAPES
+def test_a_soft_search(shape):
+    fixed, moving = numbers(1, 5, *shape), numbers(1, 5, *shape, seed=1)
+    search = partial(coupled_search, fixed, moving, Grid.regular(shape), reach=2, couplings=(0.1, 1.0), softness=0.5)
+    with mock.patch.object(compiled, "available", lambda: False):
+        wanted = search()
+    for count in (1, 3):
+        with threads(count):
+            assert torch.allclose(search(), wanted, rtol=1e-4, atol=1e-5)

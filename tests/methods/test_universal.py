@@ -41,9 +41,7 @@ def test_crops_of_the_hippocampus(crops):
 def test_a_header_that_lost_its_orientation_changes_little(crops):
     fixed, moving = crops[:2]
     upright = dice(fixed, moving, learnreg.register(fixed, moving, checkpoint="universal").transform)
-    turned = [
-        replace(image, data=image.data.flip(2), labels=image.labels.flip(2)) for image in (fixed, moving)
-    ]
+    turned = [replace(image, data=image.data.flip(2), labels=image.labels.flip(2)) for image in (fixed, moving)]
     found = dice(*turned, learnreg.register(*turned, checkpoint="universal").transform)
     assert abs(found - upright) < 0.08
 
