@@ -90,7 +90,7 @@ def evidence(result: Registration) -> dict[str, float]:
           fixed content.
         * ``nonlinear``: RMS distance to that map, relative to the radius.
         * ``spread``: standard deviation of the log Jacobian determinant; ``folding``: share of determinants up to 0.
-        * ``volume``: ratio of the contents' volumes after the affine map, moving to fixed.
+        * ``contents``: ratio of the contents' volumes, moving to fixed; ``volume``: after the affine map.
         * ``roughness``: how little neighboring voxels agree, of the rougher image; about 1 for noise.
         * ``cut``: largest drop of content from one plane to an empty next one, inside of an image, as a share of its
           fullest plane.
@@ -158,7 +158,8 @@ def _geometry(pair: Pair) -> dict[str, float]:
         "folding": float(folding_fraction(pair.displacement, grid)),
         "outside": 1 - float((content * seen.mask).sum()) / (float(content.sum()) + TINY),
         "lost": max(0.0, 1 - shown),
-        "volume": (amount / (own * max(float(scales.prod()), TINY))),
+        "contents": amount / own,
+        "volume": amount / (own * max(float(scales.prod()), TINY)),
         "outline": 2 * float((content * seen.data).sum()) / float((content + seen.data).sum() + TINY),
     }
 

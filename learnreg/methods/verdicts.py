@@ -149,6 +149,8 @@ BOUNDS: dict[str, Callable[[Measures], bool]] = {  # any of them fails
     "the map collapses the image": lambda m: m["smallest_scale"] < 0.05 or m["largest_scale"] > 20,
 }
 
+LARGEST_RATIO = 2.2  # of the contents; of right pairs up to 1.56, a full and an empty lung
+
 
 @cache
 def calibration() -> dict[str, Any]:
@@ -193,6 +195,8 @@ def judge(measures: Measures) -> Verdict:
     if not measures["finite"]:
         return Verdict("FAIL", ("the transform has values that are not finite",), dict(measures))
     wrong = tuple(reason for reason, broken in BOUNDS.items() if broken(measures))
+    ratio = measures["contents"]
+    doubtful = not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO
     table = calibration()["deformable" if measures["spread"] > LINEAR else "linear"]
     parts = {
         name: row["weight"]
@@ -204,10 +208,15 @@ def judge(measures: Measures) -> Verdict:
     known = {**measures, "doubt": doubt}
     if wrong or doubt >= table["fail"]:
         level: Level = "FAIL"
-    elif doubt >= table["warn"]:
+    elif doubt >= table["warn"] or doubtful:
         level = "WARN"
     else:
         return Verdict("PASS", (), known)
+    if doubtful:
+        wrong += (
+            f"the content of the moving image has {ratio:.2f} times the volume of that of the fixed image: with skull "
+            "and without, or a part of the other?",
+        )
     weighty = sorted((name for name in parts if parts[name] > 0), key=lambda name: -parts[name])
     said = [EVIDENCE[name].sentence(measures) for name in weighty[: MENTIONED - len(wrong)]]
     return Verdict(level, (*wrong, *said), known)

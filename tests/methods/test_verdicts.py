@@ -7,10 +7,11 @@ import torch
 from learnreg.fields import channels_first
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.io import read_image
 from learnreg.methods import Registration, evidence, load_method, register, verdict
 from learnreg.methods.base import guided_by_landmarks
 from learnreg.methods.verdicts import EVIDENCE, Verdict, calibration, exit_status, judge
-from learnreg.transforms import Affine, Composite, Displacement
+from learnreg.transforms import Affine, Composite, Displacement, align_centers
 from tests.conftest import blob_image, make_grid
 from tests.test_fields import smooth_field
 
@@ -196,3 +197,26 @@ def test_a_composite_is_measured_as_a_whole(grid, image):
     field = Displacement(channels_first(0 * grid.points), grid)
     both = Composite((field, turned(0.2).to(grid.dtype)))
     assert evidence(Registration(both, image, image))["rotation"] == pytest.approx(math.degrees(0.2), abs=0.05)
+
+
+def test_a_brain_with_its_skull_and_one_without():
+    """A ball, and the same ball inside of a shell: the rest agrees."""
+    grid = Grid.regular((48, 48, 48))
+    radius = grid.points.norm(dim=-1)[:, None]
+    texture = 0.6 + 0.2 * torch.sin(grid.points.sum(-1) / 3)[:, None]
+    ball = texture * (radius < 12)
+    skull = ball + 0.9 * ((radius > 15) & (radius < 21))
+    for pair in ((ball, skull), (skull, ball)):
+        found = verdict(Registration(Affine.identity(3), *(Image(data, grid) for data in pair)))
+        assert found.level != "PASS"
+        assert any("with skull and without" in reason for reason in found.reasons)
+    assert verdict(Registration(Affine.identity(3), Image(ball, grid), Image(ball, grid))).level == "PASS"
+
+
+def test_skulls_of_real_heads(real_data):
+    folder = real_data / "multimodal"
+    names = ("ms07_T1", "spm_single_subj_T1", "spm_avg152T1")  # without, with, with
+    bare, head, other = (read_image(folder / f"{name}.nii.gz") for name in names)
+    for fixed, moving, told in ((bare, head, True), (head, bare, True), (head, other, False)):
+        reasons = verdict(Registration(align_centers(fixed.grid, moving.grid), fixed, moving)).reasons
+        assert any("with skull and without" in reason for reason in reasons) == told
