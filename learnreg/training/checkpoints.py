@@ -151,8 +151,8 @@ class MetricsTable(Logger):
 class LastCheckpoint(Checkpoint):
     """Callback that keeps the newest state of a training in ``last.ckpt``, for ``resume``.
 
-    It saves after a validation, every ``minutes``, at the end, and on SIGTERM, which SLURM sends before it ends a job;
-    the training then exits with status 143. A training that is resumed from it ends with the weights and with the table
+    It saves after a validation, every ``minutes``, at the end, when an image can no longer be read, and on SIGTERM,
+    which SLURM sends before it ends a job; the training then exits with status 143. A training that is resumed from it ends with the weights and with the table
     of :class:`MetricsTable` of one that was never stopped.
 
     Args:
@@ -208,6 +208,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save if an image of the next batch could not be read: the steps before it are whole."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        whole = batches.ready == batches.completed and not _between_steps(trainer) and not trainer.validating
+        # With several processes, the others wait for the batch and would not take part.
+        if isinstance(exception, InputError) and whole and trainer.world_size == 1:
+            self.on_train_end(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer) -> None:
         trainer.save_checkpoint(self.file)

@@ -5,8 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import SimpleITK as sitk
+import torch
 
+from learnreg.apps import wiring
 from learnreg.apps.train import main
 from learnreg.data.datamodule import RegistrationData
 from learnreg.data.formats import Subject, read_subjects
@@ -263,3 +266,38 @@ def test_what_a_training_needs():
 )
 def test_a_name_ends_at_the_suffix_of_its_format(file, name, tmp_path):
     assert Subject(tmp_path / file).name == name
+
+
+@pytest.mark.parametrize("fault", ["vanished", "damaged"])
+def test_labels_that_vanish_or_break_during_a_training(fault, images, tmp_path, capsys, monkeypatch):
+    """One line names the file; what was trained so far is kept, and goes on when the file is back."""
+    labels, broken = images / "labels", []
+
+    class Breaks(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 3:
+                for file in labels.glob("*.nii.gz"):
+                    broken.append((file, file.read_bytes()))
+                    file.unlink() if fault == "vanished" else file.write_bytes(broken[-1][1][:40])
+
+    built = wiring.build_callbacks
+    monkeypatch.setattr(wiring, "build_callbacks", lambda config: [*built(config), Breaks()])
+    given = [f"data.path={images}", "data.train=[0,4]", "data.validation=[4,6]", "data.space.shape=[16,16,16]"]
+    given += ["data.memory=0", "objective/supervision=dice", "objective.supervision.dice.term.labels=[1]"]
+    given += ["network=unet", "network.channels=[4,4]", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
+    given += ["trainer.limit_train_batches=6", "logger=csv", f"hydra.run.dir={tmp_path}/run"]
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in lines if "labels/s" in line]) == 1
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    for file, content in broken:
+        file.write_bytes(content)
+    monkeypatch.setattr(wiring, "build_callbacks", built)
+    monkeypatch.setattr(sys, "argv", ["train.py", *given, f"resume={last}"])
+    main()
+    assert torch.load(last, weights_only=True)["global_step"] == 12
