@@ -152,8 +152,8 @@ class LastCheckpoint(Checkpoint):
     """Callback that keeps the newest state of a training in ``last.ckpt``, for ``resume``.
 
     It saves after a validation, every ``minutes``, at the end, when an image can no longer be read, and on SIGTERM,
-    which SLURM sends before it ends a job; the training then exits with status 143. A training that is resumed from it ends with the weights and with the table
-    of :class:`MetricsTable` of one that was never stopped.
+    which SLURM sends before it ends a job; the training then exits with status 143. A training that is resumed from it
+    ends with the weights and with the table of :class:`MetricsTable` of one that was never stopped.
 
     Args:
         folder: Folder of ``last.ckpt``.
