@@ -231,10 +231,10 @@ def test_every_term_serves_a_network_and_a_stage(override):
 def test_every_network_takes_a_step_of_training(name):
     """Instantiated as it is configured, with the objective that weighs what a conditioned one is asked for."""
     torch.manual_seed(0)
-    grid = Grid.regular((32, 32, 32))
-    known = torch.tensor([[0.5]])
-    batch = tuple(replace(blob_image(grid, c), covariates=known) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
     network = instantiate(composed("network", f"network={name}", "data.space.shape=[32,32,32]"), _convert_="all")
+    ndim = getattr(network, "ndim", 3)  # MONAI's networks do not say
+    grid, known = Grid.regular((32,) * ndim), torch.tensor([[0.5]])
+    batch = tuple(replace(blob_image(grid, c[:ndim]), covariates=known) for c in ((0.0, 0.0, 0.0), (2.0, -1.0, 1.0)))
     objective = instantiate(composed("objective", "objective=mse"), _convert_="all")
     module = RegistrationModule(network, objective, partial(torch.optim.SGD, lr=0.1))
     module.log = module.log_dict = lambda *args, **kwargs: None

@@ -163,7 +163,8 @@ class MatchingNetwork(Network):
 
     def described(self, image: Image) -> list[Image]:
         """Return descriptors of unit length at half and at a quarter of the resolution, as the channels of images."""
-        data, grid = pad_to_multiple(image.data, image.grid, self.stride)
+        least = 2 if max(image.grid.shape) <= self.stride else 1  # a norm needs two samples at the coarsest level
+        data, grid = pad_to_multiple(image.data, image.grid, least * self.stride)
         features = self.context(run_blocks(self.encoder, data))
         found = []
         for head, values in zip(self.heads, features, strict=False):

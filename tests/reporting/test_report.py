@@ -46,7 +46,8 @@ def chromium():
     )
     if browser is None:
         pytest.skip("there is no Chromium")
-    arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    quiet = ["--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    arguments = ["--no-sandbox", "--no-first-run", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", *quiet]
     return sync(), {"executable_path": browser, "args": arguments}
 
 
