@@ -142,6 +142,8 @@ def short(words):
     text = " ".join(given)
     if "experiment=quickstart" in text:
         added += ["data.spacing=8", "data.subjects=2", "data.validation_subjects=2"]
+    elif "_2d" in text:
+        added += ["data.space.shape=[32,32]"]
     else:
         added += [SMALL]
     if "data.path=my.csv" in text and "data.train" not in text:
