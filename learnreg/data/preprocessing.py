@@ -192,7 +192,7 @@ class ModelSpace:
             return [float(self.spacing)] * ndim
         if len(self.spacing) != ndim:
             raise InputError(
-                f"The model works in {len(self.spacing)}-D (spacing {self.spacing}), the image is {ndim}-D."
+                f"The model works in {len(self.spacing)}-D (spacing {self.spacing}), the image is {_dimension(ndim)}."
             )
         return [float(s) for s in self.spacing]
 
@@ -210,7 +210,8 @@ class ModelSpace:
         if self.shape is not None:
             if len(self.shape) != grid.ndim:
                 raise InputError(
-                    f"The model works in {len(self.shape)}-D (shape {tuple(self.shape)}), the image is {grid.ndim}-D."
+                    f"The model works in {len(self.shape)}-D (shape {tuple(self.shape)}), the image is "
+                    f"{_dimension(grid.ndim)}."
                 )
             fits = all(n <= m for n, m in zip(needed, self.shape, strict=True))
             if fits or not cover:
@@ -249,6 +250,12 @@ def onto_grid(image: Image, onto: Grid, transform: Transform | None = None, *, p
     if landmarks is not None and transform is not None:
         landmarks = transform.inverse()(landmarks)
     return Image(pulled.data, onto, pulled.mask, labels, landmarks, image.covariates)
+
+
+def _dimension(ndim: int) -> str:
+    """Return the dimension of an image that a model does not take, and the remedy."""
+    found = "2-D, or a single slice" if ndim == 2 else f"{ndim}-D"
+    return f"{found}; give a model for such images, such as universal, or a method"
 
 
 def _spacing_along(onto: Grid, grid: Grid) -> torch.Tensor:

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from learnreg.apps.evaluate import method_names
 from learnreg.apps.main import main
 from learnreg.configs.files import model_files
+from learnreg.grid import Grid
 from learnreg.io import read_image, to_sitk, write_image
 from learnreg.transforms import Symmetric
 from tests.conftest import blob_image, make_grid
@@ -627,3 +628,12 @@ def test_register_warns_once_of_label_maps(files):
         labels = ("--fixed-labels", maps[0], "--moving-labels", maps[1])
         call("register", *pair, "-o", files / "of_images", *options, *labels)
         assert not shown
+
+
+def test_a_model_of_volumes_refuses_slices_with_the_remedy(tmp_path, capsys):
+    """Found by random pairs: single slices are registered in their plane, for which this model has no weights."""
+    write_image(torch.rand(1, 1, 16, 20), Grid.regular((1, 16, 20)), tmp_path / "slice.nii.gz")
+    line = fails(capsys, "register", tmp_path / "slice.nii.gz", tmp_path / "slice.nii.gz", "-o", tmp_path / "out",
+                 "--checkpoint", "hippocampus")  # fmt: skip
+    assert "a single slice; give a model for such images, such as universal" in line
+    assert not (tmp_path / "out").exists()
