@@ -15,7 +15,7 @@ from torch import Tensor
 
 from learnreg.grid import Grid, linear_map
 from learnreg.interpolation import sample_displaced, squared
-from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.compiled import fused_without_gradient, run
 from learnreg.kernels.determinant import determinant
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
@@ -271,7 +271,7 @@ def determinant_slabs(displacement: FieldTensor, grid: Grid) -> Iterator[tuple[s
 
 
 def _determinant(displacement: FieldTensor, grid: Grid) -> ScalarTensor:
-    if fused(displacement) and not (displacement.requires_grad and torch.is_grad_enabled()):
+    if fused_without_gradient(displacement):
         return run(determinant, displacement, grid.inverse_affine[:, : grid.ndim, : grid.ndim].to(displacement))
     j = jacobian_matrix(displacement, grid)
     if grid.ndim == 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from learnreg.fields import compose
 from learnreg.grid import Grid, linear_map
-from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.compiled import fused_without_gradient, run
 from learnreg.kernels.matching import soft_choices, squared_differences
 from learnreg.separable import apply_separable, box_matrix
 from learnreg.typing import FieldTensor
@@ -54,12 +54,14 @@ def coupled_search(
 
     def smooth(coupling: float, near: Tensor) -> Tensor:
         """Choose a displacement at each control point, and return the local mean."""
-        if softness and not_taught(flat):
+        if softness and fused_without_gradient(flat):
             chosen = run(partial(soft_choices, coupling=coupling, softness=softness), flat, offsets, near.flatten(1))
         else:
-            # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
-            apart = offsets.square().sum(1)[:, None] - 2 * offsets @ near.flatten(1)
-            scores = flat + coupling * (apart + near.flatten(1).square().sum(0)) if coupling else flat
+            scores = flat
+            if coupling:
+                # |u - v|^2 = |u|^2 - 2 u.v + |v|^2: one matrix product in place of a (K, P, D) array of differences
+                apart = offsets.square().sum(1)[:, None] - 2 * offsets @ near.flatten(1)
+                scores = flat + coupling * (apart + near.flatten(1).square().sum(0))
             chosen = ((-scores / softness).softmax(0).T @ offsets if softness else offsets[scores.argmin(0)]).T
         return apply_separable(chosen.reshape(-1, *grid.shape), boxes)
 
@@ -67,11 +69,6 @@ def coupled_search(
     for coupling in (0.0, *couplings):
         neighborhood = smooth(coupling, neighborhood)
     return linear_map(grid.affine[:1], neighborhood.flip(0).unsqueeze(0))  # components (x, y, z)
-
-
-def not_taught(*values: Tensor) -> bool:
-    """Return whether kernels compute with these values: they have no gradient."""
-    return fused(*values) and not (torch.is_grad_enabled() and any(v.requires_grad for v in values))
 
 
 def matching_costs(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
@@ -89,7 +86,7 @@ def matching_costs(fixed: Tensor, moving: Tensor, reach: int) -> Tensor:
         ``(K, *grid)``, the displacements in array order; at least 0, lower is a better match.
     """
     boxes = [box_matrix(n, 3, fixed) for n in fixed.shape[2:]]
-    if not_taught(fixed, moving):
+    if fused_without_gradient(fixed, moving):
         return apply_separable(run(partial(squared_differences, reach=reach), fixed, moving), boxes)
     padded = F.pad(moving, [reach] * (2 * len(boxes)), mode="replicate")
     costs = []

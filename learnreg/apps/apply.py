@@ -231,7 +231,7 @@ def _resample_one(
 
 
 def looks_like_labels(image: sitk.Image) -> bool:
-    """Return whether an image has integers of few values, of which 0 is one; an image of zeros has not.
+    """Return whether an image has integers of few values, of which 0 is one. An image of zeros is no segmentation.
 
     Example:
         >>> import SimpleITK as sitk

@@ -117,6 +117,11 @@ def fused(*tensors: Tensor | None) -> bool:
     return plain and not torch.compiler.is_compiling() and available()
 
 
+def fused_without_gradient(*tensors: Tensor) -> bool:
+    """Return whether a kernel that has no gradient can process these tensors."""
+    return fused(*tensors) and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
 class _Run(torch.autograd.Function):
     """Call a function of tensors below ``torch.func``, whose tensors have no memory of their own."""
 

@@ -128,7 +128,7 @@ def _started(
 
 
 def _found(initial: Transform | StartName | None, fixed: Image, moving: Image) -> Transform | None:
-    """Return the initial transform of a pair, on its device."""
+    """Return the initial transform of a pair, on the device of the images."""
     if isinstance(initial, str):
         check_pair(fixed, moving)
         return found_start(initial, fixed, moving)

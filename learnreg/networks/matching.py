@@ -102,7 +102,6 @@ class MatchingNetwork(Network):
         self.ndim, self.in_channels, self.kind = ndim, in_channels, kind
         self.passes, self.reach, self.resolution = int(passes), reaches, int(resolution)
         self.weight = float(weight)
-        self.couplings, self.softness = COUPLINGS, SOFTNESS
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
         self.context = FeaturePyramid(ndim, widths)
@@ -124,7 +123,7 @@ class MatchingNetwork(Network):
             here, there = self.described(fixed), self.described(moving)
             return Prediction(self.fitted(here[-1], there[-1], every=2**self.ndim), (here, there))
         linear = self._linear(*(self._reduced(image) for image in (fixed, moving)))
-        return Prediction(chain(*self._flows(fixed, moving, linear)[::-1], linear))
+        return Prediction(self._deformed(fixed, moving, linear))
 
     def _linear(self, fixed: Image, moving: Image) -> Affine:
         here = self.described(fixed)[-1]
@@ -135,26 +134,24 @@ class MatchingNetwork(Network):
             found = self.fitted(here, self.described(seen)[-1]).then(before)
         return found
 
-    def _flows(self, fixed: Image, moving: Image, linear: Affine) -> list[Velocity]:
-        """Search for velocities from coarse to fine; each acts before those that were found before it."""
+    def _deformed(self, fixed: Image, moving: Image, linear: Affine) -> Transform:
+        """Search for velocities from coarse to fine; each acts before what was found before it."""
         here = self.described(fixed)
-        found: list[Velocity] = []
+        found: list[Transform] = [linear]
         for level in reversed(range(LEVELS)):
             if self.reach[level] == 0:
                 continue
-            seen = replace(warp(moving, chain(*found[::-1], linear), fixed.grid), mask=None)
+            seen = replace(warp(moving, chain(*found), fixed.grid), mask=None)
             own, other = here[level], self.described(seen)[level]
             affines = own.grid.affine.expand(len(own.data), -1, -1)
             pairs = zip(own.data.split(1), other.data.split(1), affines.split(1), strict=True)
             fields = [self._velocity(a, b, Grid(own.grid.shape, affine), level) for a, b, affine in pairs]
-            found.append(Velocity(torch.cat(fields), own.grid, STEPS))
-        return found
+            found = [Velocity(torch.cat(fields), own.grid, STEPS), *found]
+        return chain(*found)
 
     def _velocity(self, fixed: Tensor, moving: Tensor, grid: Grid, level: int) -> FieldTensor:
         """Search from both sides; a flow and its inverse have opposite velocities."""
-        search = partial(
-            coupled_search, grid=grid, reach=self.reach[level], couplings=self.couplings, softness=self.softness
-        )
+        search = partial(coupled_search, grid=grid, reach=self.reach[level], couplings=COUPLINGS, softness=SOFTNESS)
         return (search(fixed, moving) - search(moving, fixed)) / 2
 
     def _reduced(self, image: Image) -> Image:

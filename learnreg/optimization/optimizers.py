@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,13 @@ class Eager(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, as torch does."""
         inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
+    def graded(self) -> Iterator[tuple[dict[str, Any], Tensor, Tensor]]:
+        """Yield the group, the parameter and the gradient of each parameter that has one."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    yield group, parameter, parameter.grad
 
 
 class Adam(Eager):
@@ -63,19 +70,15 @@ class Adam(Eager):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         loss = _evaluated(closure)
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state, gradient = self.state[parameter], parameter.grad
-                if not state:
-                    state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
-                state["step"] += 1
-                state["mean"].lerp_(gradient, 1 - first)
-                state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-                size = (state["square"].sqrt() / (1 - second ** state["step"]) ** 0.5).add_(group["eps"])
-                parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - first ** state["step"]))
+        for group, parameter, gradient in self.graded():
+            (first, second), state = group["betas"], self.state[parameter]
+            if not state:
+                state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(gradient))
+            state["step"] += 1
+            state["mean"].lerp_(gradient, 1 - first)
+            state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            size = (state["square"].sqrt() / (1 - second ** state["step"]) ** 0.5).add_(group["eps"])
+            parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - first ** state["step"]))
         return loss
 
 
@@ -114,23 +117,17 @@ class VectorAdam(Eager):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         loss = _evaluated(closure)
-        for group in self.param_groups:
-            first, second = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                gradient = parameter.grad
-                square = gradient.square().sum(1, keepdim=True) if gradient.ndim > 1 else gradient.square()
-                if not state:
-                    state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(square))
-                state["step"] += 1
-                state["mean"].lerp_(gradient, 1 - first)
-                state["square"].lerp_(square, 1 - second)
-                size = (state["square"] / (1 - second ** state["step"])).sqrt()
-                size = size + group["eps"] * size.mean() + torch.finfo(size.dtype).tiny
-                rate = group["lr"] / (1 - first ** state["step"])
-                parameter.addcdiv_(state["mean"], size, value=-rate)
+        for group, parameter, gradient in self.graded():
+            (first, second), state = group["betas"], self.state[parameter]
+            square = gradient.square().sum(1, keepdim=True) if gradient.ndim > 1 else gradient.square()
+            if not state:
+                state.update(step=0, mean=torch.zeros_like(gradient), square=torch.zeros_like(square))
+            state["step"] += 1
+            state["mean"].lerp_(gradient, 1 - first)
+            state["square"].lerp_(square, 1 - second)
+            size = (state["square"] / (1 - second ** state["step"])).sqrt()
+            size = size + group["eps"] * size.mean() + torch.finfo(size.dtype).tiny
+            parameter.addcdiv_(state["mean"], size, value=-group["lr"] / (1 - first ** state["step"]))
         return loss
 
 
@@ -156,10 +153,8 @@ class LargestStep(Eager):
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         loss = _evaluated(closure)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.sub_(group["lr"] * parameter.grad / _longest(parameter.grad))
+        for group, parameter, gradient in self.graded():
+            parameter.sub_(group["lr"] * gradient / _longest(gradient))
         return loss
 
 
