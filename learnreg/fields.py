@@ -15,7 +15,8 @@ from torch import Tensor
 
 from learnreg.grid import Grid, linear_map
 from learnreg.interpolation import sample_displaced, squared
-from learnreg.kernels.compiled import fused_without_gradient, run
+from learnreg.kernels import flow
+from learnreg.kernels.compiled import fused, fused_without_gradient, run
 from learnreg.kernels.determinant import determinant
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
@@ -73,11 +74,36 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
         >>> torch.allclose(exponential(constant, grid), constant)
         True
     """
+    if fused(velocity):
+        ndim = grid.ndim
+        to_index, to_mm = (m[:, :ndim, :ndim].detach().to(velocity) for m in (grid.inverse_affine, grid.affine))
+        found: Tensor = _Exponential.apply(velocity, to_index, to_mm, steps)[0]
+        return found
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
     u = w + _Advected.apply(w) / 2
     for _ in range(steps):
         u = squared(u, grid.index_normalizing)
     return linear_map(grid.denormalizing, u)
+
+
+class _Exponential(torch.autograd.Function):
+    """:func:`exponential` by a kernel, with the fields between its steps, which are kept for the gradient."""
+
+    @staticmethod
+    def forward(velocity: Tensor, to_index: Tensor, to_mm: Tensor, steps: int) -> tuple[Tensor, ...]:
+        return flow.exponential(velocity, to_index, to_mm, steps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, *matrices, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*matrices, *output[1:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return run(flow.gradient, outer, *ctx.saved_tensors), None, None, None
 
 
 class _Advected(torch.autograd.Function):

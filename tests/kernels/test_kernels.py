@@ -142,6 +142,17 @@ def test_composition_and_exponential(shape, batch):
     equal_to_reference(lambda v: exponential(v, grid, steps=2), fields[0])
 
 
+@pytest.mark.parametrize(
+    "shape", [(6, 9, 8), (1, 9, 8), (6, 1, 8), (6, 9, 1), (2, 2, 2), (1, 1, 1), (9, 8), (1, 8), (9, 1)]
+)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_exponential_on_an_oblique_grid_that_moves_points_out_of_it(shape, steps):
+    ndim = len(shape)
+    affine = torch.eye(ndim + 1)[None]
+    affine[:, :ndim, :ndim] += 0.3 * numbers(1, ndim, ndim, seed=5)
+    equal_to_reference(lambda v: exponential(v, Grid(shape, affine), steps=steps), 6 * numbers(2, ndim, *shape) - 3)
+
+
 @SHAPES
 @BATCHES
 @pytest.mark.parametrize(("window", "stride"), [(3, 1), (7, 2), (5, 3), (3, 5), (15, 1)])
