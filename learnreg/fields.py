@@ -102,8 +102,9 @@ class _Exponential(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outer: Tensor, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return run(flow.gradient, outer, *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, outer: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        found = None if outer is None else run(flow.gradient, outer, *ctx.saved_tensors)
+        return found, None, None, None
 
 
 class _Advected(torch.autograd.Function):

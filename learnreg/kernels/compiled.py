@@ -143,7 +143,46 @@ class _Run(torch.autograd.Function):
 
 def run(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
     """Return ``function(*tensors)``, one or more tensors without a gradient; works inside of ``torch.func``."""
-    return _Run.apply(function, *tensors)
+    if torch._C._are_functorch_transforms_active():
+        return _Run.apply(function, *tensors)
+    with torch.no_grad():
+        return function(*tensors)
+
+
+class _Scored(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        values: Tensor, score: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]], needed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        return score(values, needed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        gradient = output[1]
+        ctx.save_for_backward(gradient)
+        ctx.set_materialize_grads(False)
+        if gradient is not None:
+            ctx.mark_non_differentiable(gradient)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        if outer is None:
+            return None, None, None
+        return gradient * outer.reshape(-1, *[1] * (gradient.ndim - 1)), None, None
+
+
+def scored(values: Tensor, score: Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]) -> Tensor:
+    """Return a score of values that is computed together with its gradient, which alone is kept.
+
+    Args:
+        values: ``(B, ...)``.
+        score: ``(values, needed) -> (score, gradient)``: the score ``()`` or ``(B,)``, and if ``needed`` its gradient.
+    """
+    needed = values.requires_grad and torch.is_grad_enabled()
+    found: Tensor = _Scored.apply(values, score, needed)[0]
+    return found
 
 
 def array(tensor: Tensor) -> Array:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 
 from learnreg.grid import Grid
+from learnreg.kernels import penalties
+from learnreg.kernels.compiled import fused, scored
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import at_cells, spacing_along
-from learnreg.separable import slabs
 from learnreg.typing import FieldTensor, Scalar, Tensor, WeightTensor
 
 
@@ -39,51 +40,30 @@ def diffusion_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None =
         0.03
     """
     shares = torch.stack([spacing_along(grid, axis) for axis in range(grid.ndim)]).square().reciprocal().to(field)
-    needed = field.requires_grad and torch.is_grad_enabled()
-    squares, _ = _SquaredGradient.apply(field, shares, weight, needed)
-    mean: Tensor = squares.mean()
-    return mean
+    compute = penalties.diffusion if fused(field, weight) else _diffusion
+    return scored(field, partial(compute, shares=shares, weight=weight)).mean()
 
 
-class _SquaredGradient(torch.autograd.Function):
-    """``(B,)`` weighted squares of the differences, with their gradient, which alone is kept."""
-
-    @staticmethod
-    def forward(
-        field: Tensor, shares: Tensor, weight: WeightTensor | None, needed: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        total = field.new_zeros(len(field))
-        gradient = torch.zeros_like(field) if needed else None
-        for axis, share in enumerate(shares, start=2):
-            n = field.shape[axis]
-            cells = [m - (a == axis) for a, m in enumerate(field.shape)]
-            if n == 1:
-                continue
-            scale = (share / math.prod(cells[2:])).reshape(-1, *[1] * (field.ndim - 1))
-            local = None if weight is None else at_cells(weight.to(field.dtype), cells)
-            for rows in slabs(cells[2:], 3 * len(field), field.device):
-                first = slice(rows.start, rows.stop + (axis == 2))
-                difference = field[:, :, first].diff(dim=axis)
-                pull = difference * scale if local is None else difference * scale * local[:, :, rows]
-                total = total + difference.mul_(pull).flatten(1).sum(1)
-                if gradient is not None:
-                    part = gradient[:, :, first]
-                    part.narrow(axis, 1, part.shape[axis] - 1).add_(pull, alpha=2)
-                    part.narrow(axis, 0, part.shape[axis] - 1).sub_(pull, alpha=2)
-        return total, gradient
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
-        gradient = output[1]
-        ctx.save_for_backward(gradient)
+def _diffusion(
+    field: Tensor, needed: bool, *, shares: Tensor, weight: WeightTensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The reference of :func:`learnreg.kernels.penalties.diffusion`."""
+    total = field.new_zeros(len(field))
+    gradient = torch.zeros_like(field) if needed else None
+    for axis, share in enumerate(shares, start=2):
+        n = field.shape[axis]
+        cells = [m - (a == axis) for a, m in enumerate(field.shape)]
+        if n == 1:
+            continue
+        scale = (share / math.prod(cells[2:])).reshape(-1, *[1] * (field.ndim - 1))
+        difference = field.diff(dim=axis)
+        pull = difference * scale
+        pull = pull if weight is None else pull * at_cells(weight.to(field.dtype), cells)
+        total = total + difference.mul_(pull).flatten(1).sum(1)
         if gradient is not None:
-            ctx.mark_non_differentiable(gradient)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, outer: Tensor, _: Tensor | None) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer.reshape(-1, *[1] * (gradient.ndim - 1)), None, None, None
+            gradient.narrow(axis, 1, n - 1).add_(pull, alpha=2)
+            gradient.narrow(axis, 0, n - 1).sub_(pull, alpha=2)
+    return total, gradient
 
 
 class Diffusion(Regularizer):

@@ -13,6 +13,7 @@ from learnreg.fields import compose, exponential, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.interpolation import sample_displaced
 from learnreg.kernels import compiled
+from learnreg.regularization import diffusion_loss
 from learnreg.search import coupled_search, matching_costs
 from learnreg.separable import resize_matrix
 from learnreg.similarity import lncc_loss, ncc_loss, ssim_loss
@@ -259,3 +260,15 @@ def test_a_soft_search(shape):
     for count in (1, 3):
         with threads(count):
             assert torch.allclose(search(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 8), (1, 9, 8), (6, 1, 8), (6, 9, 1), (2, 2, 2), (4, 3, 3), (9, 8), (1, 8)])
+@BATCHES
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("loss", [diffusion_loss])
+def test_penalties(shape, batch, weighted, loss):
+    ndim = len(shape)
+    affine = torch.diag(torch.tensor([1.0, 2.0, 1.5, 1.0])[-ndim - 1 :]).repeat(batch, 1, 1)
+    affine[-1, :ndim, :ndim] *= 1.3
+    weight = strided(numbers(batch, 1, *shape, seed=1)) if weighted else None
+    equal_to_reference(lambda u: loss(u, Grid(shape, affine), weight), numbers(batch, ndim, *shape))
