@@ -124,15 +124,18 @@ def here(workplace, small_data, monkeypatch):  # noqa: F811
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("LEARNREG_DATA", str(small_data))
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("LEARNREG_MODELS", str(workplace / "models"))
     monkeypatch.setattr(sys, "argv", sys.argv)
     return workplace
 
 
 def trained(here):
-    """A checkpoint of a training, once."""
+    """A checkpoint of a training, and its model by name, once."""
     if not (here / "best.ckpt").exists():
         call("train", "experiment=hippocampus", *SHORT, SMALL, "hydra.run.dir=first")
         shutil.copy(here / "first" / "checkpoints" / "best.ckpt", here / "best.ckpt")
+        (here / "models").mkdir()
+        call("export", "best.ckpt", "-o", "models/mine.safetensors")
 
 
 def short(words):

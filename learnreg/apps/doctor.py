@@ -162,15 +162,37 @@ def optional() -> Lines:
 
 
 def models() -> Lines:
-    """Yield the presets and the trained models that come with learnreg, which are read."""
-    from learnreg.configs.files import method_names, model_files
-    from learnreg.networks.checkpoint import load_checkpoint
+    """Yield the presets and the trained models, which are read: those of learnreg, and those of ``LEARNREG_MODELS``."""
+    from learnreg.configs.files import method_names
+    from learnreg.configs.models import VARIABLE, cache, given, models_url, own_files, package_files
 
     yield Line("presets", ", ".join(method_names()))
-    for name, file in model_files().items():
+    ours, own = package_files(), own_files()
+    for name, file in ours.items():
+        yield _model(name, file)
+    url = models_url()
+    if url is not None:
+        yield Line(VARIABLE, f"{url}, {len(own)} of its models in {cache(url)}")
+    elif given():
+        there = Path(given()).expanduser().is_dir()
+        yield Line(VARIABLE, f"{given()}, {len(own)} models" if there else f"{given()} is not a folder", fine=there)
+    for name, file in own.items():
+        hidden = f"{file} is not used, because learnreg comes with a model of this name; rename it"
+        yield Line(name, hidden, fine=False) if name in ours else _model(name, file)
+
+
+def _model(name: str, file: Path) -> Line:
+    from learnreg.errors import InputError, UntrustedClassError
+    from learnreg.networks.checkpoint import load_checkpoint
+
+    try:
         network = load_checkpoint(file).network
-        weights = sum(parameter.numel() for parameter in network.parameters())
-        yield Line(name, f"{type(network).__name__}, {weights / 1e6:.2f} M weights, {file}")
+    except UntrustedClassError as error:  # a user's own network
+        return Line(name, f"{file}, of the package {error.package}")
+    except InputError as error:
+        return Line(name, str(error), fine=False)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return Line(name, f"{type(network).__name__}, {weights / 1e6:.2f} M weights, {file}")
 
 
 def self_tests() -> Lines:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
 
 from learnreg.apps.records import FAILED
 from learnreg.data.formats import TABLES, Subject, read_pairs, table_rows
 from learnreg.errors import InputError, MissingFileError
-from learnreg.methods.start import StartName
+from learnreg.methods.start import WORDS, StartName, is_start
 from learnreg.typing import PathLike
 from learnreg.writing import distinct_names
 
@@ -22,7 +21,7 @@ class Job:
         name: Name of the pair and of its folder.
         fixed: Files of the fixed image.
         moving: Files of the moving image.
-        initial: Where to begin: the file of a transform, or ``com``, ``moments``, ``universal`` or ``identity``.
+        initial: Where to begin: the file of a transform, ``com``, ``moments``, ``identity``, or the name of a model.
     """
 
     name: str
@@ -72,12 +71,14 @@ def _start(given: str, name: str, table: PathLike) -> Path | StartName | None:
     """Return a word as ``learnreg register`` takes it, or the file of a transform."""
     if not given:
         return None
-    if given in get_args(StartName):
-        return cast(StartName, given)
+    if given in WORDS:
+        return given
     file = Path(table).expanduser().parent / Path(given).expanduser()
-    if not file.exists():
-        raise MissingFileError(
-            f"No such file: {file}, the initial transform of {name} in {table}; check the path, or give com, moments, "
-            "universal or identity."
-        )
-    return file
+    if file.exists():
+        return file
+    if is_start(given):
+        return given
+    raise MissingFileError(
+        f"No such file: {file}, the initial transform of {name} in {table}; check the path, or give com, moments, "
+        "identity or the name of a model."
+    )

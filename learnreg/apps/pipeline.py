@@ -70,7 +70,7 @@ def register_files(
         checkpoint: A trained network in place of a method.
         refine: Iterations that refine the answer of the network.
         weight: Regularization weight of a conditioned network.
-        initial: ``"com"``, ``"moments"``, ``"universal"``, ``"identity"``, or the file of a transform.
+        initial: ``"com"``, ``"moments"``, ``"identity"``, the name of a model, or the file of a transform.
         fixed_mask: Where the fixed image counts.
         moving_mask: Where the moving image counts.
         fixed_labels: Segmentation of the fixed image, to measure overlap.

@@ -1,4 +1,4 @@
-"""Locate the Hydra configs and the released models."""
+"""Locate the Hydra configs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from learnreg.errors import MissingFileError
 
-RELEASED = ".safetensors"
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -25,12 +24,3 @@ def config_dir() -> Path:
 def method_names() -> list[str]:
     """Return the names of the presets in ``conf/method``."""
     return sorted(file.stem for file in (config_dir() / "method").glob("*.yaml"))
-
-
-def model_files() -> dict[str, Path]:
-    """Return the files of the trained models that come with learnreg, by name; each has a card ``NAME.md`` beside it.
-
-    They lie beside the package in a checkout, inside of it in a wheel.
-    """
-    folders = (PACKAGE / "models", PACKAGE.parent / "models")
-    return {file.stem: file for folder in folders for file in sorted(folder.glob(f"*{RELEASED}"))}

@@ -54,8 +54,8 @@ def register(  # noqa: PLR0913 - the options of a registration
         weight: Regularization weight for a checkpoint of a :class:`learnreg.networks.Conditioned` network; ``None`` is
             its default.
         initial: Transform to start from, fixed to moving, or the path of one; or ``"com"``, which aligns the centers of
-            mass, ``"moments"``, the principal axes too (for unknown large rotations), ``"universal"``, the released
-            model for any pair, or ``"identity"``. ``None`` lets the method choose.
+            mass, ``"moments"``, the principal axes too (for unknown large rotations), ``"identity"``, or the name of a
+            model, such as ``"universal"``: its answer. ``None`` lets the method choose.
         trust: Packages whose classes the file of a method or checkpoint can name besides those of learnreg, such as
             ``["mylab"]``.
         device: Device that computes; the result is returned on the CPU.

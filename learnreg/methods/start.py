@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, TypeAlias, cast, get_args
+from pathlib import Path
+from typing import TypeAlias
 
-from learnreg.errors import InputTypeError
+from learnreg.configs.models import choices, model_file
+from learnreg.errors import InputTypeError, MissingFileError
 from learnreg.image import Image
 from learnreg.methods.iterative import IterativeMethod
 from learnreg.methods.one_shot import OneShotMethod
@@ -17,16 +19,34 @@ from learnreg.transforms import Affine, Transform
 from learnreg.transforms.files import read_transform
 from learnreg.typing import PathLike
 
-StartName = Literal["com", "moments", "identity", "universal"]
+WORDS = ("com", "moments", "identity", "universal")
+StartName: TypeAlias = str  # one of WORDS, or the name of another model
 Initial: TypeAlias = Transform | StartName | PathLike
+
+
+def is_start(name: str) -> bool:
+    """Return whether a text names a way to find an initial alignment.
+
+    Args:
+        name: One of ``WORDS``, or the name of a model, unless a file has this name.
+
+    Raises:
+        InputError: See :func:`learnreg.configs.models.model_file`.
+    """
+    if name in WORDS or Path(name).expanduser().exists():
+        return name in WORDS
+    try:
+        return model_file(name).is_file()
+    except MissingFileError:
+        return False
 
 
 def start_of(initial: Initial | None, fixed: Image, moving: Image) -> Transform | StartName | None:
     """Return a transform, or the name of a way to find one; anything else that is given is the path of a file.
 
     Args:
-        initial: ``"com"``, ``"moments"``, ``"identity"``, ``"universal"``, the path of a transform, or a transform;
-            ``"./com"`` is a file.
+        initial: ``"com"``, ``"moments"``, ``"identity"``, ``"universal"``, the name of another model, the path of a
+            transform, or a transform; ``"./com"`` is a file.
         fixed: The reference.
         moving: The image to align.
 
@@ -37,13 +57,17 @@ def start_of(initial: Initial | None, fixed: Image, moving: Image) -> Transform 
     """
     if initial is None or isinstance(initial, Transform):
         return initial
-    if isinstance(initial, str) and initial in get_args(StartName):
-        return cast(StartName, initial)
+    if isinstance(initial, str) and is_start(initial):
+        return initial
     if isinstance(initial, (str, os.PathLike)):
+        if not Path(initial).expanduser().exists():
+            raise MissingFileError(
+                f"No such transform: {initial}. Check the path, or give com, moments, identity{choices(str(initial))}."
+            )
         return read_transform(initial, ndim=fixed.ndim, fixed=fixed.grid, moving=moving.grid)
     raise InputTypeError(
-        "initial must be 'com', 'moments', 'identity', 'universal', the path of a transform, or a Transform, got "
-        f"{type(initial).__name__}."
+        "initial must be 'com', 'moments', 'identity', the name of a model, the path of a transform, or a Transform, "
+        f"got {type(initial).__name__}."
     )
 
 
@@ -52,8 +76,8 @@ def found_start(name: StartName, fixed: Image, moving: Image) -> Transform:
 
     Args:
         name: ``"com"`` aligns the centers of mass, ``"moments"`` the principal axes too (the flip with the highest
-            normalized mutual information, never a mirror image), ``"universal"`` is the answer of the released model
-            for any pair, deformation included, ``"identity"`` aligns nothing.
+            normalized mutual information, never a mirror image), ``"identity"`` aligns nothing. Any other name, such as
+            ``"universal"``, is that of a model: its answer, deformation included.
         fixed: The reference; any intensity scale.
         moving: The image to align.
 
@@ -69,7 +93,7 @@ def found_start(name: StartName, fixed: Image, moving: Image) -> Transform:
     """
     if name == "identity":
         return Affine.identity(fixed.ndim, dtype=fixed.grid.dtype).to(fixed.data.device)
-    if name == "universal":
+    if name not in WORDS or name == "universal":
         checkpoint = load_checkpoint(of_dimension(name, fixed.ndim))
         return OneShotMethod(checkpoint).to(fixed.data.device)(fixed, moving).transform
     stage = CenterOfMass() if name == "com" else Moments(Objective(MutualInformation(normalized=True)))

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from learnreg.configs.build import build, check_plain
 from learnreg.configs.checks import check_targets
-from learnreg.configs.files import RELEASED, model_files
+from learnreg.configs.models import RELEASED, choices, model_file, model_files
 from learnreg.errors import InputError, MissingFileError
 from learnreg.networks.adapters import as_network
 from learnreg.networks.base import Network
@@ -82,7 +82,7 @@ def load_checkpoint(path: PathLike, *, trust: Sequence[str] = ()) -> Checkpoint:
 
     Args:
         path: ``best.ckpt`` or ``last.ckpt`` of a run, a file of :func:`release`, or the name of a model that comes with
-            learnreg, see :func:`learnreg.configs.files.model_files`.
+            learnreg or is in ``LEARNREG_MODELS``, see :func:`learnreg.configs.models.model_files`.
         trust: Packages whose classes can be built too, such as ``["mylab"]`` for a network of your own.
 
     Returns:
@@ -212,7 +212,7 @@ def of_dimension(path: PathLike, ndim: int) -> PathLike:
     """Return the name of the released model for images of a dimension: ``NAME-2d`` beside ``NAME``, if there is one.
 
     Args:
-        path: A file, or the name of a model that comes with learnreg.
+        path: A file, or the name of a model.
         ndim: 2 or 3.
     """
     flat = f"{path}-2d"
@@ -223,21 +223,22 @@ def find(path: PathLike) -> Path:
     """Return the file of a checkpoint or of a released model.
 
     Args:
-        path: A file, or the name of a model that comes with learnreg. A file comes before a model of the same name.
+        path: A file, or the name of a model. A file comes before a model of the same name.
 
     Raises:
         MissingFileError: There is no such file and no such model.
+        InputError: See :func:`learnreg.configs.models.model_file`.
     """
     file = Path(path).expanduser()
     if file.is_file():
         return file
-    models = model_files()
-    if str(path) in models:
-        return models[str(path)]
-    known = f" or one of {', '.join(models)}" if models else ""
-    raise MissingFileError(
-        f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints{known}."
-    )
+    try:
+        return model_file(str(path))
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"No such checkpoint: {file}. Give best.ckpt or last.ckpt from runs/<experiment>/<time>/checkpoints"
+            f"{choices(str(path))}."
+        ) from error
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from learnreg.apps.evaluate import method_names
 from learnreg.apps.main import main
-from learnreg.configs.files import model_files
+from learnreg.configs.models import model_files
 from learnreg.grid import Grid
 from learnreg.io import read_image, to_sitk, write_image
 from learnreg.transforms import Symmetric

@@ -73,8 +73,8 @@ def register(
         checkpoint: A trained network, or the name of a model (see `learnreg methods`).
         refine: Classical steps from the network's answer.
         weight: How much a network of network=conditioned is to regularize.
-        initial: Where to begin: the centers of mass (com), also the principal axes (moments), the model for any pair
-            (universal), identity, or the file of a transform, fixed to moving (./com is a file).
+        initial: Where to begin: the centers of mass (com), also the principal axes (moments), identity, the answer of a
+            model (universal, or another name), or the file of a transform, fixed to moving (./com is a file).
         fixed_labels: Segmentation of the fixed image, to measure overlap.
         moving_labels: Segmentation of the moving image, to measure overlap.
         fixed_mask: Where the fixed image counts.
