@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
-from learnreg.similarity.parzen import Bins, binned, choose, fixed_bins, joint_histogram
+from learnreg.similarity.parzen import Bins, choose, fixed_bins, joint_histogram
 from learnreg.typing import BroadcastImage, ImageTensor, MaskTensor, Scalar
 
 
@@ -60,7 +60,7 @@ def mutual_information_loss(  # noqa: PLR0913 - the settings of the similarity
     """
     chosen = choose(warped[0, 0].numel(), samples, seed, warped.device)
     f, weights = fixed_bins(fixed, mask, chosen, bins, orders[1]) if known is None else known
-    joint = joint_histogram(f, binned(warped, mask, chosen, bins, orders[0]), weights)
+    joint = joint_histogram(f, warped, mask, chosen, weights, bins, orders[0])
     marginals = entropy(joint.sum(1)) + entropy(joint.sum(2))
     both = entropy(joint.flatten(1))
     if not normalized:

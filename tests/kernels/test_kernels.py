@@ -16,7 +16,7 @@ from learnreg.kernels import compiled
 from learnreg.regularization import diffusion_loss
 from learnreg.search import coupled_search, matching_costs
 from learnreg.separable import resize_matrix
-from learnreg.similarity import lncc_loss, ncc_loss, ssim_loss
+from learnreg.similarity import lncc_loss, mutual_information_loss, ncc_loss, ssim_loss
 from learnreg.similarity.windows import LocalAverage
 from learnreg.transforms import BSpline, Displacement, spline_lattice
 
@@ -272,3 +272,26 @@ def test_penalties(shape, batch, weighted, loss):
     affine[-1, :ndim, :ndim] *= 1.3
     weight = strided(numbers(batch, 1, *shape, seed=1)) if weighted else None
     equal_to_reference(lambda u: loss(u, Grid(shape, affine), weight), numbers(batch, ndim, *shape))
+
+
+@SHAPES
+@BATCHES
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("orders", [(3, 1), (3, 0), (1, 3)])
+def test_mutual_information(shape, batch, masked, orders):
+    fixed = numbers(batch, 2, *shape)
+    images = [(fixed - 0.5) ** 2 + 0.1 * numbers(batch, 2, *shape, seed=1), fixed]  # much in common: little is rounded
+    images[0][:, 0, :2] = images[0].min()  # several voxels share the bound
+    mask = (numbers(batch, 1, *shape, seed=2) > 0.3) * numbers(batch, 1, *shape, seed=3) if masked else None
+    for fixed in (images[1],) if masked else (images[1], images[1][:1]):
+        equal_to_reference(lambda w, f=fixed: mutual_information_loss(w, f, mask, orders=orders, bins=12), images[0])
+    equal_to_reference(lambda w: mutual_information_loss(w, images[1], mask, samples=50, normalized=True), images[0])
+
+
+def test_mutual_information_with_a_constant_image():
+    constant, other = torch.full((1, 1, 6, 7, 8), 2.0), numbers(1, 1, 6, 7, 8)
+    image = constant.clone().requires_grad_()
+    loss = mutual_information_loss(image, other)
+    loss.backward()
+    assert abs(loss.item()) < 1e-6
+    assert float(image.grad.abs().max()) < 1e-9
