@@ -16,7 +16,7 @@ from torch import Tensor
 from learnreg.grid import Grid, linear_map
 from learnreg.interpolation import sample_displaced, squared
 from learnreg.kernels import flow
-from learnreg.kernels.compiled import fused, fused_without_gradient, run
+from learnreg.kernels.compiled import apply, fused, fused_without_gradient, run
 from learnreg.kernels.determinant import determinant
 from learnreg.numerics import full_precision
 from learnreg.sampling import sample
@@ -77,10 +77,10 @@ def exponential(velocity: FieldTensor, grid: Grid, *, steps: int = 4) -> FieldTe
     if fused(velocity):
         ndim = grid.ndim
         to_index, to_mm = (m[:, :ndim, :ndim].detach().to(velocity) for m in (grid.inverse_affine, grid.affine))
-        found: Tensor = _Exponential.apply(velocity, to_index, to_mm, steps)[0]
+        found: Tensor = apply(_Exponential, velocity, to_index, to_mm, steps)[0]
         return found
     w = linear_map(grid.normalizing, velocity) / 2**steps  # in normalized coordinates, along the index axes
-    u = w + _Advected.apply(w) / 2
+    u = w + apply(_Advected, w) / 2
     for _ in range(steps):
         u = squared(u, grid.index_normalizing)
     return linear_map(grid.denormalizing, u)

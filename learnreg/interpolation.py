@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learnreg.kernels import displaced
-from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.compiled import apply, fused, run
 from learnreg.kernels.displaced import Placement
 from learnreg.separable import Matrices, apply_separable, map_vectors
 from learnreg.typing import MatrixTensor
@@ -142,7 +142,7 @@ def sample_displaced(
     matrices = [None] * len(shape) if matrices is None else [m if m is None else m.to(field) for m in matrices]
     linear = None if linear is None else linear.detach().to(field)
     placement = Placement(base.detach().to(field), linear, tuple(matrices), tuple(shape), mode == "nearest", zeros)
-    sampled: Tensor = _SampleDisplaced.apply(values, field, placement)
+    sampled: Tensor = apply(_SampleDisplaced, values, field, placement)
     return sampled
 
 

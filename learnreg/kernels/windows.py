@@ -101,6 +101,46 @@ def product_gradients(
     return torch.from_numpy(for_x).reshape(x.shape), torch.from_numpy(for_y).reshape(y.shape) if y_needed else None
 
 
+def correlations(
+    means: Tensor,
+    needed: bool,
+    *,
+    known: tuple[Tensor, Tensor],
+    share: Tensor | None,
+    weights: Tensor | None,
+    floor: float,
+    squared: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute one minus the mean correlation over windows; see :func:`learnreg.similarity.lncc.lncc_loss`.
+
+    Args:
+        means: ``(B, 3 C, *windows)``, of :func:`product_means`.
+        needed: Whether to compute the gradient.
+        known: Mean and variance ``(B or 1, C, *windows)`` of the other image.
+        share: ``(B or 1, C or 1, *windows)``, divides the means; ``None`` is 1.
+        weights: ``(B or 1, C or 1, *windows)``, of the windows; ``None`` is 1.
+        floor: Added to each variance.
+        squared: Whether to square the correlation.
+
+    Returns:
+        ``(B,)`` and the gradient.
+    """
+    values = array(volumes(means))
+    given = [array(volumes(t)) for t in known]
+    given += [array(NO_MASK if t is None else volumes(t)) for t in (share, weights)]
+    channels = values.shape[1] // 3
+    counted = np.full(len(values), float(channels * values[0, 0].size))
+    if weights is not None:
+        counted[:] = given[3].sum((1, 2, 3, 4)) * (channels // given[3].shape[1])
+    gradient = np.empty_like(values if needed else values[:0])
+    ranges = parts(values.shape[2], values[:, 0].size)
+    sums = np.zeros((len(ranges), len(values)))
+    inputs = values, *given, counted.clip(1e-6), np.float32(floor), squared, gradient
+    in_parallel([partial(correlations_loop, *inputs, sums[k], *rows) for k, rows in enumerate(ranges)])
+    value = torch.from_numpy((1 - sums.sum(0)).astype(np.float32))
+    return value, torch.from_numpy(gradient).reshape(means.shape) if needed else None
+
+
 def moments(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute mean and variance per image and channel, ``(B, C, 1, ...)``, over a mask.
 
@@ -330,3 +370,61 @@ def moments_loop(x: Array, mask: Array, sums: Array, first: int, last: int) -> N
                         columns[2, i] += weights[i] * difference * difference
             for p in range(3):
                 sums[p, b, c] = columns[p].sum()
+
+
+@compiled
+def correlations_loop(
+    means: Array,
+    known_mean: Array,
+    known_variance: Array,
+    share: Array,
+    mask: Array,
+    counted: Array,
+    floor: float,
+    squared: bool,
+    gradient: Array,
+    sums: Array,
+    first: int,
+    last: int,
+) -> None:
+    """Sum the correlations of the planes ``first`` to ``last`` of the windows, and fill their gradient."""
+    batch, channels, _, ny, nx = means.shape
+    channels //= 3
+    ones, total = np.ones(nx, np.float32), np.empty(nx)
+    for_mean, for_square, for_product = np.empty(nx, np.float32), np.empty(nx, np.float32), np.empty(nx, np.float32)
+    zero, half, one, two = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+    for b in range(batch):
+        weight = np.float32(1 / counted[b])
+        total[:] = 0
+        for c in range(channels):
+            for z in range(first, last):
+                for y in range(ny):
+                    part = share[b % len(share), c % share.shape[1], z, y] if share.size > 1 else ones
+                    weights = mask[b % len(mask), c % mask.shape[1], z, y] if mask.size > 1 else ones
+                    firsts, squares = means[b, c, z, y], means[b, channels + c, z, y]
+                    products = means[b, 2 * channels + c, z, y]
+                    others, spreads = (
+                        known_mean[b % len(known_mean), c, z, y],
+                        known_variance[b % len(known_mean), c, z, y],
+                    )
+                    for x in range(nx):
+                        mean, other = firsts[x] / part[x], others[x]
+                        spread = squares[x] / part[x] - mean * mean
+                        variance = (spread if spread > zero else zero) + floor
+                        covariance = products[x] / part[x] - mean * other
+                        both = one / (variance * (spreads[x] + floor))
+                        both = both if squared else np.sqrt(both)
+                        value = covariance * covariance * both if squared else covariance * both
+                        counts = weights[x] * weight
+                        total[x] += counts * value
+                        by_covariance = -counts / part[x] * (two * covariance * both if squared else both)
+                        by_variance = counts / part[x] * value / variance * (one if squared else half)
+                        by_variance = by_variance if spread >= zero else zero
+                        for_mean[x] = -by_covariance * other - two * mean * by_variance
+                        for_square[x] = by_variance
+                        for_product[x] = by_covariance
+                    if len(gradient) > 0:
+                        gradient[b, c, z, y] = for_mean
+                        gradient[b, channels + c, z, y] = for_square
+                        gradient[b, 2 * channels + c, z, y] = for_product
+        sums[b] += total.sum()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from learnreg.kernels.compiled import fused, scored
+from learnreg.kernels.windows import correlations
 from learnreg.numerics import full_precision
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean
@@ -61,10 +64,15 @@ def lncc_loss(  # noqa: PLR0913 - the settings of the similarity
     """
     f, mean_f, var_f = local_moments(fixed, mask, window, kernel, stride) if known is None else known
     average = LocalAverage(warped, window, mask, kernel, stride)
+    weights = at_windows(average.mask, stride)
+    if fused(warped, mean_f, var_f, average.mask) and not (mean_f.requires_grad or var_f.requires_grad):
+        settings: dict[str, Any] = {"share": average.share, "weights": weights, "floor": floor, "squared": squared}
+        sums = average.sums(warped, f, standardizing=True)
+        return scored(sums, partial(correlations, known=(mean_f, var_f), **settings)).mean()
     mean_w, square_w, product = average.products(warped, f, standardizing=True)
     var_w, cov = (square_w - mean_w * mean_w).clamp(min=0), product - mean_w * mean_f
     scale = (var_w + floor) * (var_f + floor)
-    return 1 - masked_mean(cov * cov / scale if squared else cov * scale.rsqrt(), at_windows(mask, stride))
+    return 1 - masked_mean(cov * cov / scale if squared else cov * scale.rsqrt(), weights)
 
 
 class LNCC(Similarity):

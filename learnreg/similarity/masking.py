@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.compiled import apply, fused, run
 from learnreg.kernels.windows import moments
 from learnreg.typing import MaskTensor
 
@@ -74,7 +74,7 @@ def standardized(values: Tensor, mask: MaskTensor | None) -> Tensor:
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     center, scale = standardization(values.detach(), mask)
-    result: Tensor = _Standardized.apply(values, mask, center, scale)
+    result: Tensor = apply(_Standardized, values, mask, center, scale)
     return result
 
 

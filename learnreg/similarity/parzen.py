@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnreg.errors import InputError
 from learnreg.kernels import histogram
-from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.compiled import apply, fused, run
 from learnreg.numerics import full_precision
 from learnreg.separable import spline_weights
 from learnreg.similarity.masking import masked_range
@@ -114,7 +114,7 @@ def joint_histogram(
     if constant and fused(values, weights, *first.share) and len(weights) <= values.shape[0] * values.shape[1]:
         bounds = torch.stack([bound.flatten() for bound in masked_range(values, mask)])
         settings = {"order": order, "padding": PADDING}
-        total: Tensor = _Joint.apply(rows_at(values, chosen), bounds, first, weights, count, settings)
+        total: Tensor = apply(_Joint, rows_at(values, chosen), bounds, first, weights, count, settings)
         return total / total.sum((1, 2), keepdim=True).clamp(min=1e-12)
     return _joint_histogram(first, binned(values, mask, chosen, count, order), weights)
 

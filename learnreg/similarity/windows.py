@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnreg.errors import InputError
 from learnreg.kernels import windows
-from learnreg.kernels.compiled import fused, run
+from learnreg.kernels.compiled import apply, fused, run
 from learnreg.numerics import full_precision
 from learnreg.separable import apply_separable, box_matrix, gaussian_matrix
 from learnreg.similarity.masking import standardization, standardized
@@ -49,13 +49,19 @@ class LocalAverage:
         if kernel not in ("box", "gaussian"):
             raise InputError(f"Unknown window {kernel!r}; choose box or gaussian.")
         self.window, self.kernel, self.stride = window, kernel, stride
-        sigma = math.sqrt((window**2 - 1) / 12)
-        whole = [
-            box_matrix(n, window, like) if kernel == "box" else gaussian_matrix(n, sigma, like) for n in like.shape[2:]
-        ]
-        self.matrices = [matrix[(len(matrix) - 1) % stride // 2 :: stride] for matrix in whole]
+        self._like = like.detach()[:0, 0]
         self.mask = None if mask is None else mask.to(like.dtype)
         self.share = None if self.mask is None else apply_separable(self.mask, self.matrices).clamp(min=1e-6)
+
+    @cached_property
+    def matrices(self) -> list[Tensor]:
+        """One matrix per axis, from the voxels to the windows."""
+        sigma = math.sqrt((self.window**2 - 1) / 12)
+        made = [
+            box_matrix(n, self.window, self._like) if self.kernel == "box" else gaussian_matrix(n, sigma, self._like)
+            for n in self._like.shape[1:]
+        ]
+        return [matrix[(len(matrix) - 1) % self.stride // 2 :: self.stride] for matrix in made]
 
     def __call__(self, values: Tensor) -> Tensor:
         if self.mask is None or self.share is None:
@@ -75,12 +81,16 @@ class LocalAverage:
             standardizing: Use :func:`learnreg.similarity.masking.standardized` ``x`` in place of ``x``, without
                 computing it as a whole.
         """
-        center, scale = standardization(x.detach(), self.mask) if standardizing else (None, None)
-        means: Tensor = _Products.apply(x, y, self.mask, center, scale, self)
-        first, second, third = means.split(x.shape[1], dim=1)
+        first, second, third = self.sums(x, y, standardizing=standardizing).split(x.shape[1], dim=1)
         if self.share is None:
             return first, second, third
         return first / self.share, second / self.share, third / self.share
+
+    def sums(self, x: Tensor, y: Tensor, *, standardizing: bool = False) -> Tensor:
+        """Compute :meth:`products`, ``(B, 3 C, *windows)``, before they are divided by ``share``."""
+        center, scale = standardization(x.detach(), self.mask) if standardizing else (None, None)
+        sums: Tensor = apply(_Products, x, y, self.mask, center, scale, self)
+        return sums
 
 
 class _Products(torch.autograd.Function):

@@ -171,6 +171,19 @@ def test_windows(shape, batch, window, stride, masked):
 
 
 @SHAPES
+@BATCHES
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize(("masked", "window"), [(True, 5), (False, 3)])  # the variance of one voxel is rounding error
+def test_correlations_with_a_known_image(shape, batch, squared, masked, window):
+    images = [numbers(batch, 2, *shape, seed=seed) + 3 for seed in (0, 1)]
+    mask = (numbers(batch, 1, *shape, seed=2) > 0.3).float() if masked else None
+    for fixed in (images[1],) if masked else (images[1], images[1][:1]):
+        for stride in (1, 2):
+            settings = {"window": window, "stride": stride, "squared": squared}
+            equal_to_reference(lambda w, f=fixed, s=settings: lncc_loss(w, f, mask, **s), images[0])
+
+
+@SHAPES
 @pytest.mark.parametrize("masked", [False, True])
 def test_other_similarities_of_windows_and_moments(shape, masked):
     images = [numbers(1, 1, *shape, seed=seed) for seed in (0, 1)]
