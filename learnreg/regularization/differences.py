@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
 from learnreg.grid import Grid
+from learnreg.kernels.corners import corner_penalty
 from learnreg.typing import FieldTensor, ScalarTensor
 
 
@@ -79,6 +81,21 @@ def corner_determinants(displacement: FieldTensor, grid: Grid) -> Tensor:
     corners = product((0, 1), repeat=ndim)
     volumes = [_volume([_in_corner(edge, corner, axis) for axis, edge in moved]) for corner in corners]
     return torch.stack(volumes, dim=1) / torch.linalg.det(sides).reshape(-1, *[1] * (ndim + 1))
+
+
+def corner_penalty_on(
+    grid: Grid, weight: Tensor | None, *, bound: float, logarithmic: bool
+) -> Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]:
+    """Return a penalty on :func:`corner_determinants` and its gradient, by a kernel, as a function of the displacement.
+
+    Args:
+        grid: Where the displacement is sampled.
+        weight: Factor at the samples; ``None`` is 1.
+        bound: See :func:`learnreg.kernels.corners.corner_penalty`.
+        logarithmic: See :func:`learnreg.kernels.corners.corner_penalty`.
+    """
+    sides = grid.affine[:, : grid.ndim, : grid.ndim].to(torch.float32)
+    return partial(corner_penalty, affine=sides, weight=weight, bound=bound, logarithmic=logarithmic)
 
 
 def _edges(field: Tensor) -> list[tuple[int, Tensor]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from learnreg.grid import Grid
+from learnreg.kernels.compiled import fused, scored
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
-from learnreg.regularization.differences import cell_mean, corner_determinants
+from learnreg.regularization.differences import cell_mean, corner_determinants, corner_penalty_on
 from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
@@ -28,6 +29,8 @@ def folding_loss(
         Mok and Chung, Fast symmetric diffeomorphic image registration with convolutional neural networks, CVPR 2020,
         eq. 6.
     """
+    if fused(displacement, weight):
+        return scored(displacement, corner_penalty_on(grid, weight, bound=margin, logarithmic=False)).mean()
     short = (margin - corner_determinants(displacement, grid)).clamp(min=0)
     return cell_mean(short.mean(1, keepdim=True), weight).mean()
 

@@ -7,9 +7,10 @@ import math
 import torch
 
 from learnreg.grid import Grid
+from learnreg.kernels.compiled import fused, scored
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
-from learnreg.regularization.differences import cell_mean, corner_determinants
+from learnreg.regularization.differences import cell_mean, corner_determinants, corner_penalty_on
 from learnreg.typing import FieldTensor, Scalar, WeightTensor
 
 
@@ -32,6 +33,8 @@ def log_jacobian_loss(
         Rohlfing et al., Volume-preserving nonrigid registration of MR breast images using free-form deformation with an
         incompressibility constraint, IEEE TMI 2003. Differs in: squared.
     """
+    if fused(displacement, weight):
+        return scored(displacement, corner_penalty_on(grid, weight, bound=floor, logarithmic=True)).mean()
     det = corner_determinants(displacement, grid)
     log = torch.where(det > floor, det.clamp(min=floor).log(), math.log(floor) + (det - floor) / floor)
     return cell_mean(log.square().mean(1, keepdim=True), weight).mean()

@@ -13,7 +13,7 @@ from learnreg.fields import compose, exponential, jacobian_determinant
 from learnreg.grid import Grid
 from learnreg.interpolation import sample_displaced
 from learnreg.kernels import compiled
-from learnreg.regularization import diffusion_loss
+from learnreg.regularization import diffusion_loss, folding_loss, log_jacobian_loss
 from learnreg.search import coupled_search, matching_costs
 from learnreg.separable import resize_matrix
 from learnreg.similarity import lncc_loss, mutual_information_loss, ncc_loss, ssim_loss
@@ -278,7 +278,9 @@ def test_a_soft_search(shape):
 @pytest.mark.parametrize("shape", [(6, 9, 8), (1, 9, 8), (6, 1, 8), (6, 9, 1), (2, 2, 2), (4, 3, 3), (9, 8), (1, 8)])
 @BATCHES
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("loss", [diffusion_loss])
+@pytest.mark.parametrize(
+    "loss", [diffusion_loss, folding_loss, partial(folding_loss, margin=1.1), log_jacobian_loss], ids=range(4)
+)
 def test_penalties(shape, batch, weighted, loss):
     ndim = len(shape)
     affine = torch.diag(torch.tensor([1.0, 2.0, 1.5, 1.0])[-ndim - 1 :]).repeat(batch, 1, 1)
