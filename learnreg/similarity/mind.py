@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from learnreg.errors import InputError
+from learnreg.kernels.compiled import apply, fused, run, scored
+from learnreg.kernels.patches import Pairs, descriptor_loss, pair_gradient, pair_means
 from learnreg.numerics import full_precision
+from learnreg.separable import apply_separable, box_matrix
 from learnreg.similarity.base import Comparison, Similarity
 from learnreg.similarity.masking import masked_mean, standardized
-from learnreg.similarity.windows import LocalAverage
 from learnreg.typing import BroadcastImage, FeatureTensor, ImageTensor, MaskTensor, Scalar
 
 
@@ -50,27 +55,29 @@ def self_similarity(
     """
     if radius < 1 or dilation < 1:
         raise InputError(f"self_similarity needs a radius and dilation of at least 1, got {radius}, {dilation}.")
-    x = standardized(image, mask)
-    batch, channels, *shape = x.shape
-    ndim = len(shape)
-    pairs = list(_right_angles(ndim))
-    padded = _padded(x, dilation)
-    distance = torch.stack(
-        [(_shifted(padded, a, dilation, shape) - _shifted(padded, b, dilation, shape)).square() for a, b in pairs], 2
-    ).flatten(1, 2)
-    if mask is None:
-        distance = LocalAverage(distance, 2 * radius + 1)(distance)
-    else:
-        seen = _padded(mask.to(x.dtype), dilation)
-        valid = [_shifted(seen, a, dilation, shape) * _shifted(seen, b, dilation, shape) for a, b in pairs]
-        weights = torch.cat(valid, 1).repeat(1, channels, 1, *([1] * (ndim - 1)))
-        distance = LocalAverage(distance, 2 * radius + 1, weights)(distance)
-    distance = distance.reshape(batch, channels, len(pairs), *shape)
+    distance = _distances(image, mask, radius, dilation)
     distance = distance - distance.amin(2, keepdim=True)
     typical = distance.mean(2, keepdim=True)
-    overall = typical.flatten(2).mean(2).reshape(batch, channels, *([1] * (ndim + 1)))
+    overall = typical.flatten(2).mean(2).reshape(*distance.shape[:2], *([1] * (distance.ndim - 2)))
     typical = torch.maximum(torch.minimum(typical, 1e3 * overall), 1e-3 * overall).clamp(min=1e-8)
     return torch.exp(-distance / typical).flatten(1, 2)
+
+
+def _distances(image: ImageTensor, mask: MaskTensor | None, radius: int, dilation: int) -> Tensor:
+    """Return the distances ``(B, C, K, *grid)`` of the patches of each pair."""
+    x = standardized(image, mask)
+    pairs: Pairs = [
+        (tuple(dilation * (1 + s) for s in a), tuple(dilation * (1 + s) for s in b))
+        for a, b in _right_angles(x.ndim - 2)
+    ]
+    padded = _padded(x, dilation)
+    seen = None if mask is None else _padded(mask.to(x.dtype), dilation)
+    patches: dict[str, Any] = {"pairs": pairs, "shape": tuple(x.shape[2:]), "radius": radius}
+    kernel = fused(padded, seen)
+    distance: Tensor = apply(_PairMeans, padded, seen, patches) if kernel else _pair_means(padded, seen, **patches)
+    if seen is None:
+        return distance
+    return distance / _windowed(_weights(seen, pairs, patches["shape"]), radius).clamp(min=1e-6)
 
 
 def _right_angles(ndim: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -83,11 +90,46 @@ def _padded(x: Tensor, width: int) -> Tensor:
     return F.pad(x, [width] * (2 * (x.ndim - 2)), mode="replicate")
 
 
-def _shifted(padded: Tensor, step: tuple[int, ...], width: int, shape: list[int]) -> Tensor:
-    """Return the unpadded image shifted by ``step * width`` voxels."""
-    for axis, (direction, n) in enumerate(zip(step, shape, strict=True)):
-        padded = padded.narrow(axis + 2, width * (1 + direction), n)
+class _PairMeans(torch.autograd.Function):
+    """:func:`_pair_means` by a kernel; only the image is kept for the gradient."""
+
+    @staticmethod
+    def forward(padded: Tensor, seen: Tensor | None, patches: dict[str, Any]) -> Tensor:
+        return pair_means(padded, seen, **patches)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.patches = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        pairs, radius = ctx.patches["pairs"], ctx.patches["radius"]
+        return run(partial(pair_gradient, pairs=pairs, radius=radius), *ctx.saved_tensors, outer), None, None
+
+
+def _pair_means(padded: Tensor, seen: Tensor | None, *, pairs: Pairs, shape: tuple[int, ...], radius: int) -> Tensor:
+    """The reference of :func:`learnreg.kernels.patches.pair_means`."""
+    squares = torch.stack([(_cut(padded, a, shape) - _cut(padded, b, shape)).square() for a, b in pairs], 2)
+    return _windowed(squares if seen is None else squares * _weights(seen, pairs, shape), radius)
+
+
+def _weights(seen: Tensor, pairs: Pairs, shape: tuple[int, ...]) -> Tensor:
+    """Return the weights ``(B, 1, K, *shape)`` of the differences: both places must be seen."""
+    return torch.stack([_cut(seen, a, shape) * _cut(seen, b, shape) for a, b in pairs], 2)
+
+
+def _cut(padded: Tensor, first: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Cut an image of a shape out of a padded one."""
+    for axis, (begin, n) in enumerate(zip(first, shape, strict=True)):
+        padded = padded.narrow(axis + 2, begin, n)
     return padded
+
+
+def _windowed(values: Tensor, radius: int) -> Tensor:
+    """Average ``(B, C, K, *grid)`` values in box windows."""
+    return apply_separable(values, [box_matrix(n, 2 * radius + 1, values) for n in values.shape[3:]])
 
 
 @full_precision
@@ -114,8 +156,12 @@ def mind_loss(
     Returns:
         A scalar in [0, 1]; 0 for images that are equal up to scale and offset.
     """
-    w = self_similarity(warped, mask, radius=radius, dilation=dilation)
     f = self_similarity(fixed, mask, radius=radius, dilation=dilation) if known is None else known
+    if fused(warped, f, mask) and not f.requires_grad:
+        weights = None if mask is None else mask.to(f.dtype)
+        distance = _distances(warped, mask, radius, dilation)
+        return scored(distance, partial(descriptor_loss, known=f, weights=weights)).mean()
+    w = self_similarity(warped, mask, radius=radius, dilation=dilation)
     return masked_mean((w - f).square(), mask)
 
 

@@ -16,7 +16,7 @@ from learnreg.kernels import compiled
 from learnreg.regularization import diffusion_loss, folding_loss, log_jacobian_loss
 from learnreg.search import coupled_search, matching_costs
 from learnreg.separable import resize_matrix
-from learnreg.similarity import lncc_loss, mutual_information_loss, ncc_loss, ssim_loss
+from learnreg.similarity import lncc_loss, mind_loss, mutual_information_loss, ncc_loss, ssim_loss
 from learnreg.similarity.windows import LocalAverage
 from learnreg.transforms import BSpline, Displacement, spline_lattice
 
@@ -310,3 +310,21 @@ def test_mutual_information_with_a_constant_image():
     loss.backward()
     assert abs(loss.item()) < 1e-6
     assert float(image.grad.abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize("shape", [(6, 9, 8), (1, 9, 8), (3, 2, 4), (9, 8)])
+@BATCHES
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("radius", "dilation"), [(1, 2), (2, 1)])
+def test_mind(shape, batch, masked, radius, dilation):
+    images = [numbers(batch, 2, *shape, seed=seed) for seed in (0, 1)]
+    mask = strided((numbers(batch, 1, *shape, seed=2) > 0.2).float()) if masked else None
+    equal_to_reference(lambda w: mind_loss(w, images[1], mask, radius=radius, dilation=dilation), images[0])
+
+
+@pytest.mark.parametrize("shape", [(9, 10, 16), (12, 16)])
+def test_mind_where_patches_are_flat(shape):
+    """All distances are the least, and lie below the smallest typical one."""
+    images = [numbers(2, 1, *shape, seed=seed) for seed in (0, 1)]
+    images[0][..., :9] = 0.5
+    equal_to_reference(lambda w: mind_loss(w, images[1]), images[0])
