@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
 from learnreg.grid import Grid
+from learnreg.kernels import penalties
+from learnreg.kernels.compiled import fused, scored
 from learnreg.numerics import full_precision
 from learnreg.regularization.base import Regularizer
 from learnreg.regularization.differences import cell_mean, spacing_along
@@ -26,6 +32,9 @@ def bending_loss(field: FieldTensor, grid: Grid, weight: WeightTensor | None = N
     Source:
         Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999, eq. 8.
     """
+    if fused(field, weight):
+        shares = torch.stack([spacing_along(grid, axis) for axis in range(grid.ndim)]).square().reciprocal().to(field)
+        return scored(field, partial(penalties.bending, shares=shares, weight=weight)).mean()
     total = field.new_zeros(())
     axes = [axis for axis in range(grid.ndim) if grid.shape[axis] >= 3]
     for axis in axes:
