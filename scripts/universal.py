@@ -1,6 +1,6 @@
 """Measure the released model for any pair beside classical presets; print what models/universal.md quotes.
 
-python scripts/universal.py $LEARNREG_DATA [--groups brains stress ...]
+python scripts/universal.py $LEARNREG_DATA [--groups brains stress ...] [--alone]
 
 Subjects are those that neither training nor tuning used. A pair is moved by its header, so nothing is resampled.
 """
@@ -40,7 +40,7 @@ class Case:
         fixed: The reference.
         moving: The image to align.
         measure: Of a transform from fixed to moving.
-        classical: Preset beside the model.
+        classical: Preset beside the model, for these images.
     """
 
     group: str
@@ -229,36 +229,33 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="universal")
     parser.add_argument("--refine", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--alone", action="store_true", help="one-shot only: no refinement, no presets")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| pairs | n | start | one-shot | folding % | CPU s | refined | CPU s | classical | | CPU s |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    names = ["pairs", "n", "start", "one-shot", "folding %", "CPU s"]
+    names += [] if options.alone else ["refined", "CPU s", "classical", "CPU s"]
+    print("| " + " | ".join(names) + " |")
+    print("|---" * len(names) + "|")
     for group in options.groups:
         rows: dict[str, list[list[float]]] = {}
-        presets = {}
         for case in tqdm(list(GROUPS[group](options.data)), desc=group, leave=False):
-            rows.setdefault(case.group, []).append(measured(case, options.checkpoint, options.refine))
-            presets[case.group] = case.classical
-        for name, found in rows.items():
-            start, once, folds, t1, refined, t2, classical, t3 = torch.tensor(found).mean(0).tolist()
-            print(
-                f"| {name} | {len(found)} | {start:.3f} | {once:.3f} | {100 * folds:.3f} | {t1:.1f} | {refined:.3f} | "
-                f"{t2:.1f} | `{presets[name]}` | {classical:.3f} | {t3:.1f} |",
-                flush=True,
-            )
+            found = measured(case, options.checkpoint, None if options.alone else options.refine)
+            rows.setdefault(case.group, []).append(found)
+        for name, values in rows.items():
+            means = " | ".join(f"{value:.3f}" for value in torch.tensor(values).mean(0).tolist())
+            print(f"| {name} | {len(values)} | {means} |", flush=True)
 
 
-def measured(case: Case, checkpoint: str, refine: int) -> list[float]:
-    """Return the measures and the CPU times of a case."""
-    once, t1 = registered(case, checkpoint=checkpoint)
-    refined, t2 = registered(case, checkpoint=checkpoint, refine=refine)
-    classical, t3 = registered(case, method=case.classical)
+def measured(case: Case, checkpoint: str, refine: int | None) -> list[float]:
+    """Return the measures and CPU times of a case; unless refine is None, also refined and by the preset."""
+    once, seconds = registered(case, checkpoint=checkpoint)
     assert once.initial is not None  # noqa: S101 - the model has a start
-    folds = float(folding_fraction(once.sampled.field, case.fixed.grid))
-    return [
-        case.measure(once.initial), case.measure(once.transform), folds, t1,
-        case.measure(refined.transform), t2, case.measure(classical.transform), t3,
-    ]  # fmt: skip
+    folds = 100 * float(folding_fraction(once.sampled.field, case.fixed.grid))
+    found = [case.measure(once.initial), case.measure(once.transform), folds, seconds]
+    for options in [] if refine is None else [{"checkpoint": checkpoint, "refine": refine}, {"method": case.classical}]:
+        result, seconds = registered(case, **options)
+        found += [case.measure(result.transform), seconds]
+    return found
 
 
 def registered(case: Case, **options: object) -> tuple[learnreg.Registration, float]:

@@ -137,7 +137,7 @@ def gathered(values: Tensor, grid: Grid, points: PointTensor) -> Tensor:
     items = torch.arange(batch, device=values.device)[:, None] * math.prod(grid.shape)
     first = (below.long() * strides).sum(-1) + items
     corners = torch.tensor(list(product((0, 1), repeat=ndim)), device=values.device)
-    rows = first.unsqueeze(-1) + corners @ strides
+    rows = first.unsqueeze(-1) + (corners * strides).sum(-1)  # CUDA has no product of integer matrices
     weights = torch.ones_like(above[..., :1])
     for k in range(ndim):
         weights = weights * torch.where(corners[:, k] == 1, above[..., k : k + 1], 1 - above[..., k : k + 1])

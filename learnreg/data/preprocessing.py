@@ -14,7 +14,7 @@ from learnreg.image import Image, crop_to_content, crop_to_view, with_field_of_v
 from learnreg.sampling import Padding, check_padding, resize_image, sample_image, sample_labels
 from learnreg.transforms import Transform
 
-FINEST = 0.5  # voxels of the fixed image; a grid is not finer
+FINEST = 1.0  # voxels of the fixed image; a grid is not finer
 
 
 def normalized(image: Image, *, lower: float = 0.01, upper: float = 0.995, name: str = "image") -> Image:

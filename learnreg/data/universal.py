@@ -114,9 +114,9 @@ class RandomPairs:
         return _matrices(linear, 0.1 * self.half * draws.uniform(ndim, low=-1, high=1))
 
     def _between(self, draws: Draws) -> Tensor:
-        """Draw the affine map between the two images; half of the pairs are almost aligned."""
+        """Draw the affine map between the two images; a quarter of the pairs are almost aligned."""
         ndim = self.grid.ndim
-        share = torch.where(draws.chance(0.5), 0.25, 1.0)
+        share = torch.where(draws.chance(0.25), 0.25, 1.0)
         turn = rotations(draws, self.rotation * share, ndim)
         sizes = self.scale ** (
             share[:, None] * (draws.uniform(1, low=-1, high=1) + draws.uniform(ndim, low=-1, high=1)) / 2

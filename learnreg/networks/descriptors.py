@@ -25,7 +25,7 @@ class DescriptorMaps(nn.Module):
     Example:
         >>> extractor = DescriptorMaps("universal", ndim=3)
         >>> [tuple(maps.shape) for maps in extractor(torch.rand(1, 1, 32, 32, 32))]
-        [(1, 16, 16, 16, 16), (1, 32, 8, 8, 8)]
+        [(1, 32, 8, 8, 8)]
     """
 
     def __init__(self, checkpoint: str = "universal", *, ndim: int = 3) -> None:
@@ -39,6 +39,6 @@ class DescriptorMaps(nn.Module):
         self.network = network
 
     def forward(self, values: ImageTensor) -> tuple[Tensor, ...]:
-        """Return descriptors ``(B, K, *grid / 2)`` and ``(B, K, *grid / 4)`` of images ``(B, 1, *grid)`` in [0, 1]."""
+        """Return descriptors ``(B, K, *grid / 4)`` of images ``(B, 1, *grid)`` in [0, 1]."""
         grid = Grid.regular(tuple(values.shape[2:]))
-        return tuple(level.data for level in self.network.described(Image(values, grid)))
+        return (self.network.described(Image(values, grid)).data,)

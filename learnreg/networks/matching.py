@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,20 +22,29 @@ from learnreg.networks.units import pad_to_multiple
 from learnreg.objective import Objective
 from learnreg.sampling import resize_image, sample
 from learnreg.search import coupled_search
+from learnreg.similarity.mind import self_similarity
 from learnreg.terms import WeightedValue
 from learnreg.transforms import Affine, Transform, Velocity, chain, linear_through_landmarks
 from learnreg.transforms.affine import LinearKind
-from learnreg.typing import FieldTensor, PointTensor, Scalar
+from learnreg.typing import PointTensor, Scalar
 from learnreg.warping import warp
+
+
+class Settings(NamedTuple):
+    """Of a search, see :func:`learnreg.search.coupled_search`."""
+
+    couplings: tuple[float, ...]
+    softness: float
+
 
 ROUNDS = 3  # of the robust fit
 RIDGE = 0.01  # draws the map to the identity: descriptors that have not learned match all with the middle
-OUTLIER = 1.5  # samples of the descriptors; a match that is farther off than this counts little
-COUPLINGS = (0.1, 1.0)  # of the search
-SOFTNESS = 0.5  # of the search, in mean costs
-TAUGHT = 128  # landmarks of a pair that teach the descriptors of a level
+OUTLIER = 0.7  # samples of the descriptors; a match that is farther off than this counts little
+COARSE = Settings((0.1, 1.0), 0.5)  # of the search on descriptors
+FINE = Settings((0.05, 0.3), 0.2)  # of the searches on self-similarity
+TAUGHT = 128  # landmarks of a pair that teach the descriptors
 STEPS = 4  # squarings
-LEVELS = 2  # with descriptors: 1/2 and 1/4 of the resolution
+LEVEL = 1  # of the features with descriptors: a quarter of the resolution
 
 
 class MatchingNetwork(Network):
@@ -43,19 +52,21 @@ class MatchingNetwork(Network):
 
     A linear map is fitted in closed form to the matches of all places of the fixed image with all places of the moving
     image; a match counts as much as both images agree on it. Neither the size of a shift nor that of a rotation is
-    limited by the network. A soft coupled search on the descriptors then finds stationary velocities, at a quarter and
-    at half of the resolution. Training learns the descriptors from landmarks, each told apart from all other places;
-    images without landmarks train them through the whole transform.
+    limited by the network. Soft coupled searches then find stationary velocities: one on the descriptors, at a quarter
+    of the resolution, then some on self-similarity (MIND-SSC), at half of it. Training learns the descriptors from
+    landmarks, each told apart from all other places; images without landmarks train them through the whole transform.
 
     Args:
         ndim: 2 or 3.
         channels: Number of features at 1/2, 1/4, 1/8, ... of the resolution; at least two.
-        descriptors: Length of a descriptor at 1/2 and 1/4 of the resolution.
+        descriptors: Length of a descriptor.
         in_channels: Channels of one image.
         kind: ``"rigid"``, ``"similarity"`` or ``"affine"``.
         passes: Times that the moving image is warped and matched again for the linear map; once in training.
-        reach: Of the search at 1/2 and 1/4 of the resolution, in samples of the descriptors; 0 leaves it out.
-        resolution: Longest side of the images in samples for which all places are matched; larger images are resized.
+        reach: Of the search on descriptors, in their samples; 0 leaves it out.
+        fine: Reach of each search on self-similarity, in its samples; may be empty.
+        resolution: Longest side in samples of the images that the network sees; larger ones are resized, except for the
+            searches on self-similarity.
         weight: Weight, in training, of the cross-entropy of the matches of landmarks.
 
     Raises:
@@ -63,13 +74,13 @@ class MatchingNetwork(Network):
 
     Source:
         Descriptors and their agreement are those of Sun et al., LoFTR, CVPR 2021; the fit is iteratively reweighted
-        least squares; the search is that of Heinrich et al., WBIR 2014, on learned features as in Siebert et al.,
+        least squares; the searches are those of Heinrich et al., WBIR 2014, on learned features as in Siebert et al.,
         Learn2Reg 2021. Differs in: all matches in one linear map, velocities found from both sides.
 
     Example:
-        >>> network = MatchingNetwork(2, (4, 8), descriptors=(4, 4))
+        >>> network = MatchingNetwork(2, (4, 8), descriptors=4, fine=(1,))
         >>> image = learnreg.Image(torch.rand(1, 1, 16, 16), learnreg.Grid.regular((16, 16)))
-        >>> [type(part).__name__ for part in network.eval()(image, image).transforms]
+        >>> [type(part).__name__ for part in network.eval()(image, image).transforms]  # the last one acts first
         ['Velocity', 'Velocity', 'Affine']
     """
 
@@ -78,11 +89,12 @@ class MatchingNetwork(Network):
         ndim: int = 3,
         channels: Sequence[int] = (24, 48, 64, 96),
         *,
-        descriptors: Sequence[int] = (16, 32),
+        descriptors: int = 32,
         in_channels: int = 1,
         kind: LinearKind = "affine",
-        passes: int = 2,
-        reach: Sequence[int] = (2, 3),
+        passes: int = 4,
+        reach: int = 3,
+        fine: Sequence[int] = (2, 1),
         resolution: int = 64,
         weight: float = 1.0,
     ) -> None:
@@ -90,25 +102,22 @@ class MatchingNetwork(Network):
         widths = check_architecture("MatchingNetwork", ndim, channels)
         if kind not in get_args(LinearKind):
             raise InputError(f"A matching network fits {', '.join(get_args(LinearKind))}, got {kind!r}.")
-        lengths, reaches = [int(n) for n in descriptors], [int(n) for n in reach]
-        in_range = min(*lengths, passes) >= 1 and min(reaches) >= 0 and resolution >= 2 ** len(widths) and weight >= 0
-        if len(widths) < LEVELS or not len(lengths) == len(reaches) == LEVELS or not in_range:
+        self.passes, self.reach, self.fine = int(passes), int(reach), [int(n) for n in fine]
+        in_range = min(self.passes, *self.fine, int(descriptors)) >= 1 and min(self.reach, weight) >= 0
+        if len(widths) <= LEVEL or not in_range or resolution < 2 ** len(widths):
             raise InputError(
-                "MatchingNetwork needs at least two widths, two lengths of descriptors of at least 1, two reaches of "
-                f"at least 0, 1 pass, a resolution of at least {2 ** len(widths)} and a weight of at least 0, got "
-                f"channels={widths}, descriptors={lengths}, reach={reaches}, passes={passes}, resolution={resolution} "
-                f"and weight={weight}."
+                "MatchingNetwork needs at least two widths, descriptors of at least 1 number, 1 pass, a reach of at "
+                f"least 0, a reach of at least 1 for each fine search, a resolution of at least {2 ** len(widths)} and "
+                f"a weight of at least 0, got channels={widths}, descriptors={descriptors}, passes={passes}, "
+                f"reach={reach}, fine={list(fine)}, resolution={resolution} and weight={weight}."
             )
         self.ndim, self.in_channels, self.kind = ndim, in_channels, kind
-        self.passes, self.reach, self.resolution = int(passes), reaches, int(resolution)
-        self.weight = float(weight)
+        self.resolution, self.weight = int(resolution), float(weight)
         self.stride = 2 ** len(widths)
         self.encoder = strided_encoder(ndim, in_channels, widths)
-        self.context = FeaturePyramid(ndim, widths)
-        self.heads = nn.ModuleList(
-            CONVOLUTIONS[ndim](width, length, 1) for width, length in zip(widths[:LEVELS], lengths, strict=True)
-        )
-        self.sharpness = nn.Parameter(torch.full((LEVELS,), math.log(10.0)))
+        self.context = FeaturePyramid(ndim, widths[LEVEL:])
+        self.head = CONVOLUTIONS[ndim](widths[LEVEL], descriptors, 1)
+        self.sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         """Predict a linear map, and velocities unless landmarks teach the descriptors; see :meth:`Network.forward`."""
@@ -121,65 +130,54 @@ class MatchingNetwork(Network):
         fixed, moving = (Image(image.data, image.grid) for image in (fixed, moving))
         if taught:
             here, there = self.described(fixed), self.described(moving)
-            return Prediction(self.fitted(here[-1], there[-1], every=2**self.ndim), (here, there))
-        linear = self._linear(*(self._reduced(image) for image in (fixed, moving)))
-        return Prediction(self._deformed(fixed, moving, linear))
+            return Prediction(self.fitted(here, there, every=2**self.ndim), (here, there))
+        return Prediction(self._searched(fixed, moving, self._matched(self._reduced(fixed), self._reduced(moving))))
 
-    def _linear(self, fixed: Image, moving: Image) -> Affine:
-        here = self.described(fixed)[-1]
-        found = self.fitted(here, self.described(moving)[-1])
-        for _ in range(self.passes - 1):
-            before = plausible(found)
-            seen = replace(warp(moving, before, fixed.grid), mask=None)
-            found = self.fitted(here, self.described(seen)[-1]).then(before)
-        return found
-
-    def _deformed(self, fixed: Image, moving: Image, linear: Affine) -> Transform:
-        """Search for velocities from coarse to fine; each acts before what was found before it."""
+    def _matched(self, fixed: Image, moving: Image) -> Transform:
+        """Match descriptors: everywhere for a linear map, then nearby for velocities that act before it."""
         here = self.described(fixed)
-        found: list[Transform] = [linear]
-        for level in reversed(range(LEVELS)):
-            if self.reach[level] == 0:
-                continue
-            seen = replace(warp(moving, chain(*found), fixed.grid), mask=None)
-            own, other = here[level], self.described(seen)[level]
-            affines = own.grid.affine.expand(len(own.data), -1, -1)
-            pairs = zip(own.data.split(1), other.data.split(1), affines.split(1), strict=True)
-            fields = [self._velocity(a, b, Grid(own.grid.shape, affine), level) for a, b, affine in pairs]
-            found = [Velocity(torch.cat(fields), own.grid, STEPS), *found]
-        return chain(*found)
+        linear = self.fitted(here, self.described(moving))
+        for _ in range(self.passes - 1):
+            before = plausible(linear)
+            linear = self.fitted(here, self.described(_seen(moving, before, fixed.grid))).then(before)
+        if self.reach == 0:
+            return linear
+        there = self.described(_seen(moving, linear, fixed.grid))
+        return chain(_velocity(here, there, self.reach, COARSE), linear)
 
-    def _velocity(self, fixed: Tensor, moving: Tensor, grid: Grid, level: int) -> FieldTensor:
-        """Search from both sides; a flow and its inverse have opposite velocities."""
-        search = partial(coupled_search, grid=grid, reach=self.reach[level], couplings=COUPLINGS, softness=SOFTNESS)
-        return (search(fixed, moving) - search(moving, fixed)) / 2
+    def _searched(self, fixed: Image, moving: Image, found: Transform) -> Transform:
+        """Search on self-similarity; what is found acts before what was found before it."""
+        if not self.fine:
+            return found
+        here = _self_similarity(fixed)
+        for reach in self.fine:
+            there = _self_similarity(_seen(moving, found, fixed.grid))
+            found = chain(_velocity(here, there, reach, FINE), found)
+        return found
 
     def _reduced(self, image: Image) -> Image:
         factor = self.resolution / max(image.grid.shape)
         return image if factor >= 1 else resize_image(image, tuple(max(1, round(n * factor)) for n in image.grid.shape))
 
-    def described(self, image: Image) -> list[Image]:
-        """Return descriptors of unit length at half and at a quarter of the resolution, as the channels of images."""
+    def described(self, image: Image) -> Image:
+        """Return descriptors of unit length at a quarter of the resolution, as the channels of an image."""
         least = 2 if max(image.grid.shape) <= self.stride else 1  # a norm needs two samples at the coarsest level
         data, grid = pad_to_multiple(image.data, image.grid, least * self.stride)
-        features = self.context(run_blocks(self.encoder, data))
-        found = []
-        for head, values in zip(self.heads, features, strict=False):
-            with torch.autocast(values.device.type, enabled=False):
-                lengths = F.normalize(head(values.to(head.weight.dtype)), dim=1)
-            found.append(Image(lengths, grid.resized(tuple(lengths.shape[2:]))))
-        return found
+        values = self.context(run_blocks(self.encoder, data)[LEVEL:])[0]
+        with torch.autocast(values.device.type, enabled=False):
+            lengths = F.normalize(self.head(values.to(self.head.weight.dtype)), dim=1)
+        return Image(lengths, grid.resized(tuple(lengths.shape[2:])))
 
     def fitted(self, fixed: Image, moving: Image, *, every: int = 1) -> Affine:
         """Fit a linear map to the matches of descriptors.
 
         Args:
-            fixed: The coarser result of :meth:`described`.
-            moving: The coarser result of :meth:`described`.
+            fixed: Result of :meth:`described`.
+            moving: Result of :meth:`described`.
             every: Only each so many places of the fixed image are matched.
         """
         with torch.autocast(fixed.data.device.type, enabled=False):
-            logits = self.sharpness[-1].exp() * (fixed.data.flatten(2)[..., ::every].mT @ moving.data.flatten(2))
+            logits = self.sharpness.exp() * (fixed.data.flatten(2)[..., ::every].mT @ moving.data.flatten(2))
             agreement = logits.softmax(2) * logits.softmax(1)
             here, there = (image.grid.points.flatten(1, -2).expand(len(logits), -1, -1) for image in (fixed, moving))
             here = here[:, ::every]
@@ -195,22 +193,19 @@ class MatchingNetwork(Network):
     def auxiliary_terms(
         self, prediction: Prediction, fixed: Image, moving: Image, objective: Objective
     ) -> dict[str, WeightedValue]:
-        """Compute the cross-entropy of the matches of the landmarks, for each level of descriptors.
+        """Compute the cross-entropy of the matches of the landmarks.
 
-        Without landmarks there are no terms: the network learns from the objective alone.
+        Without landmarks there is no term: the network learns from the objective alone.
         """
-        described: tuple[list[Image], list[Image]] | None = prediction.auxiliary
+        described: tuple[Image, Image] | None = prediction.auxiliary
         if described is None or self.weight == 0 or fixed.landmarks is None or moving.landmarks is None:
             return {}
-        terms = {}
-        for level, (here, there) in enumerate(zip(*described, strict=True)):
-            points, targets = fixed.landmarks[:, :TAUGHT], moving.landmarks[:, :TAUGHT]  # they are in random order
-            forth = self._entropy(level, here, there, points, targets)
-            back = self._entropy(level, there, here, targets, points)
-            terms[f"matches_{level}"] = WeightedValue((forth + back) / 2, self.weight)
-        return terms
+        here, there = described
+        points, targets = fixed.landmarks[:, :TAUGHT], moving.landmarks[:, :TAUGHT]  # they are in random order
+        both = (self._entropy(here, there, points, targets) + self._entropy(there, here, targets, points)) / 2
+        return {"matches": WeightedValue(both, self.weight)}
 
-    def _entropy(self, level: int, here: Image, there: Image, points: PointTensor, targets: PointTensor) -> Scalar:
+    def _entropy(self, here: Image, there: Image, points: PointTensor, targets: PointTensor) -> Scalar:
         """Compute the cross-entropy of the matches of points, where both points lie in the images.
 
         The true match is a mixture of the places around the target, so a position between them is learned too.
@@ -220,10 +215,36 @@ class MatchingNetwork(Network):
         with torch.autocast(here.data.device.type, enabled=False):
             found = F.normalize(sample(here.data, here.grid, points.nan_to_num(), padding="border"), dim=1)
             true = sample(there.data, there.grid, targets.nan_to_num(), padding="border")
-            sharpness = self.sharpness[level].exp()
+            sharpness = self.sharpness.exp()
             logits = sharpness * (found.mT @ there.data.flatten(2))
             losses = logits.logsumexp(2) - sharpness * (found * true).sum(1)
         return (losses * inside).sum() / inside.sum().clamp(min=1)
+
+
+def _seen(moving: Image, transform: Transform, grid: Grid) -> Image:
+    """Return the warped image without a mask."""
+    return replace(warp(moving, transform, grid), mask=None)
+
+
+def _self_similarity(image: Image) -> Image:
+    """Return MIND-SSC descriptors, averaged to half of the resolution."""
+    data, grid = pad_to_multiple(image.data, image.grid, 2)
+    values = self_similarity(data)
+    halved = F.avg_pool3d(values, 2) if image.ndim == 3 else F.avg_pool2d(values, 2)
+    return Image(halved, grid.resized(tuple(halved.shape[2:])))
+
+
+def _velocity(fixed: Image, moving: Image, reach: int, settings: Settings) -> Velocity:
+    """Search from both sides; a flow and its inverse have opposite velocities."""
+    found = []
+    for k in range(len(fixed.data)):
+        grid = Grid(fixed.grid.shape, fixed.grid.affine.expand(len(fixed.data), -1, -1)[k : k + 1])
+        search = partial(
+            coupled_search, grid=grid, reach=reach, couplings=settings.couplings, softness=settings.softness
+        )
+        one, other = fixed.data[k : k + 1], moving.data[k : k + 1]
+        found.append((search(one, other) - search(other, one)) / 2)
+    return Velocity(torch.cat(found), fixed.grid, STEPS)
 
 
 def robust_fit(

@@ -35,7 +35,7 @@ def test_crops_of_the_hippocampus(crops):
         result = learnreg.register(fixed, moving, checkpoint="universal")
         gains.append(dice(fixed, moving, result.transform) - dice(fixed, moving, result.initial))
         assert float(folding_fraction(result.sampled.field, fixed.grid)) == 0
-    assert sum(gains) / len(gains) > 0.03
+    assert sum(gains) / len(gains) > 0.1
 
 
 def test_a_header_that_lost_its_orientation_changes_little(crops):
@@ -44,6 +44,23 @@ def test_a_header_that_lost_its_orientation_changes_little(crops):
     turned = [replace(image, data=image.data.flip(2), labels=image.labels.flip(2)) for image in (fixed, moving)]
     found = dice(*turned, learnreg.register(*turned, checkpoint="universal").transform)
     assert abs(found - upright) < 0.05
+
+
+def test_a_brain_that_is_turned_and_shifted_is_found(real_data):
+    """By 43 degrees and 40 mm in its header, which nothing but the images can tell."""
+    folder = real_data / "brain"
+    fixed, moving = (
+        learnreg.read_image(folder / "images" / f"{name}.nii.gz", labels=folder / "labels" / f"{name}.nii.gz")
+        for name in ("1019", "1104")
+    )
+    turn = torch.matrix_exp(torch.tensor([[[0.0, -0.43, -0.43], [0.43, 0.0, -0.43], [0.43, 0.43, 0.0]]]).double())
+    motion = Affine.about(turn, torch.tensor([[25.0, -20.0, 24.0]]).double(), moving.grid.center.double())
+    header = (motion.matrix @ moving.grid.affine.double()).to(moving.grid.affine)
+    moved = replace(moving, grid=Grid(moving.grid.shape, header))
+    upright = dice(fixed, moving, learnreg.register(fixed, moving, checkpoint="universal").transform)
+    turned = dice(fixed, moved, learnreg.register(fixed, moved, checkpoint="universal").transform)
+    assert upright > 0.45
+    assert turned > upright - 0.03
 
 
 def test_a_brain_in_inverted_contrast(real_data):
@@ -55,7 +72,7 @@ def test_a_brain_in_inverted_contrast(real_data):
     )
     inverted = moving.with_data((moving.data.max() - moving.data) * (moving.data > 0))
     result = learnreg.register(fixed, inverted, checkpoint="universal")
-    assert dice(fixed, moving, result.transform) > dice(fixed, moving, result.initial) + 0.05
+    assert dice(fixed, moving, result.transform) > dice(fixed, moving, result.initial) + 0.2
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -101,8 +118,8 @@ def test_descriptors_of_another_network_are_refused():
 def test_a_whole_pass_is_trained_by_an_objective_alone():
     """Without landmarks, the gradient goes through the search."""
     grid = Grid.regular((16, 16))
-    network = MatchingNetwork(2, (4, 8), descriptors=(4, 4)).train()
+    network = MatchingNetwork(2, (4, 8), descriptors=4).train()
     fixed, moving = (Image(torch.rand(1, 1, 16, 16), grid) for _ in range(2))
     network(fixed, moving).displacement(grid).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-    assert network.heads[0].weight.grad.abs().sum() > 0
+    assert network.head.weight.grad.abs().sum() > 0

@@ -17,7 +17,7 @@ from learnreg.similarity import MSE
 from learnreg.transforms import Affine, linear_through_landmarks
 from tests.networks.test_networks import NetworkLaws
 
-make = partial(MatchingNetwork, channels=(4, 8), descriptors=(4, 8), weight=0.0)
+make = partial(MatchingNetwork, channels=(4, 8), descriptors=8, weight=0.0)
 
 
 class TestLaws(NetworkLaws):
@@ -79,7 +79,7 @@ def test_descriptors_learn_to_match():
     """From landmarks of random pairs of unrelated contrasts; new pairs are matched far better than by chance."""
     torch.manual_seed(0)
     pairs = RandomPairs((32, 32), rotation=45.0, shift=0.1, bend=0.0, templates=0.0)
-    network = MatchingNetwork(2, (8, 16, 16), descriptors=(8, 16), resolution=32).train()
+    network = MatchingNetwork(2, (8, 16, 16), descriptors=16, resolution=32).train()
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     objective = Objective(MSE())
 
@@ -93,14 +93,13 @@ def test_descriptors_learn_to_match():
         optimizer.step()
     with torch.no_grad():
         found = terms(range(10_000, 10_032))
-    assert set(found) == {"matches_0", "matches_1"}
-    assert float(found["matches_0"].value) < 0.65 * math.log(16 * 16)  # that of a guess among all places
-    assert float(found["matches_1"].value) < 0.65 * math.log(8 * 8)
+    assert set(found) == {"matches"}
+    assert float(found["matches"].value) < 0.65 * math.log(8 * 8)  # that of a guess among all places
 
 
 def test_all_weights_of_the_cascade_learn():
     """Unused weights would stop a training on several processes."""
-    network = Cascade([MatchingNetwork(2, (4, 8, 8), descriptors=(4, 4)), Pyramid(2, (4, 8), context=True)]).train()
+    network = Cascade([MatchingNetwork(2, (4, 8, 8), descriptors=4), Pyramid(2, (4, 8), context=True)]).train()
     fixed, moving, _ = RandomPairs((16, 16), templates=0.0)(seeds_of(0, [0, 1]))
     objective = Objective(MSE())
     prediction = network.predict(fixed, moving)
@@ -115,8 +114,8 @@ def test_what_is_wrong_is_told():
         MatchingNetwork(3, (4,))
     with pytest.raises(ValueError, match="fits translation"):
         MatchingNetwork(3, (4, 8), kind="spline")
-    with pytest.raises(ValueError, match="two lengths"):
-        MatchingNetwork(3, (4, 8), descriptors=(4,))
-    network = MatchingNetwork(2, (4, 8), descriptors=(4, 8)).train()
+    with pytest.raises(ValueError, match="each fine search"):
+        MatchingNetwork(3, (4, 8), fine=(2, 0))
+    network = MatchingNetwork(2, (4, 8), descriptors=4).train()
     image = Image(torch.rand(1, 1, 16, 16), Grid.regular((16, 16)))
     assert network.auxiliary_terms(network.predict(image, image), image, image, Objective(MSE())) == {}
