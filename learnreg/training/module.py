@@ -225,11 +225,22 @@ class RegistrationModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self) -> float:
-        """Return the factor of the learning rate: a linear warm-up, then the schedule."""
+        """Return the factor of the learning rate: a linear warm-up, then the schedule.
+
+        A training that only a callback ends has no shares: it stays at the beginning of the schedule.
+        """
         progress = self.progress()
-        if progress < self.warmup:
+        if progress < self.warmup and self._has_budget():
             return max(progress / self.warmup, 1e-3)
-        return self.schedule(min(1.0, (progress - self.warmup) / (1 - self.warmup)))
+        return self.schedule(min(1.0, max(0.0, progress - self.warmup) / (1 - self.warmup)))
+
+    def _has_budget(self) -> bool:
+        """Return whether steps, epochs or ``max_time`` end the training."""
+        if self._trainer is None:
+            return False
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        timed = any(isinstance(one, Timer) and one.time_remaining() is not None for one in callbacks)
+        return timed or 0 < self.trainer.estimated_stepping_batches < math.inf
 
     def progress(self) -> float:
         """Return the share of the training that is done, from 0 to 1.

@@ -161,6 +161,18 @@ class TestSchedule:
         fit(tmp_path, module(schedule=Constant(), warmup=0.25), Blobs(1), callbacks=[rates])
         assert rates.found == pytest.approx([0.05 * max(min(k / 5, 1), 1e-3) for k in range(20)])
 
+    def test_a_training_without_a_budget_does_not_stay_in_the_warm_up(self, tmp_path):
+        """A callback ends it, so its shares are unknown."""
+
+        class End(Rates):
+            def on_train_batch_end(self, trainer, *_):
+                trainer.should_stop = len(self.found) == 8
+
+        rates = End()
+        trained = module(schedule=Constant(), warmup=0.25)
+        fit(tmp_path, trained, Blobs(1), steps=-1, callbacks=[rates], max_epochs=-1)
+        assert rates.found == pytest.approx([0.05] * 8)
+
     def test_time_decides(self, tmp_path):
         """Without a number of steps, a step of the rate comes at half of the time."""
         rates = Rates()
