@@ -44,6 +44,7 @@ COARSE = Settings((0.1, 1.0), 0.5)  # of the search on descriptors
 FINE = Settings((0.05, 0.3), 0.2)  # of the searches on self-similarity
 TAUGHT = 128  # landmarks of a pair that teach the descriptors
 STEPS = 4  # squarings
+SPARSE = 3  # places of the fixed image are matched in passes that another one follows: one in so many
 LEVEL = 1  # of the features with descriptors: a quarter of the resolution
 
 
@@ -136,10 +137,11 @@ class MatchingNetwork(Network):
     def _matched(self, fixed: Image, moving: Image) -> Transform:
         """Match descriptors: everywhere for a linear map, then nearby for velocities that act before it."""
         here = self.described(fixed)
-        linear = self.fitted(here, self.described(moving))
-        for _ in range(self.passes - 1):
+        first, *others = [SPARSE] * (self.passes - 1) + [1]
+        linear = self.fitted(here, self.described(moving), every=first)
+        for every in others:
             before = plausible(linear)
-            linear = self.fitted(here, self.described(_seen(moving, before, fixed.grid))).then(before)
+            linear = self.fitted(here, self.described(_seen(moving, before, fixed.grid)), every=every).then(before)
         if self.reach == 0:
             return linear
         there = self.described(_seen(moving, linear, fixed.grid))
