@@ -2,9 +2,11 @@
 
 import ast
 import graphlib
+import importlib
 from pathlib import Path
 
 import pytest
+import torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
@@ -101,3 +103,18 @@ def test_no_circle():
         for name in ("grid", "image", "sampling", "fields", "transforms.base", "warping")
     ]
     assert met == sorted(met)
+
+
+def test_no_module_holds_a_tensor():
+    """A module can be imported while a device is set, as when a model is outlined without memory; so would its tensor."""
+    held = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        if name.endswith("__main__"):
+            continue
+        try:
+            module = importlib.import_module(name)
+        except ImportError:  # an optional package is missing
+            continue
+        held |= {f"{name}.{key}": value for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
+    assert not held

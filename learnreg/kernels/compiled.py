@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache, update_wrapper
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -212,6 +213,11 @@ def scored(values: Tensor, score: Callable[[Tensor, bool], tuple[Tensor, Tensor 
 def array(tensor: Tensor) -> Array:
     """Return the values of a tensor as a contiguous array, without a copy where they are contiguous."""
     return tensor.detach().contiguous().numpy()
+
+
+def optional(weights: Tensor | None) -> Array:
+    """Return weights ``(B or 1, C or 1, *grid)`` as an array with three spatial axes; one 1 where there are none."""
+    return np.ones((1, 1, 1, 1, 1), np.float32) if weights is None else array(volumes(weights))
 
 
 def volumes(values: Tensor) -> Tensor:

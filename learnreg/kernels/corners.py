@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.kernels.compiled import Array, array, compiled, in_parallel, parts, vectors
-
-NO_WEIGHT = torch.ones(1, 1, 1, 1, 1)
+from learnreg.kernels.compiled import Array, array, compiled, in_parallel, optional, parts, vectors
 
 
 def corner_penalty(
@@ -34,7 +32,7 @@ def corner_penalty(
     ndim = displacement.shape[1]
     single = [axis for axis in range(2, 5) if vectors(displacement).shape[axis] == 1]
     u = array(_doubled(vectors(displacement), single))
-    local = array(NO_WEIGHT if weight is None else _doubled(weight if ndim == 3 else weight.unsqueeze(2), single))
+    local = optional(None if weight is None else _doubled(weight if ndim == 3 else weight.unsqueeze(2), single))
     sides = np.tile(np.eye(3, dtype=np.float32), (len(affine), 1, 1))
     sides[:, :ndim, :ndim] = array(affine)
     ranges = parts(u.shape[2] - 1, u[:, 0].size)

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.kernels.compiled import Array, array, compiled, in_parallel, parts, volumes
+from learnreg.kernels.compiled import Array, array, compiled, in_parallel, optional, parts, volumes
 
-NO_MASK = torch.ones(1, 1, 1, 1, 1)
 Pairs = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
@@ -33,7 +32,7 @@ def pair_means(padded: Tensor, seen: Tensor | None, *, pairs: Pairs, shape: tupl
     Returns:
         ``(B, C, K, *shape)``.
     """
-    values, mask = array(volumes(padded)), array(NO_MASK if seen is None else volumes(seen))
+    values, mask = array(volumes(padded)), optional(seen)
     grid = (1,) * (3 - len(shape)) + tuple(shape)
     found = np.empty((*values.shape[:2], len(pairs), *grid), np.float32)
     inputs = values, mask, _starts(pairs), radius, found
@@ -43,7 +42,7 @@ def pair_means(padded: Tensor, seen: Tensor | None, *, pairs: Pairs, shape: tupl
 
 def pair_gradient(padded: Tensor, seen: Tensor | None, outer: Tensor, *, pairs: Pairs, radius: int) -> Tensor:
     """Return the gradient of :func:`pair_means` for ``padded``."""
-    values, mask = array(volumes(padded)), array(NO_MASK if seen is None else volumes(seen))
+    values, mask = array(volumes(padded)), optional(seen)
     pull = array(outer if outer.ndim == 6 else outer.unsqueeze(3))
     ranges = parts(pull.shape[3], pull.size)
     sums = [np.zeros_like(values) for _ in ranges]  # added in order: no races, and the same result in each run
@@ -67,7 +66,7 @@ def descriptor_loss(
         ``(B,)`` and the gradient.
     """
     d = array(distance if distance.ndim == 6 else distance.unsqueeze(3))
-    other, counted = array(volumes(known)), array(NO_MASK if weights is None else volumes(weights))
+    other, counted = array(volumes(known)), optional(weights)
     ranges = parts(d.shape[3], d.size)
     least, typical = np.empty((2, *d.shape[:2], *d.shape[3:]), np.float32)
     sums = np.zeros((len(ranges), *d.shape[:2]))

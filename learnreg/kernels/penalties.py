@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.kernels.compiled import Array, array, compiled, in_parallel, parts, volumes
-
-NO_WEIGHT = torch.ones(1, 1, 1, 1, 1)
+from learnreg.kernels.compiled import Array, array, compiled, in_parallel, optional, parts, volumes
 
 
 def diffusion(field: Tensor, needed: bool, *, shares: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -42,7 +40,7 @@ def bending(field: Tensor, needed: bool, *, shares: Tensor, weight: Tensor | Non
     Returns:
         ``(B,)`` and the gradient.
     """
-    u, local = array(volumes(field)), array(NO_WEIGHT if weight is None else volumes(weight))
+    u, local = array(volumes(field)), optional(weight)
     factors = np.zeros((shares.shape[1], 3), np.float32)
     factors[:, 3 - len(shares) :] = array(shares.T)
     nz = u.shape[2]
@@ -69,7 +67,7 @@ def bending(field: Tensor, needed: bool, *, shares: Tensor, weight: Tensor | Non
 def _scored(
     loop: Any, field: Tensor, needed: bool, shares: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    u, local = array(volumes(field)), array(NO_WEIGHT if weight is None else volumes(weight))
+    u, local = array(volumes(field)), optional(weight)
     factors = np.zeros((shares.shape[1], 3), np.float32)
     factors[:, 3 - len(shares) :] = array(shares.T)
     gradient = np.empty_like(u if needed else u[:0])

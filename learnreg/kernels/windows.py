@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learnreg.kernels.compiled import Array, array, compiled, in_parallel, parts, volumes
-
-NO_MASK = torch.zeros(1, 1, 1, 1, 1)
+from learnreg.kernels.compiled import Array, array, compiled, in_parallel, optional, parts, volumes
 
 
 @lru_cache(maxsize=128)
@@ -127,7 +125,7 @@ def correlations(
     """
     values = array(volumes(means))
     given = [array(volumes(t)) for t in known]
-    given += [array(NO_MASK if t is None else volumes(t)) for t in (share, weights)]
+    given += [optional(t) for t in (share, weights)]
     channels = values.shape[1] // 3
     counted = np.full(len(values), float(channels * values[0, 0].size))
     if weights is not None:
@@ -164,10 +162,9 @@ def _arrays(
     x: Tensor, y: Tensor, mask: Tensor | None, center: Tensor | None, scale: Tensor | None
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Return arrays with three spatial axes; a mask of a single voxel is none."""
-    weights = NO_MASK if mask is None else volumes(mask)
     places = x.new_zeros(x.shape[:2]) if center is None else center.reshape(x.shape[:2])
     factors = x.new_ones(x.shape[:2]) if scale is None else scale.reshape(x.shape[:2])
-    return array(volumes(x)), array(volumes(y)), array(weights), array(places), array(factors)
+    return array(volumes(x)), array(volumes(y)), optional(mask), array(places), array(factors)
 
 
 @compiled
