@@ -18,13 +18,10 @@ from pathlib import Path
 import torch
 from starts import pairs
 from tqdm.auto import tqdm
-from universal import Case, labelled, moved
+from universal import Case, labelled, template_case
 
 import learnreg
-from learnreg.data.anatomies import Draws, smooth_noise
 from learnreg.methods import Method, load_method
-from learnreg.transforms import Affine, Transform, Velocity, chain
-from learnreg.warping import warp
 
 WEIGHT = 0.1  # of the diffusion penalty in the preset
 AFFINE = "defaults: [/method/multimodal@_here_, _self_]\nstages: {deformation: null}\n"
@@ -41,31 +38,12 @@ stages:
 """
 
 
-def templates(data: Path, contrast: str, seeds: tuple[int, ...]) -> Iterator[Case]:
-    """Yield T1 with another contrast, deformed by a known flow and turned; the error inside of the head is in mm."""
-    folder = data / "multimodal"
-    fixed = learnreg.read_image(folder / "spm_avg152T1.nii.gz")
-    other = learnreg.read_image(folder / f"spm_avg152{contrast}.nii.gz")
-    inside = fixed.data[0, 0] > 0.2 * fixed.data.max()
-    points = fixed.grid.points[0][inside][None, ::50]
-    for seed in seeds:  # scripts/universal.py reports 1 and 2
-        coarse = other.grid.resized((24, 24, 24))
-        flow = Velocity(4.0 * smooth_noise(Draws([seed], "cpu"), coarse, 3, torch.tensor([3.0])), coarse)
-        seen = moved(warp(other, flow, other.grid), (8.0, -6.0, 5.0), (6.0, -5.0, 4.0))
-        turn = Affine((seen.grid.affine.double() @ other.grid.affine.double().inverse()).to(seen.grid.affine))
-        truth = chain(turn, flow.inverse())
-
-        def error(transform: Transform, truth: Transform = truth) -> float:
-            return float((transform(points) - truth(points)).norm(dim=-1).mean())
-
-        yield Case(f"T1 with {contrast}, mm", fixed, seen, error, "multimodal")
-
-
 def cases(data: Path, group: str, count: int) -> Iterator[Case]:
     """Yield the cases of a group."""
     if group == "templates":
         for contrast in ("T2", "PD"):
-            yield from templates(data, contrast, tuple(range(11, 11 + count)))
+            for seed in range(11, 11 + count):  # scripts/universal.py reports 1 and 2
+                yield template_case(data, contrast, seed)
         return
     for fixed, moving in pairs(data, "brain" if group == "brains" else "hippocampus", count):
         if group == "inverted":
