@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnreg.errors import InputError
@@ -10,6 +11,8 @@ from learnreg.image import Image
 from learnreg.networks.checkpoint import load_checkpoint, of_dimension
 from learnreg.networks.matching import MatchingNetwork
 from learnreg.typing import ImageTensor
+
+SMALL = 32  # samples along the longest side of an image
 
 
 class DescriptorMaps(nn.Module):
@@ -39,6 +42,12 @@ class DescriptorMaps(nn.Module):
         self.network = network
 
     def forward(self, values: ImageTensor) -> tuple[Tensor, ...]:
-        """Return descriptors ``(B, K, *grid / 4)`` of images ``(B, 1, *grid)`` in [0, 1]."""
+        """Return descriptors ``(B, K, *grid / 4)`` of images ``(B, 1, *grid)`` in [0, 1].
+
+        Small images are doubled first: a quarter of their samples is too few for a similarity to fall on a short step.
+        """
+        if max(values.shape[2:]) < SMALL:
+            mode = "trilinear" if values.ndim == 5 else "bilinear"
+            values = F.interpolate(values, scale_factor=2, mode=mode)
         grid = Grid.regular(tuple(values.shape[2:]))
         return (self.network.described(Image(values, grid)).data,)

@@ -356,7 +356,7 @@ class TestPrecision:
                     types.add(pl_module(*batch).displacement(batch[0].grid).dtype)
 
             trained = module(similarity="lncc", optimizer=ADAM)
-            ((weights, history),) = fit(folder, trained, Blobs(2), steps=120, precision=precision, callbacks=[Seen()])
+            ((weights, history),) = fit(folder, trained, Blobs(2), steps=240, precision=precision, callbacks=[Seen()])
             assert types | {value.dtype for value in weights.values()} == {torch.float32}
             return [values["val/loss"] for values in history]
 
