@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnreg.errors import InputError
@@ -10,6 +9,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks.checkpoint import load_checkpoint, of_dimension
 from learnreg.networks.matching import MatchingNetwork
+from learnreg.sampling import resize
 from learnreg.typing import ImageTensor
 
 SMALL = 32  # samples along the longest side of an image
@@ -47,7 +47,6 @@ class DescriptorMaps(nn.Module):
         Small images are doubled first: a quarter of their samples is too few for a similarity to fall on a short step.
         """
         if max(values.shape[2:]) < SMALL:
-            mode = "trilinear" if values.ndim == 5 else "bilinear"
-            values = F.interpolate(values, scale_factor=2, mode=mode)
+            values = resize(values, tuple(2 * n for n in values.shape[2:]))
         grid = Grid.regular(tuple(values.shape[2:]))
         return (self.network.described(Image(values, grid)).data,)

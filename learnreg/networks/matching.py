@@ -231,9 +231,7 @@ def _seen(moving: Image, transform: Transform, grid: Grid) -> Image:
 def _self_similarity(image: Image) -> Image:
     """Return MIND-SSC descriptors, averaged to half of the resolution."""
     data, grid = pad_to_multiple(image.data, image.grid, 2)
-    values = self_similarity(data)
-    halved = F.avg_pool3d(values, 2) if image.ndim == 3 else F.avg_pool2d(values, 2)
-    return Image(halved, grid.resized(tuple(halved.shape[2:])))
+    return resize_image(Image(self_similarity(data), grid), tuple(n // 2 for n in grid.shape))
 
 
 def _velocity(fixed: Image, moving: Image, reach: int, settings: Settings) -> Velocity:
