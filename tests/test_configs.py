@@ -311,7 +311,8 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\n"
         "defaults:\n  - quickstart\n  - override /network: unet\n"
-        "network: {channels: [4, 8]}\ndata: {subjects: 2, validation_subjects: 2, spacing: 8.0}\nreport_pairs: 1\nrefine: 2\n"
+        "network: {channels: [4, 8]}\ndata: {subjects: 2, validation_subjects: 2, spacing: 8.0}\n"
+        "start: null\ncompare: [universal]\nreport_pairs: 1\nrefine: 2\n"
     )
     done = run(
         str(ROOT / "train.py"),
@@ -327,9 +328,12 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
-    assert [row["method"] for row in report["summary"]] == ["start", "classical", "one-shot", "refined"]
+    assert [row["method"] for row in report["summary"]] == ["start", "classical", "universal", "one-shot", "refined"]
     assert "| classical" in done.stdout
-    assert len(list((tmp_path / "run" / "figures").glob("validation_pair_1_*.png"))) == 3
+    assert len(list((tmp_path / "run" / "figures").glob("validation_pair_1_*.png"))) == 4
+
+
+TINY = ["data.spacing=8", "data.subjects=2", "data.validation_subjects=2"]
 
 
 @pytest.mark.parametrize(
@@ -345,6 +349,9 @@ def test_report_after_training_from_another_folder_with_own_configs(tmp_path):
         (["experiment=quickstart", "resume=/nowhere.ckpt"], "No such checkpoint"),
         (["experiment=quickstart", "optimizer.learning_rate=0.1"], "'optimizer.learning_rate'; choose from lr"),
         (["experiment=quickstart", "optimzer.lr=0.1"], "did you mean 'optimizer'"),
+        (["experiment=quickstart", "network=unet", *TINY], "or start=null to begin with random weights"),
+        (["experiment=quickstart", "compare=[universal-2d]", *TINY], "compare=universal-2d is a model for 2-D images"),
+        (["experiment=quickstart", "compare=[nowhere]", *TINY], "No such checkpoint: nowhere"),
         (["-m", "experiment=quickstart", "network=unet,unnet"], "network/unnet"),
         (
             ["experiment=quickstart", "objective/penalties=bending", "+objective.penalties.diffusion.weight=1"],
@@ -373,6 +380,7 @@ def test_a_bug_in_a_training_keeps_its_traceback(tmp_path):
         "train.py",
         "experiment=quickstart",
         "debug=step",
+        "start=null",
         "network=unet",
         "network._target_=faulty.Faulty",
         f"hydra.run.dir={tmp_path}/run",

@@ -235,6 +235,7 @@ def run(config: dict[str, Any]) -> float | None:
         build_callbacks,
         build_loggers,
         build_module,
+        check_compared,
         check_data,
         check_launch,
         check_options,
@@ -259,6 +260,7 @@ def run(config: dict[str, Any]) -> float | None:
     check_data(config, module, data)
     if config["start"]:
         begin_with(module, config["start"], trust)
+    check_compared(config, module)
     trainer = instantiate(
         config["trainer"],
         callbacks=build_callbacks(config),

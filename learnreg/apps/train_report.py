@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,31 @@ from learnreg.reporting.figures import registration_figure, save_figure
 from learnreg.writing import write_atomically
 
 
-def report(config: dict[str, Any], data: Any, folder: str) -> None:
-    """Register the first validation pairs one-shot, classically and refined; print and save the results."""
-    run = Path(folder)
-    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt", trust=trusted(config))
-    methods: dict[str, Method] = {
-        "classical": instantiate(config["method"], _convert_="all"),
+def compared(config: dict[str, Any], run: Path) -> dict[str, Method]:
+    """Return the methods of the report by their names in its table.
+
+    Args:
+        config: The configuration of the run.
+        run: The run folder.
+    """
+    trust = trusted(config)
+    checkpoint = load_checkpoint(run / "checkpoints" / "best.ckpt", trust=trust)
+    methods: dict[str, Method] = {"classical": instantiate(config["method"], _convert_="all")}
+    for name in config["compare"]:
+        methods[Path(name).stem] = OneShotMethod(load_checkpoint(name, trust=trust))
+    if config["start"]:
+        before = load_checkpoint(config["start"], trust=trust).network
+        methods["before training"] = OneShotMethod(replace(checkpoint, network=before))
+    return methods | {
         "one-shot": OneShotMethod(checkpoint),
         "refined": OneShotMethod(checkpoint, refine=config["refine"]),
     }
+
+
+def report(config: dict[str, Any], data: Any, folder: str) -> None:
+    """Register the first validation pairs by each method; print and save the results."""
+    run = Path(folder)
+    methods = compared(config, run)
 
     def picture(case: Case, done: Mapping[str, Registration]) -> None:
         for name, result in done.items():

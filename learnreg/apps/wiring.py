@@ -245,5 +245,21 @@ def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str]
         made = {key: value for key, value in loaded.recipe["network"].items() if key != "_target_"}
         raise InputError(
             f"start={checkpoint} holds a {type(loaded.network).__name__} of {made}, which does not fit the network of "
-            "this training; set network= and its keys to the same."
+            "this training; set network= and its keys to the same, or start=null to begin with random weights."
         ) from error
+
+
+def check_compared(config: dict[str, Any], module: RegistrationModule) -> None:
+    """Check the models of ``compare`` before the training, and not after it.
+
+    Raises:
+        InputError: A file or name is unknown, or a model is for other images.
+    """
+    wanted = module.network.ndim, module.network.in_channels
+    for name in config["compare"]:
+        network = load_checkpoint(name, trust=trusted(config)).network
+        if (network.ndim, network.in_channels) != wanted:
+            raise InputError(
+                f"compare={name} is a model for {network.ndim}-D images of {network.in_channels} channel(s); this "
+                f"training has {wanted[0]}-D images of {wanted[1]}. Leave it out."
+            )

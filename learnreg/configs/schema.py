@@ -34,9 +34,11 @@ class TrainConfig:
         resume: A checkpoint of an earlier run to continue; ``auto`` is the newest of the run folder, if there is one. A
             job that SLURM or torchrun starts again has ``auto``.
         start: A checkpoint, or the name of a model, with the initial weights: fine-tuning.
-        trust: Packages whose classes the files of ``resume`` and ``start`` can name, such as ``[mylab]``. Packages that
-            this configuration names itself are trusted.
-        report_pairs: Validation pairs that every method registers after the training.
+        trust: Packages whose classes the files of ``resume``, ``start`` and ``compare`` can name, such as ``[mylab]``.
+            Packages that this configuration names itself are trusted.
+        report_pairs: Validation pairs that every method registers after the training: the classical method, the network
+            before the training (with ``start``), one-shot and refined.
+        compare: Checkpoints, or names of models, that register these pairs too.
         refine: Classical steps that refine the network's answer in that report.
     """
 
@@ -61,6 +63,7 @@ class TrainConfig:
     start: str | None = None
     trust: list[str] = field(default_factory=list)
     report_pairs: int = 0
+    compare: list[str] = field(default_factory=list)
     refine: int = 30
 
 

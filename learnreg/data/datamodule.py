@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from learnreg.data.checks import check_subjects
 from learnreg.data.datasets import (
+    Augment,
     Augmentation,
     Case,
     ImagePair,
     OrderedPairs,
     PairDataset,
-    augmented,
     collate,
     reversed_pairs,
     within_groups,
@@ -53,6 +53,9 @@ class RegistrationData(pl.LightningDataModule):
         batch_size: Pairs per step and device.
         validation_pairs: Maximum number of validation pairs.
         augmentation: ``image -> image``, for training.
+        orientations: In training, turn and flip both images of a pair alike, by any of the 48 orientations of a volume
+            (8 of an image), so that the network does not depend on the orientation that a header states. The voxels of
+            ``space`` must be isotropic and, with more than one pair in a batch, its sides equal.
         augment_on: Where it runs: ``"loader"``, in the processes that load; ``"device"``, where the network trains, on
             the batch that has arrived there; ``"auto"`` is the device if that is a GPU. The draws are the same.
         num_workers: Processes that load; 0 loads in the main process.
@@ -82,6 +85,7 @@ class RegistrationData(pl.LightningDataModule):
         batch_size: int = 1,
         validation_pairs: int | None = None,
         augmentation: Augmentation | None = None,
+        orientations: bool = False,
         augment_on: Literal["auto", "loader", "device"] = "auto",
         num_workers: int = 0,
         pairing: Literal["all", "within"] = "all",
@@ -109,6 +113,9 @@ class RegistrationData(pl.LightningDataModule):
         self.folds, self.fold = folds, fold
         self.batch_size = batch_size
         self.validation_pairs, self.augmentation = validation_pairs, augmentation
+        self.orientations = orientations
+        if orientations:
+            _check_orientations(space, batch_size)
         if augment_on not in ("auto", "loader", "device"):
             raise InputError(f"data.augment_on is auto, loader or device, got {augment_on!r}.")
         self.augment_on = augment_on
@@ -219,15 +226,20 @@ class RegistrationData(pl.LightningDataModule):
         )
 
     def _training_pairs(self) -> Dataset[ImagePair]:
-        augmentation = None if self._augments_on_device else self.augmentation
-        if not self._paired and self.atlas is None and self.pairing == "all":
-            return OrderedPairs(self.subjects("train"), self.load, augmentation=augmentation)
-        # Prescribed pairs are not changed.
-        return PairDataset(self.pairs("train"), self.load, augmentation=None if self._prescribed else augmentation)
+        augment = None if self._augments_on_device else self._augment
+        if not self._prescribed and self.pairing == "all":
+            return OrderedPairs(self.subjects("train"), self.load, augment=augment)
+        return PairDataset(self.pairs("train"), self.load, augment=augment)
 
     @property
     def _prescribed(self) -> bool:
         return self._paired or self.atlas is not None
+
+    @property
+    def _augment(self) -> Augment | None:
+        """What changes a training pair; the images of prescribed pairs are only turned."""
+        change = Augment(None if self._prescribed else self.augmentation, self.orientations)
+        return None if change == Augment() else change
 
     @property
     def _augments_on_device(self) -> bool:
@@ -237,14 +249,15 @@ class RegistrationData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: ImagePair, dataloader_idx: int) -> ImagePair:
         """Change a training batch on the device, each pair by what its index draws."""
-        if self.augmentation is None or self._prescribed or not (self._augments_on_device and self._trains):
+        augment = self._augment
+        if augment is None or not (self._augments_on_device and self._trains):
             return batch
         sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
         pairs = zip(*(unstacked(images) for images in batch), strict=True)
         changed = []
         for index, pair in zip(sampler.indices(sampler.batches_done), pairs, strict=True):
             with sampler.dataset.drawing(index):
-                changed.append(augmented(pair, self.augmentation))
+                changed.append(augment(pair))
         return collate(changed)
 
     @property
@@ -254,3 +267,16 @@ class RegistrationData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[ImagePair]:
         pairs = PairDataset(self.pairs()[: self.validation_pairs], self.load)
         return validation_loader(pairs, num_workers=self.num_workers)
+
+
+def _check_orientations(space: ModelSpace, batch_size: int) -> None:
+    """Raise where the orientations of a pair would change the spacing of the model, or the shape within a batch."""
+    spacing = {space.spacing} if isinstance(space.spacing, (int, float)) else set(space.spacing)
+    if len(spacing) > 1:
+        raise InputError(f"data.orientations needs one data.space.spacing for all axes, got {list(spacing)}.")
+    if batch_size > 1 and (space.shape is None or len(set(space.shape)) > 1):
+        given = None if space.shape is None else list(space.shape)
+        raise InputError(
+            f"data.orientations turns pairs of one batch differently, so that data.space.shape={given} needs equal "
+            "sides; set them, or data.batch_size=1 with trainer.accumulate_grad_batches."
+        )

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
 
+from learnreg.data.augmentation import random_orientation, reoriented
 from learnreg.data.formats import Pair, Subject
 from learnreg.errors import InputError
 from learnreg.grid import Grid
@@ -45,19 +46,42 @@ def centered(image: Image) -> Image:
     return replace(image, grid=grid, landmarks=landmarks)
 
 
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of a pair that keep the registration task valid; the draws are from torch's generator.
+
+    Args:
+        image: Changes one image; each image draws its own.
+        orientations: Turn both images alike, see :func:`learnreg.data.augmentation.reoriented`.
+    """
+
+    image: Augmentation | None = None
+    orientations: bool = False
+
+    def __call__(self, pair: ImagePair) -> ImagePair:
+        """Change both images of a pair."""
+        fixed, moving = pair
+        if self.image is not None:
+            fixed, moving = self.image(fixed), self.image(moving)
+        if self.orientations:
+            turn = random_orientation(fixed.ndim)
+            fixed, moving = reoriented(fixed, *turn), reoriented(moving, *turn)
+        return fixed, moving
+
+
 class PairDataset(Dataset[ImagePair], Generic[S]):
     """The given pairs, in order.
 
     Args:
         pairs: Fixed and moving subjects.
         load: Subject to image.
-        augmentation: Applied to each image independently, drawn from torch's generator.
+        augment: Applied to a pair, such as :class:`Augment`; ``None`` changes nothing.
     """
 
     def __init__(
-        self, pairs: Sequence[tuple[S, S]], load: Callable[[S], Image], *, augmentation: Augmentation | None = None
+        self, pairs: Sequence[tuple[S, S]], load: Callable[[S], Image], *, augment: Augment | None = None
     ) -> None:
-        self.pairs, self.load, self.augmentation = list(pairs), load, augmentation
+        self.pairs, self.load, self.augment = list(pairs), load, augment
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -68,7 +92,7 @@ class PairDataset(Dataset[ImagePair], Generic[S]):
 
     def __getitem__(self, index: int) -> ImagePair:
         fixed, moving = (self.load(subject) for subject in self.pair(index))
-        return (fixed, moving) if self.augmentation is None else augmented((fixed, moving), self.augmentation)
+        return (fixed, moving) if self.augment is None else self.augment((fixed, moving))
 
 
 class Drawn(Dataset[T]):
@@ -95,18 +119,16 @@ class OrderedPairs(PairDataset[S]):
     Args:
         subjects: At least two.
         load: Subject to image.
-        augmentation: See :class:`PairDataset`.
+        augment: See :class:`PairDataset`.
 
     Raises:
         InputError: There are fewer than two subjects.
     """
 
-    def __init__(
-        self, subjects: Sequence[S], load: Callable[[S], Image], *, augmentation: Augmentation | None = None
-    ) -> None:
+    def __init__(self, subjects: Sequence[S], load: Callable[[S], Image], *, augment: Augment | None = None) -> None:
         if len(subjects) < 2:
             raise InputError(f"Pairs need at least 2 subjects, got {len(subjects)}.")
-        super().__init__((), load, augmentation=augmentation)
+        super().__init__((), load, augment=augment)
         self.subjects = list(subjects)
 
     def __len__(self) -> int:
@@ -115,12 +137,6 @@ class OrderedPairs(PairDataset[S]):
     def pair(self, index: int) -> tuple[S, S]:
         first, second = divmod(index, len(self.subjects) - 1)
         return self.subjects[first], self.subjects[second + (second >= first)]
-
-
-def augmented(pair: ImagePair, augmentation: Augmentation) -> ImagePair:
-    """Change both images of a pair independently; the draws are from torch's generator."""
-    fixed, moving = pair
-    return augmentation(fixed), augmentation(moving)
 
 
 def within_groups(subjects: Sequence[Subject]) -> list[Pair]:

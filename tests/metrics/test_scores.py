@@ -159,7 +159,7 @@ def test_training_evaluate_report_and_register_write_the_same(tmp_path, monkeypa
     monkeypatch.setattr("learnreg.apps.train_report.load_checkpoint", lambda path, trust: checkpoint)
     data = type("Data", (), {"cases": lambda self, count: [Case("a", fixed, moving)]})()
     method = {"_target_": "tests.metrics.test_scores.ShiftingMethod"}
-    report({"method": method, "refine": 0, "report_pairs": 1}, data, str(tmp_path))
+    report({"method": method, "refine": 0, "report_pairs": 1, "start": None, "compare": []}, data, str(tmp_path))
     reported = {row["method"]: row for row in json.loads((tmp_path / "report.json").read_text())["cases"]}
 
     written(fixed, moving, tmp_path)

@@ -19,7 +19,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
 from learnreg.consistency import InverseConsistency
 from learnreg.data import RandomTransform
-from learnreg.data.datasets import OrderedPairs, PairDataset
+from learnreg.data.datasets import Augment, OrderedPairs, PairDataset
 from learnreg.data.formats import Subject
 from learnreg.data.streams import shuffled, training_loader, validation_loader
 from learnreg.errors import InputError
@@ -82,7 +82,7 @@ class Blobs(pl.LightningDataModule):
         self.images = [replace(image, landmarks=points + k) for k, image in enumerate(images)]
 
     def train_dataloader(self):
-        pairs = OrderedPairs(self.images, lambda image: image, augmentation=RandomTransform(noise=0.02))
+        pairs = OrderedPairs(self.images, lambda image: image, augment=Augment(RandomTransform(noise=0.02)))
         return training_loader(pairs, self.trainer, seed=3, batch_size=self.batch_size, num_workers=self.workers)
 
     def val_dataloader(self):
