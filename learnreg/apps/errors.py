@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -27,7 +29,9 @@ def debugging() -> bool:
 def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iterator[None]:
     """Turn an :class:`InputError` into one line on stderr and exit status 2.
 
-    An ``InputError`` that Hydra wrapped counts as well. Every other exception is a bug and keeps its traceback.
+    An ``InputError`` that Hydra wrapped counts as well. A command whose output nobody reads any more, such as in
+    ``learnreg ... | head -1``, ends in silence with the status of SIGPIPE. Every other exception is a bug and keeps its
+    traceback.
 
     Args:
         debug: Keep the traceback of an ``InputError`` too; so does the environment variable ``LEARNREG_DEBUG``.
@@ -36,7 +40,11 @@ def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iter
     before = _DEBUG.set(debug or _DEBUG.get())
     try:
         yield
+        sys.stdout.flush()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+            raise SystemExit(128 + signal.SIGPIPE) from None
         known = input_error(error)
         if known is None or debugging():
             raise
@@ -49,6 +57,13 @@ def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iter
         raise SystemExit(130) from None
     finally:
         _DEBUG.reset(before)
+
+
+def _reader_has_gone() -> bool:
+    """Return whether the output is a pipe that the program at its other end has closed."""
+    polled = select.poll()
+    polled.register(sys.stdout.fileno(), 0)
+    return any(state & select.POLLERR for _, state in polled.poll(0))
 
 
 @contextmanager

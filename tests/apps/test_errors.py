@@ -1,6 +1,8 @@
 """What an exception becomes on the screen and in a run folder."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -43,6 +45,18 @@ def test_only_bad_input_becomes_a_line(capsys):
         raise InputError("shown")
     with pytest.raises(SystemExit, match="130"), reporting_errors():
         raise KeyboardInterrupt
+
+
+def test_a_reader_that_has_gone_ends_a_command_in_silence():
+    """As in ``learnreg methods | head -1``: what Python still holds in its buffer is lost without a word as well."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "learnreg.apps.main", "methods"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    with pytest.raises(BrokenPipeError, match="of a worker"), reporting_errors():
+        raise BrokenPipeError("of a worker")
 
 
 def test_what_hydra_wraps_counts_and_what_others_raise_does_not():
