@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from learnreg.caching import UncachedState
 from learnreg.errors import InputError
+from learnreg.grid import Grid
 from learnreg.image import Image, background
 from learnreg.optimization import LandmarkStart, LevelHistory
 from learnreg.supervision import LandmarkDistance
@@ -18,6 +19,8 @@ from learnreg.transforms import Sampled, Transform
 from learnreg.transforms.in_plane import is_slice
 from learnreg.typing import PathLike, StepCallback
 from learnreg.warping import warp
+
+PROBES = 16  # samples along an axis that tell roughly where a transform maps to
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +134,17 @@ class Method(nn.Module):
         """Maximum number of iterations, for progress bars; 0 without iterations."""
         return 0
 
+    def limited(self, iterations: int) -> Method:
+        """Return a copy of this method with another number of iterations, to refine the answer of a network.
+
+        Args:
+            iterations: Maximum number of iterations.
+
+        Raises:
+            InputError: The method has no number of iterations to change.
+        """
+        raise InputError(f"{type(self).__name__} cannot refine; use an IterativeMethod, or a ByContrast of two.")
+
 
 def guided_by_landmarks(method: nn.Module, fixed: Image, moving: Image) -> bool:
     """Return whether a method uses the landmarks of a pair: to start from, or as a term of its objective.
@@ -172,7 +186,7 @@ def check_pair(fixed: Image, moving: Image, initial: Transform | None = None) ->
 def _check_initial(initial: Transform, fixed: Image, moving: Image) -> None:
     if initial.ndim != fixed.ndim:
         raise InputError(f"The initial transform is {initial.ndim}-D and the images are {fixed.ndim}-D.")
-    grid = fixed.grid.resized([min(n, 16) for n in fixed.grid.shape])
+    grid = probed(fixed.grid)
     with torch.no_grad():
         mapped = initial.map_grid(grid)
     offsets = (mapped - mapped.flatten(1, -2).mean(1).reshape(-1, *[1] * grid.ndim, grid.ndim)).flatten(0, -2)
@@ -184,7 +198,7 @@ def _check_initial(initial: Transform, fixed: Image, moving: Image) -> None:
             "The initial transform is singular: it maps the fixed image into a plane, a line or a point. Check its "
             "matrix."
         )
-    if not _meets(mapped, moving) and not overlap(initial, fixed, moving):  # the moving image can be tiny
+    if not overlap(initial, fixed, moving):
         away = float((mapped.flatten(1, -2).mean(1) - moving.grid.center.to(mapped)).norm(dim=-1).max())
         raise InputError(
             "The initial transform maps no part of the fixed image into the moving image (the centers end "
@@ -201,7 +215,13 @@ def overlap(transform: Transform, fixed: Image, moving: Image) -> bool:
         >>> overlap(learnreg.Affine.identity(2), image, image)
         True
     """
-    return _meets(transform.map_grid(fixed.grid), moving)
+    grids = probed(fixed.grid), fixed.grid  # all samples, because the moving image can be tiny
+    return any(_meets(transform.map_grid(grid), moving) for grid in grids)
+
+
+def probed(grid: Grid) -> Grid:
+    """Return a coarse sampling of the field of view of a grid."""
+    return grid.resized([min(n, PROBES) for n in grid.shape])
 
 
 def _meets(points: Tensor, image: Image) -> bool:

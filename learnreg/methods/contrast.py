@@ -11,10 +11,11 @@ from learnreg.errors import InputError, InputTypeError
 from learnreg.image import Image
 from learnreg.methods.base import Method, Registration, check_pair, overlap
 from learnreg.numerics import full_precision
+from learnreg.optimization import LevelHistory
 from learnreg.optimization.iterative import at_level
 from learnreg.similarity.masking import both_masks
 from learnreg.similarity.windows import LocalAverage, local_moments
-from learnreg.transforms import Transform
+from learnreg.transforms import Affine, Transform
 from learnreg.typing import StepCallback
 from learnreg.warping import warp
 
@@ -83,7 +84,8 @@ class ByContrast(Method):
     """Method that aligns a pair roughly, then continues with one of two methods, by :func:`contrast_agreement`.
 
     Args:
-        start: Rough alignment that allows any contrast.
+        start: Rough alignment that allows any contrast; ``None`` is for pairs that come with an initial transform, such
+            as the answer of a network.
         same: Continues for images of the same contrast, such as two T1 images.
         other: Continues for images of different contrast, such as CT and MR.
         threshold: Lowest agreement of images of the same contrast.
@@ -97,16 +99,31 @@ class ByContrast(Method):
         (['center', 'rotation', 'affine', 'deformation'], ['center', 'rotation', 'rigid', 'affine', 'deformation'])
     """
 
-    def __init__(self, start: Method, same: Method, other: Method, *, threshold: float = SAME) -> None:
+    def __init__(self, start: Method | None, same: Method, other: Method, *, threshold: float = SAME) -> None:
         super().__init__()
         for name, method in (("start", start), ("same", same), ("other", other)):
-            if not isinstance(method, Method):
+            if not isinstance(method, Method) and (method is not None or name != "start"):
                 raise InputTypeError(f"ByContrast.{name} must be a learnreg.Method, got {type(method).__name__}.")
         self.start, self.same, self.other, self.threshold = start, same, other, float(threshold)
 
     @property
     def iterations(self) -> int:
-        return self.start.iterations + max(self.same.iterations, self.other.iterations)
+        return self._before + max(self.same.iterations, self.other.iterations)
+
+    @property
+    def _before(self) -> int:
+        return 0 if self.start is None else self.start.iterations
+
+    def limited(self, iterations: int) -> ByContrast:
+        """Return a copy of this method without its start, whose two methods have another number of iterations.
+
+        Args:
+            iterations: Maximum number of iterations.
+
+        Raises:
+            InputError: One of both methods has no number of iterations to change.
+        """
+        return ByContrast(None, self.same.limited(iterations), self.other.limited(iterations), threshold=self.threshold)
 
     def forward(
         self,
@@ -118,13 +135,17 @@ class ByContrast(Method):
     ) -> Registration:
         check_pair(fixed, moving, initial)
         began = time.perf_counter()
-        rough = self.start(fixed, moving, initial=initial, on_step=on_step)
-        alike = contrast_agreement(fixed, moving, rough.transform) >= self.threshold
-        method = self.same if alike else self.other
+        start: Transform | None = initial
+        history: tuple[LevelHistory, ...] = ()
+        if self.start is not None:
+            rough = self.start(fixed, moving, initial=initial, on_step=on_step)
+            start, history = rough.transform, rough.history
+        seen = Affine.identity(fixed.ndim).to(fixed.grid.affine) if start is None else start
+        method = self.same if contrast_agreement(fixed, moving, seen) >= self.threshold else self.other
         # A thin image can be lost by the start; the method then begins by itself.
-        start = rough.transform if overlap(rough.transform, fixed, moving) else initial
+        start = start if overlap(seen, fixed, moving) else initial
         result = method(fixed, moving, initial=start, on_step=on_step)
         if on_step is not None and method.iterations < max(self.same.iterations, self.other.iterations):
-            on_step(self.iterations - self.start.iterations - method.iterations)
+            on_step(self.iterations - self._before - method.iterations)
         seconds = time.perf_counter() - began
-        return Registration(result.transform, fixed, moving, initial, rough.history + result.history, seconds)
+        return Registration(result.transform, fixed, moving, initial, (*history, *result.history), seconds)

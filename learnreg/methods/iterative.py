@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
-from learnreg.data.preprocessing import continued, normalized, with_view, without_padding
+from learnreg.data.preprocessing import continued, normalized, onto_grid, with_view, without_padding
 from learnreg.errors import InputError, InputTypeError
-from learnreg.image import Image
+from learnreg.grid import Grid
+from learnreg.image import Image, crop_to_content
 from learnreg.methods.base import Method, Registration, check_pair
-from learnreg.optimization import Stage, StageDict, run_stages
-from learnreg.transforms import Transform
+from learnreg.optimization import FieldStage, IterativeStage, Stage, StageDict, run_stages
+from learnreg.transforms import Affine, Transform, chain
 from learnreg.typing import StepCallback
 
 Outside = Literal["unknown", "background"]
+AROUND = 8  # samples of the moving image that are kept beyond the fixed grid
 
 
 class IterativeMethod(Method):
@@ -61,6 +63,24 @@ class IterativeMethod(Method):
     def iterations(self) -> int:
         return sum(stage.iterations for stage in self.stages.values())
 
+    def limited(self, iterations: int) -> IterativeMethod:
+        """Return a copy of this method whose last iterative stage has another number of iterations, and no other does.
+
+        See :meth:`learnreg.optimization.IterativeStage.limited`.
+
+        Args:
+            iterations: Maximum number of iterations.
+
+        Raises:
+            InputError: No stage iterates.
+        """
+        found = [(name, stage) for name, stage in self.stages.items() if isinstance(stage, IterativeStage)]
+        if not found:
+            raise InputError(f"A refinement needs a stage that iterates; this method has {', '.join(self.stages)}.")
+        name, last = found[-1]
+        others = {key: stage for key, stage in self.stages.items() if not isinstance(stage, IterativeStage)}
+        return IterativeMethod({**others, name: last.limited(iterations)}, outside=self.outside)
+
     def forward(
         self,
         fixed: Image,
@@ -74,9 +94,17 @@ class IterativeMethod(Method):
         target, source = self.prepare(fixed, "the fixed image"), self.prepare(moving, "the moving image")
         initial = None if initial is None else initial.to(target.grid.dtype)
         stages = [stage for stage in self.stages.values() if initial is None or not stage.is_start]
-        found = run_stages(stages, target, source, initial=initial, on_step=on_step)
+        if initial is None or isinstance(initial, Affine) or source.landmarks is not None:
+            found = run_stages(stages, target, source, initial=initial, on_step=on_step)
+            transform = found.transform
+        else:  # a deformation would be computed again in each iteration
+            crops = [stage.crop if isinstance(stage, FieldStage) else None for stage in stages]
+            margins = [margin for margin in crops if margin is not None]
+            used = crop_to_content(target, margin=max(margins)) if len(margins) == len(crops) > 0 else target
+            found = run_stages(stages, target, pulled(source, initial, used.grid), on_step=on_step)
+            transform = chain(found.transform, initial)
         seconds = time.perf_counter() - began
-        return Registration(found.transform, fixed, moving, initial, found.history, seconds)
+        return Registration(transform, fixed, moving, initial, found.history, seconds)
 
     def prepare(self, image: Image, name: str = "image") -> Image:
         """Return the intensities in [0, 1] that the stages compare, with the mask of the voxels that count.
@@ -90,3 +118,17 @@ class IterativeMethod(Method):
         """
         image = continued(normalized(without_padding(replace(image, labels=None)), name=name))
         return with_view(image) if self.outside == "unknown" else image
+
+
+def pulled(moving: Image, initial: Transform, grid: Grid) -> Image:
+    """Return the moving image as an initial transform brings it, on the fixed grid and some samples around it.
+
+    What a method finds on it acts before the initial transform.
+
+    Args:
+        moving: The image to align.
+        initial: Points of the fixed space to points of the moving space.
+        grid: Of the fixed image, or of the part of it that is compared.
+    """
+    around = grid.cropped([-AROUND] * grid.ndim, [n + 2 * AROUND for n in grid.shape])
+    return onto_grid(moving, around, initial)

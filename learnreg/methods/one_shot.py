@@ -44,11 +44,13 @@ class OneShotMethod(Method):
 
     Args:
         checkpoint: Result of :func:`learnreg.networks.load_checkpoint`.
-        refine: Number of iterations of the checkpoint's refinement stage, after the network; 0 runs the network only.
+        refine: Number of iterations of the checkpoint's refinement, after the network; 0 runs the network only. A
+            refinement is a stage, which corrects the answer on the grid of the network, or a method, which goes on from
+            it with the images themselves.
         weight: Regularization weight for a :class:`learnreg.networks.Conditioned` network; ``None`` is its default.
 
     Raises:
-        InputError: ``refine`` is negative, the checkpoint has no refinement stage, or the network does not take
+        InputError: ``refine`` is negative, the checkpoint has no refinement, or the network does not take
             ``weight``.
 
     Example:
@@ -60,7 +62,8 @@ class OneShotMethod(Method):
     def __init__(self, checkpoint: Checkpoint, *, refine: int = 0, weight: float | None = None) -> None:
         if refine < 0:
             raise InputError(f"refine is a number of iterations and must be at least 0, got {refine}.")
-        if refine and not isinstance(checkpoint.refinement, IterativeStage):
+        refinement = checkpoint.refinement
+        if refine and not isinstance(refinement, (IterativeStage, Method)):
             raise InputError(
                 f"This checkpoint has no refinement stage, got refine={refine}; use refine=0, or train with "
                 "refinement=default."
@@ -69,8 +72,8 @@ class OneShotMethod(Method):
         checkpoint.network.check_weight(weight)
         self.network, self.weight, self.refine = checkpoint.network, weight, int(refine)
         self.space = ModelSpace(**checkpoint.space)
-        if isinstance(checkpoint.refinement, IterativeStage):
-            self.correction = checkpoint.refinement.limited(self.refine)
+        if isinstance(refinement, (IterativeStage, Method)):
+            self.correction = refinement.limited(self.refine)
 
     @property
     def iterations(self) -> int:
@@ -106,16 +109,17 @@ class OneShotMethod(Method):
             check_pair(*pair)
         ready = [self.prepare(*pair) for pair in pairs]
         answers = self._answers(ready)
+        transforms = [chain(answer, one.initial) for one, answer in zip(ready, answers, strict=True)]
         histories: list[tuple[LevelHistory, ...]] = [() for _ in pairs]
         if self.refine:
-            refined = [self.refined(one, answer, on_step) for one, answer in zip(ready, answers, strict=True)]
-            answers, histories = [found for found, _ in refined], [history for _, history in refined]
+            refined = [self._refined(*parts, on_step) for parts in zip(pairs, ready, answers, strict=True)]
+            transforms, histories = [found for found, _ in refined], [history for _, history in refined]
         if any(one.fixed.data.is_cuda for one in ready):
             torch.cuda.synchronize()  # the time must include the computation, which is asynchronous
         seconds = (time.perf_counter() - began) / max(1, len(pairs))
         return [
-            Registration(chain(answer, one.initial), fixed, moving, one.initial, history, seconds)
-            for (fixed, moving, _), one, answer, history in zip(pairs, ready, answers, histories, strict=True)
+            Registration(transform, fixed, moving, one.initial, history, seconds)
+            for (fixed, moving, _), one, transform, history in zip(pairs, ready, transforms, histories, strict=True)
         ]
 
     def _answers(self, pairs: Sequence[ModelPair]) -> list[Transform]:
@@ -151,23 +155,24 @@ class OneShotMethod(Method):
         source = space.onto(source, target.grid, initial)
         return ModelPair(target, source, initial)
 
-    def refined(
-        self, pair: ModelPair, answer: Transform, on_step: StepCallback | None = None
+    def _refined(
+        self,
+        given: tuple[Image, Image, Transform | None],
+        pair: ModelPair,
+        answer: Transform,
+        on_step: StepCallback | None,
     ) -> tuple[Transform, tuple[LevelHistory, ...]]:
-        """Compose the network's transform with a correction by the refinement stage.
-
-        Only the correction is penalized.
-
-        Args:
-            pair: Result of :meth:`prepare`.
-            answer: Transform of the network, between the images of ``pair``.
-            on_step: See :meth:`forward`.
+        """Correct the network's answer; only the correction is penalized.
 
         Returns:
-            The composed transform, and the losses of the stage.
+            The transform between the given images, and the losses.
         """
-        result = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
-        return chain(result.transform, answer), result.history
+        if isinstance(self.correction, Method):
+            fixed, moving, _ = given
+            result = self.correction(fixed, moving, initial=chain(answer, pair.initial), on_step=on_step)
+            return result.transform, result.history
+        found = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
+        return chain(found.transform, answer, pair.initial), found.history
 
 
 class ByDimension(Method):

@@ -6,6 +6,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -99,23 +100,16 @@ class IterativeStage(Stage):
     def limited(self, iterations: int) -> IterativeStage:
         """Return a copy of this stage with another number of iterations.
 
-        With more iterations than configured, the learning rate decreases in proportion, so that more iterations do not
-        move a vector farther in total.
+        The levels share them as they share those of this stage. With more iterations than configured, the learning rate
+        decreases in proportion, so that more iterations do not move a vector farther in total.
 
         Args:
-            iterations: Maximum number of iterations.
-
-        Raises:
-            InputError: The stage has several levels.
+            iterations: Maximum number of iterations, of all levels together.
         """
-        if len(self.limits) != 1:
-            raise InputError(
-                f"A refinement must have one level, this stage has {len(self.limits)}; give one factor and one number "
-                "of iterations."
-            )
-        other = copy.copy(self)
-        other.limits = (int(iterations),)
-        other.learning_rate = self.learning_rate * min(1.0, self.limits[0] / max(iterations, 1))
+        other, own = copy.copy(self), max(self.iterations, 1)
+        ends = [round(iterations * sum(self.limits[: k + 1]) / own) for k in range(len(self.limits))]
+        other.limits = tuple(end - begin for begin, end in pairwise([0, *ends]))
+        other.learning_rate = self.learning_rate * min(1.0, own / max(iterations, 1))
         return other
 
     def needed_bytes(self, fixed: Image) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import matplotlib.pyplot as plt
 import pytorch_lightning as pl
@@ -26,6 +26,14 @@ from learnreg.training.module import Batch, RegistrationModule
 from learnreg.transforms import chain
 
 
+@runtime_checkable
+class Refinement(Protocol):
+    """What goes on from the answer of a network: a :class:`learnreg.optimization.IterativeStage`, or a method."""
+
+    def limited(self, iterations: int) -> Callable[..., Any]:
+        """Return a copy with another number of iterations."""
+
+
 class AmortizationGap(pl.Callback):
     """Callback that logs how much a classical solver improves the transforms of the network.
 
@@ -37,8 +45,8 @@ class AmortizationGap(pl.Callback):
     * Dice decreases while the objective decreases: the objective limits the accuracy.
 
     Args:
-        refinement: Stage with one level, as in ``conf/refinement``; its result is composed with the network's
-            transform. ``None`` logs nothing.
+        refinement: Stage or method that goes on from the network's transform, as in ``conf/refinement``. ``None`` logs
+            nothing.
         steps: Numbers of iterations of the stage.
         pairs: Number of validation batches.
         every: Log at every ``every``-th validation.
@@ -56,7 +64,7 @@ class AmortizationGap(pl.Callback):
     """
 
     def __init__(
-        self, refinement: IterativeStage | None, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
+        self, refinement: Refinement | None, steps: Sequence[int] = (10, 50), *, pairs: int = 2, every: int = 1
     ) -> None:
         if not steps or min(*steps, pairs, every, 1) < 1:
             raise InputError(
@@ -95,15 +103,15 @@ class AmortizationGap(pl.Callback):
 
 
 def amortization(
-    module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
+    module: RegistrationModule, batch: Batch, refinement: Refinement, steps: Sequence[int]
 ) -> dict[str, float]:
     """Compute the objective and Dice of a batch before and after a refinement.
 
     Args:
         module: Module with the network and the objective.
         batch: Fixed and moving images.
-        refinement: Stage with one level.
-        steps: Numbers of iterations of the stage.
+        refinement: See :class:`AmortizationGap`.
+        steps: Its numbers of iterations.
 
     Returns:
         ``objective_after_k`` and, with labels, ``dice_after_k``, for ``k`` = 0 and each of ``steps``; means over the
@@ -115,7 +123,7 @@ def amortization(
 
 
 def _amortization_of_pair(
-    module: RegistrationModule, batch: Batch, refinement: IterativeStage, steps: Sequence[int]
+    module: RegistrationModule, batch: Batch, refinement: Refinement, steps: Sequence[int]
 ) -> dict[str, float]:
     task = module.task(batch)
     fixed, moving = task.fixed, task.moving
@@ -127,7 +135,9 @@ def _amortization_of_pair(
         transform = answer
         if k:
             with torch.enable_grad():
-                transform = chain(refinement.limited(k)(fixed, moving, answer).transform, answer)
+                done = refinement.limited(k)(fixed, moving, initial=answer)
+                # What a stage finds leaves out its start, the transform of a method includes it.
+                transform = chain(done.transform, answer if isinstance(refinement, IterativeStage) else None)
         with torch.no_grad():
             found[f"objective_after_{k}"] = float(objective(transform).total)
             overlap = score(fixed, moving, transform).dice

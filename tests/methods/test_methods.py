@@ -1,4 +1,5 @@
 import base64
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import learnreg
 from learnreg.configs.files import method_names
 from learnreg.data.datasets import Case
+from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.io import to_sitk, write_image
@@ -266,8 +268,65 @@ def test_more_refinement_steps_are_smaller_ones():
     stage = untrained().refinement
     assert stage.limited(80).learning_rate == pytest.approx(stage.learning_rate / 2)
     assert stage.limited(10).learning_rate == stage.learning_rate
-    with pytest.raises(ValueError, match="one level"):
-        load_method("monomodal").stages["deformation"].limited(3)
+    levels = load_method("monomodal").stages["deformation"]
+    assert levels.limits == (40, 60, 60, 20)
+    assert levels.limited(9).limits == (2, 3, 3, 1)
+    assert levels.limited(360).limits == (80, 120, 120, 40)
+    assert levels.limited(360).learning_rate == pytest.approx(levels.learning_rate / 2)
+    assert [sum(levels.limited(n).limits) for n in range(1, 50)] == list(range(1, 50))
+
+
+class TestRefinementByMethods:
+    """A method refines the answer of a network on the images themselves."""
+
+    def test_only_the_last_stage_iterates(self):
+        refined = load_method("brain").limited(30)
+        assert [name for name, stage in refined.stages.items() if stage.iterations] == ["deformation"]
+        assert refined.iterations == 30
+        both = load_method("deformable").limited(30)
+        assert both.start is None
+        assert (both.iterations, both.same.iterations, both.other.iterations) == (30, 30, 30)
+
+    def test_what_does_not_iterate_cannot_refine(self):
+        for method in (IterativeMethod({"center": CenterOfMass()}), OneShotMethod(untrained())):
+            with pytest.raises(InputError, match="refine"):
+                method.limited(3)
+
+    def test_it_improves_the_answer_on_the_grid_of_the_images(self):
+        checkpoint = replace(untrained(), refinement=load_method("deformable"))
+        fixed, moving = pair()
+        before, after = (OneShotMethod(checkpoint, refine=n)(fixed, moving) for n in (0, 40))
+        assert before.history == ()
+        assert after.history[-1].shape == fixed.grid.shape
+        assert sum(len(level.losses) for level in after.history) <= 40
+        assert improved(after)[1] > improved(before)[1] + 0.1
+
+
+class TestDeformedStart:
+    """A start that is not linear is applied once, instead of in each iteration."""
+
+    def test_the_result_includes_it(self):
+        fixed, moving = pair()
+        grid = fixed.grid.resized((4, 4, 4))
+        start = Displacement(torch.full((1, 3, 4, 4, 4), 0.5), grid)
+        method = IterativeMethod({"deformation": FieldStage(Objective(MSE()), factors=(2, 1), iterations=(0, 0))})
+        found = method(fixed, moving, initial=start)
+        points = fixed.grid.points
+        assert torch.allclose(found.transform(points), start(points), atol=1e-5)
+
+    @pytest.mark.parametrize("crop", [None, 2])
+    def test_it_ends_where_composition_in_each_iteration_ends(self, crop):
+        fixed, moving = pair()
+        grid = fixed.grid.resized((6, 6, 6))
+        torch.manual_seed(0)
+        start = Displacement(0.7 * torch.randn(1, 3, 6, 6, 6), grid)
+        objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.002)})
+        stage = FieldStage(objective, factors=(2, 1), iterations=(60, 60), crop=crop)
+        method = IterativeMethod({"deformation": stage})
+        pulled = method(fixed, moving, initial=start)
+        composed = method(fixed, replace(moving, landmarks=torch.zeros(1, 1, 3)), initial=start)
+        assert improved(pulled)[1] == pytest.approx(improved(composed)[1], abs=0.02)
+        assert improved(pulled)[1] > improved(Registration(start, fixed, moving))[1] + 0.1
 
 
 def test_a_method_moves_with_everything_in_it():

@@ -9,6 +9,7 @@ from learnreg.consistency import GradICON, InverseConsistency
 from learnreg.data.datasets import OrderedPairs, collate
 from learnreg.grid import Grid
 from learnreg.io import read_image
+from learnreg.methods import IterativeMethod
 from learnreg.networks import ConditionalTemplate, Conditioned, LaplacianPyramid, LearnedTemplate, Pyramid, UNet
 from learnreg.networks.base import Task
 from learnreg.networks.checkpoint import load_checkpoint, recipe
@@ -199,8 +200,10 @@ class TestTraining:
         assert rates[-1] < 0.3 * max(rates)
 
 
-def test_what_classical_steps_gain_after_an_untrained_network():
-    found = amortization(make(), next(iter(loader())), refinement(), (5, 20))
+@pytest.mark.parametrize("as_method", [False, True])
+def test_what_classical_steps_gain_after_an_untrained_network(as_method):
+    solver = IterativeMethod({"deformation": refinement()}) if as_method else refinement()
+    found = amortization(make(), next(iter(loader())), solver, (5, 20))
     assert found["objective_after_20"] < found["objective_after_5"] < found["objective_after_0"]
     assert found["dice_after_20"] > found["dice_after_0"] + 0.02
 
