@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="LEARNREG_DATA")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--checkpoint", default="universal")
-    parser.add_argument("--refine", type=int, default=30)
+    parser.add_argument("--refine", type=int, default=50)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="one-shot only: no refinement, no presets")
     options = parser.parse_args()

@@ -23,7 +23,7 @@ class TrainConfig:
         callbacks: Lightning callbacks by name.
         logger: Lightning loggers by name.
         method: The classical method to compare with in the report.
-        refinement: The stage that refines a network's answer; it is stored in checkpoints.
+        refinement: The stage or method that refines a network's answer; it is stored in checkpoints.
         seed: Of weights, shuffling and augmentation.
         consistency: Penalty on the answers there and back; ``None`` does not predict the way back.
         features: Channels that the objective compares instead of the intensities; ``None`` compares the intensities.

@@ -41,7 +41,7 @@ class Checkpoint:
         objective: Objective of the training, without supervision.
         space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
         recipe: Configuration of all parts, as plain values.
-        refinement: Stage that refines the transform of a pair, or ``None``.
+        refinement: Stage or method that refines the transform of a pair, or ``None``.
 
     Example:
         >>> checkpoint = load_checkpoint("hippocampus")
@@ -68,7 +68,7 @@ def recipe(
         network: Configuration of the network, with ``_target_``.
         objective: Configuration of the objective, with ``_target_``.
         space: Keyword arguments of :class:`learnreg.data.preprocessing.ModelSpace`.
-        refinement: Configuration of the refinement stage, with ``_target_``, or ``None``.
+        refinement: Configuration of the refinement, with ``_target_``, or ``None``.
     """
     stored: dict[str, Any] = {"network": dict(network), "objective": dict(objective), "space": dict(space)}
     return {"format": FORMAT, **stored, "refinement": dict(refinement) if refinement else None}
