@@ -29,8 +29,8 @@ def debugging() -> bool:
 def reporting_errors(*, debug: bool = False, remedy: str = "trust=[{}]") -> Iterator[None]:
     """Turn an :class:`InputError` into one line on stderr and exit status 2.
 
-    An ``InputError`` that Hydra wrapped counts as well. A command whose output nobody reads any more, such as in
-    ``learnreg ... | head -1``, ends in silence with the status of SIGPIPE. Every other exception is a bug and keeps its
+    An ``InputError`` that Hydra wrapped counts as well. If the reader of the output has gone, as in ``learnreg ... |
+    head -1``, the command ends without a message, with exit status 141. Every other exception is a bug and keeps its
     traceback.
 
     Args:

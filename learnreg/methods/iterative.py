@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -13,7 +13,7 @@ from learnreg.grid import Grid
 from learnreg.image import Image, crop_to_content
 from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.optimization import FieldStage, IterativeStage, Stage, StageDict, run_stages
-from learnreg.transforms import Affine, Transform, chain
+from learnreg.transforms import Sampled, Transform, chain
 from learnreg.typing import StepCallback
 
 Outside = Literal["unknown", "background"]
@@ -94,13 +94,11 @@ class IterativeMethod(Method):
         target, source = self.prepare(fixed, "the fixed image"), self.prepare(moving, "the moving image")
         initial = None if initial is None else initial.to(target.grid.dtype)
         stages = [stage for stage in self.stages.values() if initial is None or not stage.is_start]
-        if initial is None or isinstance(initial, Affine) or source.landmarks is not None:
+        if initial is None or Sampled(initial, target.grid).deforming == 0 or source.landmarks is not None:
             found = run_stages(stages, target, source, initial=initial, on_step=on_step)
             transform = found.transform
         else:  # a deformation would be computed again in each iteration
-            crops = [stage.crop if isinstance(stage, FieldStage) else None for stage in stages]
-            margins = [margin for margin in crops if margin is not None]
-            used = crop_to_content(target, margin=max(margins)) if len(margins) == len(crops) > 0 else target
+            used = compared_part(target, stages)
             found = run_stages(stages, target, pulled(source, initial, used.grid), on_step=on_step)
             transform = chain(found.transform, initial)
         seconds = time.perf_counter() - began
@@ -118,6 +116,12 @@ class IterativeMethod(Method):
         """
         image = continued(normalized(without_padding(replace(image, labels=None)), name=name))
         return with_view(image) if self.outside == "unknown" else image
+
+
+def compared_part(fixed: Image, stages: Sequence[Stage]) -> Image:
+    """Return the part of the fixed image that stages compare: a crop if each of them crops it, else all of it."""
+    margins = [stage.crop for stage in stages if isinstance(stage, FieldStage) and stage.crop is not None]
+    return crop_to_content(fixed, margin=max(margins)) if margins and len(margins) == len(stages) else fixed
 
 
 def pulled(moving: Image, initial: Transform, grid: Grid) -> Image:

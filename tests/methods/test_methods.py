@@ -305,6 +305,15 @@ class TestRefinementByMethods:
 class TestDeformedStart:
     """A start that is not linear is applied once, instead of in each iteration."""
 
+    def test_several_linear_maps_are_one(self):
+        fixed, moving = pair()
+        first, second = Affine.translation([1.0, 0.5, -0.5]), Affine.translation([0.5, -1.0, 0.3])
+        objective = Objective(MSE(), {"diffusion": Penalty(Diffusion(), 0.002)})
+        method = IterativeMethod({"deformation": FieldStage(objective, factors=(2, 1), iterations=(5, 5))})
+        one, two = (method(fixed, moving, initial=start) for start in (first.then(second), Composite((first, second))))
+        points = fixed.grid.points
+        assert torch.allclose(one.transform(points), two.transform(points), atol=1e-3)
+
     def test_the_result_includes_it(self):
         fixed, moving = pair()
         grid = fixed.grid.resized((4, 4, 4))
