@@ -14,14 +14,16 @@ import math
 import statistics
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import matplotlib as mpl
 import peers
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from tqdm.auto import tqdm
 from universal import brains, hippocampus_cases
 
@@ -89,14 +91,30 @@ def draw(axes: Axes, title: str, points: dict[str, Point], checkpoint: str) -> N
         own = {name: p for name, p in points.items() if p not in line and (name in PRESETS[title]) == known}
         if own:
             axes.plot(*zip(*own.values(), strict=True), "s", color=color, label=label)
-    for name, (seconds, dice) in points.items():
-        axes.annotate(name, (seconds, dice), (5, -9), textcoords="offset points", fontsize=8)
     seconds = [s for s, _ in points.values()]
     axes.set_xscale("log")
     axes.set_xlim(min(seconds) / 1.5, max(seconds) * 3)
+    axes.margins(y=0.15)
+    axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axes.set(title=title, xlabel="CPU seconds a pair")
     axes.grid(alpha=0.3)
+    name_points(axes, points)
+
+
+def name_points(axes: Axes, points: dict[str, Point]) -> None:
+    """Write the name of each point beside it, where it covers neither a point nor another name."""
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(points.values()))]
+    for name, point in points.items():
+        for right, up in product((True, False), (-9, 4, -20, 15, -31, 26)):
+            place, side = (6 if right else -6, up), "left" if right else "right"
+            text = axes.annotate(name, point, place, textcoords="offset points", fontsize=8, ha=side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def main() -> None:
@@ -111,6 +129,7 @@ def main() -> None:
     torch.set_num_threads(1)
     passes, tools = models(options.checkpoint), others()
     figure = Figure(figsize=(5 * len(options.groups), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)  # it measures names
     panels = figure.subplots(1, len(options.groups), squeeze=False)[0]
     for axes, group in zip(panels, options.groups, strict=True):
         methods = passes | {name: load_method(name) for name in PRESETS[group]} | tools

@@ -11,7 +11,7 @@ import torch
 PACKAGE = Path(__file__).resolve().parents[1] / "learnreg"
 LAYERS = [
     ["typing", "errors", "caching", "configs", "memory", "randomness", "kernels"],
-    ["grid", "separable", "numerics", "interpolation"],
+    ["grid", "orientation", "separable", "numerics", "interpolation"],
     ["image", "headers", "writing", "io", "landmarks"],
     ["sampling"],
     ["fields", "smoothing", "search"],

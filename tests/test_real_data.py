@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from learnreg.apps.main import main
+from learnreg.data.augmentation import reoriented
 from learnreg.data.datasets import reversed_pairs
 from learnreg.data.formats import read_subjects
 from learnreg.data.preprocessing import ModelSpace
@@ -18,9 +19,11 @@ from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image
 from learnreg.io import read_image
 from learnreg.landmarks import read_landmark_pairs
-from learnreg.methods import load_method, register
-from learnreg.metrics import dice_scores, target_registration_error
+from learnreg.methods import OneShotMethod, load_method, register
+from learnreg.metrics import dice_scores, score, target_registration_error
+from learnreg.networks import load_checkpoint
 from learnreg.optimization.initialization import rotation
+from learnreg.orientation import Orientation
 from learnreg.transforms import Affine
 from learnreg.warping import warp
 
@@ -79,6 +82,22 @@ def test_hippocampus_in_native_space(real_data, tmp_path, a, b):
     assert metrics["after"]["dice"] > max(metrics["before"]["dice"] + 0.1, 0.7)
     assert metrics["folding_percent"] < 0.1
     assert same_as_sitk(first.image, second.image, tmp_path / "out") > 0.99
+
+
+def test_the_hippocampus_model_needs_no_header(real_data):
+    """Flips and right-angle turns of both crops change its answer by rounding only."""
+    subjects = read_subjects(real_data / "hippocampus")[160:162]
+    images = [read_image(s.image, labels=s.labels) for s in subjects]
+    lps = Orientation((0, 1, 2), (False, True, True))  # these files are RAS
+    images = [Image(lps(i.data), Grid.regular(i.grid.shape), labels=lps(i.labels)) for i in images]
+    method = OneShotMethod(load_checkpoint("hippocampus"))
+    reached = []
+    for orientation in Orientation.every(3)[::9]:
+        fixed, moving = (reoriented(image, orientation) for image in images)
+        found = method(replace(fixed, labels=None), replace(moving, labels=None))
+        reached.append(float(score(fixed, moving, found.transform).dice.mean()))
+    assert max(reached) - min(reached) < 0.005
+    assert min(reached) > 0.75
 
 
 def test_cardiac_ed_to_es(real_data, tmp_path):

@@ -24,6 +24,7 @@ from learnreg.configs.checks import places, targets
 from learnreg.data.datamodule import RegistrationData
 from learnreg.errors import InputError, MissingPackageError
 from learnreg.networks.checkpoint import load_checkpoint, recipe, unsupervised
+from learnreg.networks.oriented import Oriented
 from learnreg.training.blocks import check_compiler, compile_blocks, recompute_blocks
 from learnreg.training.module import RegistrationModule
 from learnreg.writing import write_atomically
@@ -202,6 +203,11 @@ def check_data(config: dict[str, Any], module: RegistrationModule, data: Any) ->
             f"data.space.shape has {ndim} sizes and images have {data.channels} channel(s); set "
             f"{remedy or 'both in its configuration'}."
         )
+    if data.orientations and module.network.recognizes_orientation:
+        raise InputError(
+            "This network learns to recognize the orientation of the training images, which data.orientations=true "
+            "changes; set data.orientations=false, or use a network without Oriented."
+        )
     data.check(module.needs)
     best = config["callbacks"].get("best") or {}
     labeled = any(fixed.labels and moving.labels for fixed, moving in data.pairs())
@@ -239,8 +245,11 @@ def prepare_blocks(config: dict[str, Any], module: RegistrationModule, device: t
 def begin_with(module: RegistrationModule, checkpoint: str, trust: Sequence[str] = ()) -> None:
     """Load the weights of another training, for fine-tuning on other data or another objective."""
     loaded = load_checkpoint(checkpoint, trust=trust)
+    network, other = module.network, loaded.network
+    if isinstance(network, Oriented) != isinstance(other, Oriented):  # orientations are learned anew, or not needed
+        network, other = (n.network if isinstance(n, Oriented) else n for n in (network, other))
     try:
-        module.network.load_state_dict(loaded.network.state_dict())
+        network.load_state_dict(other.state_dict())
     except RuntimeError as error:
         made = {key: value for key, value in loaded.recipe["network"].items() if key != "_target_"}
         raise InputError(

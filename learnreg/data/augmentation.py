@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from learnreg.data.synthesis import changed_intensities
 from learnreg.grid import Grid
 from learnreg.image import Image
+from learnreg.orientation import Orientation
 from learnreg.sampling import Padding, check_padding
 from learnreg.transforms import Affine, BSpline, chain, spline_lattice
 from learnreg.warping import warp
@@ -83,45 +83,31 @@ class RandomTransform(nn.Module):
         )
 
 
-def random_orientation(ndim: int) -> tuple[list[int], list[bool]]:
-    """Draw an orientation from torch's generator, for :func:`reoriented`: each of the 8 in 2-D or 48 in 3-D alike."""
-    return torch.randperm(ndim).tolist(), (torch.rand(ndim) < 0.5).tolist()
-
-
-def reoriented(image: Image, order: Sequence[int], flips: Sequence[bool]) -> Image:
+def reoriented(image: Image, orientation: Orientation) -> Image:
     """Exchange and flip the axes of an image about its center, as if its header had another orientation.
 
     The samples stay as they are. Two images that are changed alike correspond as before.
 
     Args:
         image: On a grid along the axes of space.
-        order: The index axis, from 0, that each index axis is taken from.
-        flips: Whether each index axis is then reversed.
+        orientation: The exchange and the flips.
 
     Example:
         >>> image = learnreg.Image(torch.arange(6.0).reshape(1, 1, 2, 3), learnreg.Grid.regular((2, 3)))
-        >>> reoriented(image, [1, 0], [False, True]).data[0, 0]
+        >>> reoriented(image, Orientation((1, 0), (False, True))).data[0, 0]
         tensor([[3., 0.],
                 [4., 1.],
                 [5., 2.]])
     """
     ndim, old = image.ndim, image.grid
-    dims = [2 + axis for axis, flipped in enumerate(flips) if flipped]
-
-    def changed(values: Tensor) -> Tensor:
-        return values.permute(0, 1, *[2 + axis for axis in order]).flip(dims)
-
-    turn = torch.zeros(ndim, ndim).to(old.affine)
-    for axis, (source, flipped) in enumerate(zip(order, flips, strict=True)):
-        turn[ndim - 1 - axis, ndim - 1 - source] = -1.0 if flipped else 1.0
-    spacing = old.spacing[0].flip(0)[list(order)].flip(0).tolist()
-    grid = Grid.regular([old.shape[axis] for axis in order], spacing, dtype=old.dtype).to(old.device)
+    spacing = old.spacing[0].flip(0)[list(orientation.order)].flip(0).tolist()
+    grid = Grid.regular([old.shape[axis] for axis in orientation.order], spacing, dtype=old.dtype).to(old.device)
     affine = grid.affine.repeat(len(old.affine), 1, 1)
     affine[:, :ndim, ndim] += old.center - grid.center
     grid = Grid(grid.shape, affine)
     landmarks = image.landmarks
     if landmarks is not None:
         center = old.center.unsqueeze(1)
-        landmarks = (landmarks - center) @ turn.T + center
-    mask, labels = (None if values is None else changed(values) for values in (image.mask, image.labels))
-    return Image(changed(image.data), grid, mask, labels, landmarks, image.covariates)
+        landmarks = (landmarks - center) @ orientation.matrix.to(old.affine).T + center
+    mask, labels = (None if values is None else orientation(values) for values in (image.mask, image.labels))
+    return Image(orientation(image.data), grid, mask, labels, landmarks, image.covariates)

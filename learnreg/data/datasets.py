@@ -9,11 +9,12 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
 
-from learnreg.data.augmentation import random_orientation, reoriented
+from learnreg.data.augmentation import reoriented
 from learnreg.data.formats import Pair, Subject
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image, stack
+from learnreg.orientation import Orientation
 from learnreg.transforms import Transform
 
 ImagePair = tuple[Image, Image]
@@ -64,8 +65,8 @@ class Augment:
         if self.image is not None:
             fixed, moving = self.image(fixed), self.image(moving)
         if self.orientations:
-            turn = random_orientation(fixed.ndim)
-            fixed, moving = reoriented(fixed, *turn), reoriented(moving, *turn)
+            turn = Orientation.random(fixed.ndim)
+            fixed, moving = reoriented(fixed, turn), reoriented(moving, turn)
         return fixed, moving
 
 

@@ -264,13 +264,18 @@ def _spacing_along(onto: Grid, grid: Grid) -> torch.Tensor:
 
 
 def _on_samples(onto: Grid, grid: Grid) -> Grid:
-    """Shift ``onto`` by less than a voxel onto the samples of ``grid`` if their axes agree."""
+    """Shift ``onto`` by less than a voxel onto the samples of ``grid`` if their axes agree.
+
+    Half a voxel is rounded down along the axes of a NIfTI file, left to right, posterior to anterior and inferior to
+    superior, in whatever order and direction the samples are stored.
+    """
     ndim = grid.ndim
     step = (grid.inverse_affine @ onto.affine)[0, :ndim, :ndim]
     if not bool(((step.abs() - step.abs().round()).abs() < 1e-3).all()):
         return onto
     first = grid.to_index(onto.origin[:, None])[:, 0]
-    shift = (first + 0.5 - 1e-3).floor() - first
+    ahead = torch.tensor([-1.0, -1.0, 1.0][:ndim]).to(grid.affine) @ grid.direction[0]
+    shift = (first + 0.5 - 1e-3 * ahead).floor() - first
     affine = onto.affine.clone()
     affine[:, :ndim, ndim] += (grid.affine[:, :ndim, :ndim] @ shift.unsqueeze(-1)).squeeze(-1)
     return Grid(onto.shape, affine)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from learnreg.data.preprocessing import ModelSpace, normalized
 from learnreg.errors import InputError
+from learnreg.grid import Grid
 from learnreg.image import Image, stack
 from learnreg.methods.base import Method, Registration, check_pair
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.numerics import SmallConvolutions
 from learnreg.optimization import IterativeStage, LevelHistory
-from learnreg.transforms import Transform, align_centers, chain, unstacked_transforms
+from learnreg.orientation import Orientation
+from learnreg.transforms import Affine, Transform, align_centers, chain, unstacked_transforms
+from learnreg.transforms.affine import homogeneous
 from learnreg.typing import StepCallback
 
 
@@ -29,18 +32,26 @@ class ModelPair:
         fixed: The reference, intensities in [0, 1].
         moving: The image to align, on the same grid, intensities in [0, 1].
         initial: Transform by which the moving image was resampled; the network's transform is composed with it.
+        turn: By which both images were turned to the orientation of the network; ``None`` if they were not.
     """
 
     fixed: Image
     moving: Image
     initial: Transform
+    turn: Affine | None = None
+
+    def turned_back(self, transform: Transform) -> Transform:
+        """Return the transform between the images as they were given."""
+        return transform if self.turn is None else chain(self.turn, transform, self.turn.inverse())
 
 
 class OneShotMethod(Method):
     """Method that runs a trained network once.
 
-    Both images are resampled to a grid of the network. Without an initial transform, the centers of their fields of
-    view or of their contents are aligned, as in training. The transform maps between the spaces of the original images.
+    Both images are resampled to a grid of the network, in the orientation of their headers or in the one that the
+    network recognizes, see :class:`learnreg.networks.Oriented`. Without an initial transform, the centers of their
+    fields of view or of their contents are aligned, as in training. The transform maps between the spaces of the
+    original images.
 
     Args:
         checkpoint: Result of :func:`learnreg.networks.load_checkpoint`.
@@ -109,7 +120,7 @@ class OneShotMethod(Method):
             check_pair(*pair)
         ready = [self.prepare(*pair) for pair in pairs]
         answers = self._answers(ready)
-        transforms = [chain(answer, one.initial) for one, answer in zip(ready, answers, strict=True)]
+        transforms = [one.turned_back(chain(answer, one.initial)) for one, answer in zip(ready, answers, strict=True)]
         histories: list[tuple[LevelHistory, ...]] = [() for _ in pairs]
         if self.refine:
             refined = [self._refined(*parts, on_step) for parts in zip(pairs, ready, answers, strict=True)]
@@ -118,7 +129,7 @@ class OneShotMethod(Method):
             torch.cuda.synchronize()  # the time must include the computation, which is asynchronous
         seconds = (time.perf_counter() - began) / max(1, len(pairs))
         return [
-            Registration(transform, fixed, moving, one.initial, history, seconds)
+            Registration(transform, fixed, moving, one.turned_back(one.initial), history, seconds)
             for (fixed, moving, _), one, transform, history in zip(pairs, ready, transforms, histories, strict=True)
         ]
 
@@ -148,12 +159,18 @@ class OneShotMethod(Method):
         target, source = (self.space.seen(Image(image.data, image.grid, image.mask)) for image in (fixed, moving))
         target, source = normalized(target, name="the fixed image"), normalized(source, name="the moving image")
         space = self.space.fitted(target)
+        turn = None
+        if self.network.recognizes_orientation:
+            turn = _turn(self.network.orientation(space.place(target), space.place(source)), target)
+        if turn is not None:
+            target, source = (_turned(image, turn) for image in (target, source))
+            initial = None if initial is None else chain(turn.inverse(), initial.to(target.grid.dtype), turn)
         target = space.place(target, cover=True)
         if initial is None:
             initial = align_centers(target.grid, space.grid_for(space.frame(source), cover=True))
         initial = initial.to(target.grid.dtype)
         source = space.onto(source, target.grid, initial)
-        return ModelPair(target, source, initial)
+        return ModelPair(target, source, initial, turn)
 
     def _refined(
         self,
@@ -169,10 +186,24 @@ class OneShotMethod(Method):
         """
         if isinstance(self.correction, Method):
             fixed, moving, _ = given
-            result = self.correction(fixed, moving, initial=chain(answer, pair.initial), on_step=on_step)
+            start = pair.turned_back(chain(answer, pair.initial))
+            result = self.correction(fixed, moving, initial=start, on_step=on_step)
             return result.transform, result.history
         found = self.correction(pair.fixed, pair.moving, answer, on_step=on_step)
-        return chain(found.transform, answer, pair.initial), found.history
+        return pair.turned_back(chain(found.transform, answer, pair.initial)), found.history
+
+
+def _turn(orientation: Orientation, image: Image) -> Affine | None:
+    """Return the map of an orientation about the origin of space, for an image; ``None`` if it changes nothing."""
+    if orientation.identical:
+        return None
+    linear = orientation.matrix.to(image.grid.affine).unsqueeze(0)
+    return Affine(homogeneous(linear, linear.new_zeros(1, image.ndim)))
+
+
+def _turned(image: Image, turn: Affine) -> Image:
+    """Turn an image by its header."""
+    return replace(image, grid=Grid(image.grid.shape, turn.matrix @ image.grid.affine))
 
 
 class ByDimension(Method):

@@ -8,6 +8,7 @@ from .keypoints import KeypointNetwork as KeypointNetwork
 from .laplacian import LaplacianPyramid as LaplacianPyramid
 from .linear import AffineNetwork as AffineNetwork
 from .matching import MatchingNetwork as MatchingNetwork
+from .oriented import Oriented as Oriented
 from .pyramid import Pyramid as Pyramid
 from .swin import SwinNetwork as SwinNetwork
 from .template import ConditionalTemplate as ConditionalTemplate, LearnedTemplate as LearnedTemplate

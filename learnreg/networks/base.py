@@ -12,6 +12,7 @@ from torch import nn
 from learnreg.errors import InputError
 from learnreg.image import Image
 from learnreg.objective import Objective
+from learnreg.orientation import Orientation
 from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform
 
@@ -158,6 +159,20 @@ class Network(nn.Module):
     def has_auxiliary_terms(self) -> bool:
         """Whether :meth:`auxiliary_terms` can return terms; by default, whether it is overridden."""
         return type(self).auxiliary_terms is not Network.auxiliary_terms
+
+    @property
+    def recognizes_orientation(self) -> bool:
+        """Whether a pair is turned by :meth:`orientation` before :meth:`predict`; by default not."""
+        return False
+
+    def orientation(self, fixed: Image, moving: Image) -> Orientation:
+        """Return how to turn both images to the orientation of the training.
+
+        Args:
+            fixed: One image, intensities in [0, 1], on a grid of the network.
+            moving: One image, intensities in [0, 1], on a grid of the network, its own.
+        """
+        return Orientation.every(self.ndim)[0]
 
     def check_weight(self, weight: float | None) -> None:
         """Raise ``InputError`` if the network does not take this regularization weight."""

@@ -17,6 +17,7 @@ from learnreg.networks.adapters import as_network
 from learnreg.networks.base import Network, Prediction, Task
 from learnreg.networks.blocks import start_near_zero
 from learnreg.objective import Objective
+from learnreg.orientation import Orientation
 from learnreg.terms import WeightedValue
 from learnreg.transforms import Transform
 
@@ -95,6 +96,13 @@ class Conditioned(Network):
             weight = math.exp(low + (high - low) * float(torch.rand(())))
         task = self.network.task(fixed, moving, objective.weighted(self.penalty, weight))
         return replace(task, weight=weight)
+
+    @property
+    def recognizes_orientation(self) -> bool:
+        return self.network.recognizes_orientation
+
+    def orientation(self, fixed: Image, moving: Image) -> Orientation:
+        return self.network.orientation(fixed, moving)
 
     def forward(self, fixed: Image, moving: Image) -> Transform:
         return self.predict(fixed, moving).transform

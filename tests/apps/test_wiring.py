@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Timer
 
 from learnreg.apps.wiring import MONITORED, PRECISIONS, begin_with, check_options
 from learnreg.errors import InputError
-from learnreg.networks import UNet
+from learnreg.networks import Oriented, UNet
 from learnreg.networks.checkpoint import KEY, recipe
 from learnreg.objective import Objective
 from learnreg.similarity import MSE
@@ -31,6 +31,26 @@ def test_fine_tuning_begins_with_the_weights_of_another_training(tmp_path):
         assert torch.equal(a, b)
     with pytest.raises(InputError, match=r"UNet of .*channels.*does not fit the network"):
         begin_with(module((4, 8)), str(tmp_path / "best.ckpt"))
+
+
+def test_a_network_that_recognizes_orientations_begins_with_the_weights_of_one_that_does_not(tmp_path):
+    """And the reverse: `start=hippocampus` fits the network without its classifier."""
+    network = {"_target_": "learnreg.networks.UNet", "ndim": 2, "channels": [4, 4]}
+    oriented = {"_target_": "learnreg.networks.Oriented", "network": network}
+    objective = {"_target_": "learnreg.objective.Objective", "similarity": {"_target_": "learnreg.similarity.MSE"}}
+    space = {"spacing": 1.0, "shape": [16, 16], "multiple": 4}
+    plain, other = module((4, 4)), module((4, 4))
+    other.network = Oriented(other.network)
+    for before, after, config in ((plain, other, network), (other, plain, oriented), (other, other, oriented)):
+        torch.save({"state_dict": before.state_dict(), KEY: recipe(config, objective, space)}, tmp_path / "a.ckpt")
+        with torch.no_grad():
+            for parameter in after.network.parameters():
+                parameter.add_(1.0)
+        begin_with(after, str(tmp_path / "a.ckpt"))
+        stored = torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]
+        inner = next(value for key, value in stored.items() if "head" not in key and key.endswith("0.conv.weight"))
+        unet = after.network.network if after is other else after.network
+        assert any(torch.equal(value, inner) for value in unet.state_dict().values())
 
 
 def options(monitor="val/loss", callbacks=(), refine=0, report_pairs=0, **trainer):

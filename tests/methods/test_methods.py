@@ -8,6 +8,7 @@ import torch
 
 import learnreg
 from learnreg.configs.files import method_names
+from learnreg.data.augmentation import reoriented
 from learnreg.data.datasets import Case
 from learnreg.errors import InputError
 from learnreg.grid import Grid
@@ -16,13 +17,14 @@ from learnreg.io import to_sitk, write_image
 from learnreg.methods import IterativeMethod, OneShotMethod, Registration, load_method, register
 from learnreg.methods.evaluation import evaluate, score_case, summarize, table
 from learnreg.metrics import dice_scores
-from learnreg.networks import Network, Pyramid
+from learnreg.networks import Network, Oriented, Pyramid
 from learnreg.networks.checkpoint import Checkpoint
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import CenterOfMass, FieldStage, LinearStage
+from learnreg.orientation import Orientation
 from learnreg.regularization import Diffusion
 from learnreg.similarity import MSE, NCC, FeatureSimilarity
-from learnreg.transforms import Affine, Composite, Displacement
+from learnreg.transforms import Affine, Composite, Displacement, chain
 from tests.conftest import DIRECTIONS, blob_image, make_grid
 
 
@@ -137,6 +139,30 @@ def test_one_shot_covers_images_larger_than_the_models_shape():
     fixed, moving = pair()
     result = OneShotMethod(untrained({"spacing": 1.0, "shape": [16, 16, 16], "multiple": 16}), refine=5)(fixed, moving)
     assert result.warped.data.shape == fixed.data.shape
+
+
+@pytest.mark.parametrize("further", [{}, {"refine": 5}, {"initial": Affine.translation([2.0, -1.0, 1.0])}])
+def test_flips_and_turns_of_both_images_change_no_answer_of_an_oriented_network(further):
+    """Their files have lost the orientation: the samples are stored in another order, and nothing says so."""
+    checkpoint = untrained({"spacing": 1.0, "shape": [32, 32, 32], "multiple": 16})
+    for parameter in checkpoint.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.12)
+    network = Oriented(checkpoint.network, channels=(4, 8), samples=8).eval()
+    method = OneShotMethod(replace(checkpoint, network=network), refine=further.get("refine", 0))
+    grid = Grid.regular((17, 20, 25))  # odd and even: the center is on a sample or between two
+    fixed, moving = (blob_image(grid, shift) for shift in ((0.0, 0.0, 0.0), (2.0, -1.5, 1.0)))
+    initial = further.get("initial")
+    found = method(fixed, moving, initial=initial)
+    assert found.transform.displacement(grid).abs().max() > 1
+    turned_back = 0
+    for orientation in Orientation.every(3)[::5]:
+        images = [reoriented(image, orientation) for image in (fixed, moving)]
+        turn = Affine.about(orientation.matrix[None], torch.zeros(1, 3), grid.center)
+        start = None if initial is None else chain(turn.inverse(), initial, turn)
+        back = chain(turn, method(*images, initial=start).transform, turn.inverse())
+        assert (back.displacement(grid) - found.transform.displacement(grid)).abs().max() < 2e-3
+        turned_back += method.prepare(*images).turn is not None
+    assert turned_back > 7
 
 
 def test_initial_transform_is_used():

@@ -22,6 +22,7 @@ from learnreg.networks import (
     LaplacianPyramid,
     LearnedTemplate,
     Network,
+    Oriented,
     Pyramid,
     SwinNetwork,
     UNet,
@@ -35,6 +36,7 @@ from learnreg.networks.segmentation import SegmentationHead
 from learnreg.networks.units import voxels_to_mm
 from learnreg.objective import Objective, Penalty
 from learnreg.optimization import IntensityAndGradient
+from learnreg.orientation import Orientation
 from learnreg.regularization import Diffusion
 from learnreg.sampling import resize_image
 from learnreg.similarity import MSE
@@ -172,7 +174,11 @@ class NetworkLaws:
         network = self.make()
         for _, parameter in network.named_parameters():  # heads start near zero
             torch.nn.init.normal_(parameter, std=0.1)
-        Objective(MSE())(fixed, moving, network(fixed, moving)).total.backward()
+        prediction = network.predict(fixed, moving)
+        total = Objective(MSE())(fixed, moving, prediction.transform).total
+        for term in network.auxiliary_terms(prediction, fixed, moving, Objective(MSE())).values():
+            total = total + term.weighted
+        total.backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
     def test_a_pass_leaves_nothing_on_the_module(self):
@@ -439,18 +445,6 @@ class TestSegmentingPyramid(NetworkLaws):
     def make(self, ndim=3):
         return Pyramid(ndim, (8, 8), segments=[1, 2], deep=0.5)
 
-    def test_every_weight_gets_a_gradient(self):
-        grid = Grid.regular((16, 16, 16))
-        network, pair = self.make(), (blob_image(grid), blob_image(grid, (3.0, 0.0, 0.0)))
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        prediction = network.predict(*pair)
-        total = Objective(MSE())(*pair, prediction.transform).total
-        for term in network.auxiliary_terms(prediction, *pair, Objective(MSE())).values():
-            total = total + term.weighted
-        total.backward()
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
-
 
 class TestPyramidWithContext(NetworkLaws):
     def make(self, ndim=3):
@@ -559,6 +553,74 @@ class TestCascade(NetworkLaws):
     def test_errors(self):
         with pytest.raises(ValueError, match="same images"):
             Cascade([AffineNetwork(2), Pyramid(3)])
+
+
+class TestOriented(NetworkLaws):
+    def make(self, ndim=3):
+        return Oriented(UNet(ndim, (8, 16, 16)), channels=(4, 8), samples=8)
+
+    @pytest.mark.parametrize("ndim", [2, 3])
+    def test_a_turned_image_has_the_same_scores_in_another_order(self, ndim):
+        torch.manual_seed(0)
+        network = self.make(ndim).eval()
+        shape = (9, 12, 16)[:ndim]
+        image = Image(torch.rand(2, 1, *shape), Grid.regular(shape))
+        every = Orientation.every(ndim)
+        assert len({str(turn.matrix.tolist()) for turn in every}) == len(every) == (8 if ndim == 2 else 48)
+        with torch.no_grad():
+            scores = network.scores(image)
+            for turn in every[:: 1 if ndim == 2 else 7]:
+                turned = turn(image.data)
+                found = network.scores(Image(turned, Grid.regular(turned.shape[2:])))
+                for k, other in enumerate(every):  # first this turn, then the other
+                    same = next(n for n, one in enumerate(every) if torch.equal(one.matrix, other.matrix @ turn.matrix))
+                    assert torch.allclose(found[:, k], scores[:, same], atol=1e-5)
+        assert scores.std(1).min() > 1e-3
+
+    def test_it_learns_the_orientation_of_its_training(self):
+        """From blobs that lie off the center along each axis by another distance."""
+        torch.manual_seed(0)
+        network = self.make(2)
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+        image, other = (blob_image(Grid.regular((20, 24)), shift) for shift in ((3.0, -5.0), (3.5, -4.0)))
+        for _ in range(60):
+            (term,) = auxiliary(network.train(), image, other, Objective(MSE())).values()
+            optimizer.zero_grad()
+            term.weighted.backward()
+            optimizer.step()
+        network.eval()
+        assert auxiliary(network, image, other, Objective(MSE())) == {}  # a validation has no such term
+        assert network.orientation(image, other).identical
+        turn = Orientation((1, 0), (True, False))
+        turned = [Image(turn(i.data), Grid.regular((24, 20))) for i in (image, other)]
+        assert torch.equal(network.orientation(*turned).matrix, turn.matrix.T)
+
+    def test_alone_leaves_the_network_as_it_is(self):
+        network = Oriented(Pyramid(2, (4, 8), deep=1.0), channels=(4,), samples=8, alone=True)
+        image = blob_image(Grid.regular((16, 16)), (2.0, 1.0))
+        found = auxiliary(network, image, image, Objective(MSE()))
+        assert list(found) == ["orientation"]
+        found["orientation"].weighted.backward()
+        assert all(p.grad is None for p in network.network.parameters())
+        assert all(p.grad is not None for p in network.encoder.parameters())
+        assert list(auxiliary(Oriented(Pyramid(2, (4, 8), deep=1.0)), image, image, Objective(MSE()))) == [
+            "deep",
+            "orientation",
+        ]
+
+    def test_other_networks_pass_it_on(self):
+        image = blob_image(Grid.regular((16, 16)))
+        network = Conditioned(self.make(2)).eval()
+        assert network.recognizes_orientation
+        assert network.orientation(image, image) == network.network.orientation(image, image)
+        assert not UNet(2, (4,)).recognizes_orientation
+        assert UNet(2, (4,)).orientation(image, image).identical
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="samples of at least 16, got 8"):
+            Oriented(UNet(2, (4,)), channels=(4, 4, 4), samples=8)
+        with pytest.raises(ValueError, match="each axis once"):
+            Orientation((0, 0), (False, False))
 
 
 class TestConditioned(NetworkLaws):

@@ -1,19 +1,18 @@
 """A pair draws the same augmentation wherever it is augmented."""
 
-from itertools import permutations, product
-
 import pytest
 import pytorch_lightning as pl
 import SimpleITK as sitk
 import torch
 
 from learnreg.data import Compose, Intensity, ModelSpace, RandomTransform, RegistrationData
-from learnreg.data.augmentation import random_orientation, reoriented
+from learnreg.data.augmentation import reoriented
 from learnreg.errors import InputError
 from learnreg.grid import Grid
 from learnreg.image import Image
 from learnreg.networks import UNet
 from learnreg.objective import Objective
+from learnreg.orientation import Orientation
 from learnreg.sampling import sample
 from learnreg.similarity import MSE
 from learnreg.training import RegistrationModule
@@ -117,8 +116,9 @@ class TestOrientations:
         ones = torch.ones(1, 1, *shape)
         image = Image(torch.rand(1, 1, *shape), grid, ones, ones.long(), landmarks)
         for _ in range(6):
-            order, flips = random_orientation(ndim)
-            changed = reoriented(image, order, flips)
+            orientation = Orientation.random(ndim)
+            order, flips = orientation.order, orientation.flips
+            changed = reoriented(image, orientation)
             assert changed.mask.shape[2:] == changed.labels.shape[2:] == changed.grid.shape
             assert torch.allclose(changed.grid.center, image.grid.center, atol=1e-5)
             assert torch.allclose(
@@ -132,8 +132,8 @@ class TestOrientations:
 
     def test_all_orientations_are_drawn(self):
         torch.manual_seed(0)
-        assert len({str(random_orientation(3)) for _ in range(2000)}) == 48
-        assert len({str(random_orientation(2)) for _ in range(200)}) == 8
+        assert len({str(Orientation.random(3)) for _ in range(2000)}) == 48
+        assert len({str(Orientation.random(2)) for _ in range(200)}) == 8
 
     def test_both_images_are_turned_alike(self, folder):
         plain, _ = trained(folder, "loader", None)
@@ -143,9 +143,8 @@ class TestOrientations:
             for k in range(2):
                 alike = [
                     [
-                        torch.equal(reoriented(item(old, k), order, flips).data, item(new, k).data)
-                        for order in permutations(range(3))
-                        for flips in product((False, True), repeat=3)
+                        torch.equal(reoriented(item(old, k), orientation).data, item(new, k).data)
+                        for orientation in Orientation.every(3)
                     ]
                     for old, new in zip(reference, batch, strict=True)
                 ]

@@ -32,6 +32,7 @@ from learnreg.networks import (
     KeypointNetwork,
     LaplacianPyramid,
     LearnedTemplate,
+    Oriented,
     Pyramid,
     UNet,
 )
@@ -61,6 +62,7 @@ NETWORKS = {
     "keypoints": lambda: KeypointNetwork(2, (4, 8), keypoints=6),
     "cascade": lambda: Cascade([AffineNetwork(2, (4, 8)), UNet(2, (4, 8))]),
     "template": lambda: LearnedTemplate(UNet(2, (4, 8)), (16, 16)),
+    "oriented": lambda: Oriented(UNet(2, (4, 8)), channels=(4,), samples=8),
     "conditioned": lambda: Conditioned(UNet(2, (4, 8)), penalty="diffusion", between=(0.01, 1.0)),
 }
 SUPERVISIONS = {
