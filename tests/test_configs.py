@@ -352,10 +352,6 @@ TINY = ["data.spacing=8", "data.subjects=2", "data.validation_subjects=2"]
         (["experiment=quickstart", "network=unet", *TINY], "or start=null to begin with random weights"),
         (["experiment=quickstart", "compare=[universal-2d]", *TINY], "compare=universal-2d is a model for 2-D images"),
         (["experiment=quickstart", "compare=[nowhere]", *TINY], "No such checkpoint: nowhere"),
-        (
-            ["experiment=quickstart", "network=oriented", "data.orientations=true", "data.batch_size=1", *TINY],
-            "set data.orientations=false",
-        ),
         (["-m", "experiment=quickstart", "network=unet,unnet"], "network/unnet"),
         (
             ["experiment=quickstart", "objective/penalties=bending", "+objective.penalties.diffusion.weight=1"],

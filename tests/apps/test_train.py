@@ -72,6 +72,7 @@ def refused(capsys, monkeypatch, tmp_path, *arguments):
         (["data.space.shape=[16,16]", "network.ndim=2"], "s0.nii.gz is 3-D, but data.space.shape has 2 sizes"),
         (["network.in_channels=2"], "set network.ndim=3 network.in_channels=1."),
         (["network=conditioned", "network.network.ndim=2"], "set network.network.ndim=3"),
+        (["network=oriented", "data.orientations=true"], "set data.orientations=false, or use a network without"),
         (["trainer.precision=16-mixed"], "trainer.precision=16-mixed needs a GPU; set bf16-mixed"),
         (["trainer.precision=bf16-true"], "would also compute coordinates in it; set 32-true or bf16-mixed"),
         (["compile=true", "gradient_checkpointing=true"], "exclude each other"),
