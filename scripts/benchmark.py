@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -48,10 +49,10 @@ from learnreg.metrics import score
 from learnreg.networks import Pyramid, UNet
 from learnreg.networks.checkpoint import load_checkpoint
 from learnreg.objective import Objective, Penalty
-from learnreg.optimization import BSplineParametrization, DenseParametrization
+from learnreg.optimization import BSplineParametrization, DenseParametrization, Parametrization
 from learnreg.regularization import Bending, Curvature, Diffusion, Elasticity, Folding, LogJacobian, TotalVariation
 from learnreg.sampling import sample
-from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation
+from learnreg.similarity import LNCC, MIND, MSE, NCC, NGF, SSIM, CorrelationRatio, MutualInformation, Similarity
 from learnreg.training import RegistrationModule
 from learnreg.training.blocks import compile_blocks, recompute_blocks
 from learnreg.transforms import BSpline, Kernel, kernel_lattice, spline_lattice
@@ -414,28 +415,47 @@ def flow(options: argparse.Namespace) -> None:
 
 
 def iterations(options: argparse.Namespace) -> None:
-    """CPU time of one iteration of the classical solver, on AirLab's own problems."""
-    n = options.size
+    """CPU time of one iteration of the classical solver, on AirLab's own problems; ``--airlab`` times it, too."""
+    n, spacing, window = options.size, 8, 9
     grid = Grid.regular((n, n, n))
     generator = torch.Generator().manual_seed(0)
     fixed, moving = (Image(torch.rand(1, 1, n, n, n, generator=generator), grid) for _ in range(2))
-    dense = partial(DenseParametrization, kind="displacement", coarsening=1)
-    splines = partial(BSplineParametrization, spacing=8)
-    flow = partial(DenseParametrization, kind="velocity", coarsening=1, steps=3)
+    airlab = peers.AirLab(options.airlab, fixed.data, moving.data) if options.airlab else None
+    kinds: dict[str, Callable[[], Parametrization]] = {
+        "dense": partial(DenseParametrization, grid, None, kind="displacement", coarsening=1),
+        "B-spline": partial(BSplineParametrization, grid, None, spacing=spacing),
+        "diffeomorphic dense": partial(DenseParametrization, grid, None, kind="velocity", coarsening=1, steps=3),
+    }
     smooth = {"diffusion": Penalty(Diffusion(), 0.1)}
+
+    def own(kind: str, similarity: Similarity) -> Callable[[], None]:
+        parameters, objective = kinds[kind](), Objective(similarity, smooth)
+        optimizer = torch.optim.Adam(parameters.parameters(), lr=0.1)
+
+        def iterate() -> None:
+            optimizer.zero_grad()
+            objective(fixed, moving, parameters(fixed, moving)).total.backward()
+            optimizer.step()
+
+        iterate()  # the first warms up
+        return iterate
+
     print(f"{n}^3, {options.threads} threads, CPU seconds an iteration, median of {options.repeats}")
-    for kind, make in (("dense", dense), ("B-spline", splines), ("diffeomorphic dense", flow)):
-        for similarity in (MSE(), LNCC(9)):
-            parameters, objective = make(grid, None), Objective(similarity, smooth)
-            optimizer = torch.optim.Adam(parameters.parameters(), lr=0.1)
-            seconds = []
-            for _ in range(options.repeats + 1):  # the first warms up
+    print("| | learnreg | AirLab | times learnreg |\n|---|---|---|---|" if airlab else "| | learnreg |\n|---|---|")
+    similarities: dict[str, Similarity] = {"MSE": MSE(), "LCC": LNCC(window)}
+    for kind, name in [*product(("dense", "B-spline"), similarities), ("diffeomorphic dense", "MSE")]:
+        solvers = [own(kind, similarities[name])]
+        if airlab:
+            solvers.append(airlab.iteration(kind, name, spacing=spacing, window=window))
+        seconds: list[list[float]] = [[] for _ in solvers]
+        for _ in range(options.repeats):
+            for solver, times in zip(solvers, seconds, strict=True):
                 began = time.process_time()
-                optimizer.zero_grad()
-                objective(fixed, moving, parameters(fixed, moving)).total.backward()
-                optimizer.step()
-                seconds.append(time.process_time() - began)
-            print(f"| {kind} / {type(similarity).__name__} | {statistics.median(seconds[1:]):.3f} |", flush=True)
+                solver()
+                times.append(time.process_time() - began)
+        first, *others = (statistics.median(times) for times in seconds)
+        columns = [f"{first:.3f}", *(f"{other:.3f} | {other / first:.1f}" for other in others)]
+        print(f"| {kind} / {name} | {' | '.join(columns)} |", flush=True)
 
 
 def wave(points: torch.Tensor, amplitude: float, wavelength: float) -> torch.Tensor:
@@ -469,6 +489,7 @@ def main() -> None:
     solver = commands.add_parser("iterations")
     solver.add_argument("--size", type=int, default=128)
     solver.add_argument("--repeats", type=int, default=3)
+    solver.add_argument("--airlab", type=Path, help="a source checkout of AirLab, timed in the same run")
     solver.set_defaults(run=iterations)
     accuracy = commands.add_parser("flow")
     accuracy.add_argument("--size", type=int, default=64)

@@ -6,12 +6,14 @@ Each is optional (``pip install -e '.[peers]'``); what is not installed is left 
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,63 @@ def _itk_image(values: torch.Tensor, grid: Grid) -> Any:
     image.SetOrigin(header.GetOrigin())
     image.SetDirection(itk.matrix_from_array(np.array(header.GetDirection()).reshape(grid.ndim, grid.ndim)))
     return image
+
+
+class AirLab:
+    """AirLab's own solver, from a source checkout, as it is on no package index.
+
+    Steps, weights and B-splines are those of learnreg in AirLab's units, where an image extends from -1 to 1.
+
+    Args:
+        path: The checkout, the folder that has the folder ``airlab``.
+        fixed: ``(1, 1, n, n, n)``, voxels of 1 mm.
+        moving: Of the same shape.
+    """
+
+    def __init__(self, path: Path, fixed: torch.Tensor, moving: torch.Tensor) -> None:
+        if not (path / "airlab" / "__init__.py").is_file():
+            remedy = "name a checkout, such as git clone https://github.com/airlab-unibas/airlab makes."
+            raise SystemExit(f"{path} is no source of AirLab, it has no airlab/__init__.py: {remedy}")
+        self.path = path
+        sys.path.insert(0, str(path))
+        try:
+            self.module = import_module("airlab")
+        except ImportError as error:
+            raise SystemExit(f"AirLab of {path} does not load ({error}): pip install what it needs.") from error
+        finally:
+            sys.path.remove(str(path))
+        warnings.filterwarnings("ignore", "Default grid_sample")  # it leaves align_corners to PyTorch
+        size = list(fixed.shape[2:])
+        self.images = [self.module.Image(image, size, [1.0] * 3, [0.0] * 3) for image in (fixed, moving)]
+        self.unit = 2 / (size[0] - 1)  # a voxel
+
+    def iteration(self, kind: str, similarity: str, *, spacing: int, window: int) -> Callable[[], None]:
+        """One iteration of a problem, such as ``"dense"`` and ``"LCC"``, that goes on at each call."""
+        transformations, losses = self.module.transformation.pairwise, self.module.loss.pairwise
+        size = self.images[0].size
+        if kind == "B-spline":
+            transformation = transformations.BsplineTransformation(size, sigma=[spacing] * 3, order=3)
+        else:
+            transformation = transformations.NonParametricTransformation(size, diffeomorphic=kind != "dense")
+        smooth = self.module.regulariser.displacement.DiffusionRegulariser(self.images[0].spacing)
+        smooth.set_weight(0.1 * 3 / self.unit**2)  # its mean is over the components, too
+        registration = self.module.PairwiseRegistration(verbose=False)
+        registration.set_transformation(transformation)
+        registration.set_regulariser_displacement([smooth])
+        registration.set_optimizer(torch.optim.Adam(transformation.parameters(), lr=0.1 * self.unit))
+        registration.set_number_of_iterations(1)
+
+        def iterate() -> None:
+            registration.start()
+
+        try:
+            loss = losses.MSE(*self.images) if similarity == "MSE" else losses.LCC(*self.images, sigma=[window // 2])
+            registration.set_image_loss([loss])
+            iterate()  # the first warms up
+        except (AttributeError, RuntimeError) as error:
+            remedy = "if it is LCC, write np.prod for np.product and ~mask for 1-mask in airlab/loss/pairwise.py."
+            raise SystemExit(f"{kind} / {similarity} of {self.path} does not run here ({error}): {remedy}") from error
+        return iterate
 
 
 def pieces(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,11 @@ def test_linear_accuracy(tmp_path, monkeypatch, capsys):
     assert "real images are left out" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="No case has nothing in its name"):
         module.main(["--case", "nothing"])
+
+
+def test_benchmark_of_airlab_without_its_source(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    given = ["--threads", "1", "iterations", "--size", "8", "--airlab", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *given])
+    with pytest.raises(SystemExit, match=f"{tmp_path} is no source of AirLab.*git clone"):
+        importlib.import_module("benchmark").main()
