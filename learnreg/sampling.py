@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +13,8 @@ from learnreg.errors import InputError
 from learnreg.grid import Grid, apply_affine
 from learnreg.image import Image
 from learnreg.interpolation import Mode, interpolate, sample_displaced
+from learnreg.kernels.compiled import fused_without_gradient, run
+from learnreg.kernels.displaced import sample_points
 from learnreg.separable import apply_separable, average_matrix, resize_matrix, rows_of, slabs
 from learnreg.typing import (
     BroadcastImage,
@@ -70,6 +73,10 @@ def sample(
         raise InputError(f"sample needs {grid.ndim}-D points for a {grid.ndim}-D grid, got {tuple(points.shape)}.")
     if tuple(values.shape[2:]) != grid.shape:
         raise InputError(f"sample needs values of the grid's shape {grid.shape}, got {tuple(values.shape)}.")
+    if fused_without_gradient(values, points, grid.normalizing):
+        at = partial(sample_points, nearest=mode == "nearest", zeros=padding == "zeros")
+        found: Tensor = run(at, values, points, grid.normalizing)
+        return found
     coordinates = grid.to_normalized(points)
     with torch.autocast(values.device.type, enabled=False):
         values = values.to(torch.promote_types(values.dtype, torch.float32))

@@ -19,6 +19,7 @@ from torch import Tensor
 from learnreg.kernels.compiled import Array, array, compiled, in_parallel, parts, vectors, volumes
 
 Taps = tuple[Array, Array]
+ROW = 512  # points
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,31 @@ def sample(values: Tensor, field: Tensor, placement: Placement) -> Tensor:
     inputs = array(volumes(values)), array(vectors(field)), *placement.arguments, sampled.numpy()
     in_parallel([partial(sample_loop, *inputs, *rows) for rows in parts(placement.grid[0], sampled.numel())])
     return sampled.reshape(batch, values.shape[1], *placement.shape)
+
+
+def sample_points(values: Tensor, points: Tensor, matrix: Tensor, *, nearest: bool, zeros: bool) -> Tensor:
+    """Sample values at points, without a gradient.
+
+    Args:
+        values: ``(B, C, *grid)``.
+        points: ``(B, *P, D)``.
+        matrix: ``(B, D+1, D+1)``, points to normalized coordinates.
+        nearest: Whether to take the nearest sample instead of interpolating.
+        zeros: Whether values are 0 outside of the field of view.
+
+    Returns:
+        ``(B, C, *P)``.
+    """
+    shape, ndim = points.shape[1:-1], points.shape[-1]
+    batch = max(len(values), len(points), len(matrix))
+    rows = np.zeros((len(matrix), 3, 4), np.float32)
+    rows[:, :ndim, :ndim], rows[:, :ndim, 3] = array(matrix)[:, :ndim, :ndim], array(matrix)[:, :ndim, ndim]
+    flat = array(points).reshape(len(points), -1, ndim)
+    sampled = values.new_empty(batch, values.shape[1], flat.shape[1])
+    inputs = array(volumes(values)), flat, rows, nearest, zeros, sampled.numpy()
+    ends = parts(flat.shape[1], batch * flat.shape[1])
+    in_parallel([partial(points_loop, *inputs, *reach) for reach in ends])
+    return sampled.reshape(batch, values.shape[1], *shape)
 
 
 def gradients(
@@ -322,6 +348,32 @@ def sample_loop(
                 _find_cells(points, values.shape[2:], nearest, zeros, cell, within, factor)
                 for c in range(channels):
                     _sample_row(values[v, c].reshape(-1), steps, cell, within, factor, sampled[b, c, z, y])
+
+
+@compiled
+def points_loop(
+    values: Array, points: Array, matrix: Array, nearest: bool, zeros: bool, sampled: Array, first: int, last: int
+) -> None:
+    """Fill ``sampled[:, :, first:last]``, in rows whose coordinates stay in the cache."""
+    batch, channels, _ = sampled.shape
+    ndim = points.shape[2]
+    place, within = np.empty((3, ROW), np.float32), np.empty((3, ROW), np.float32)
+    cell, factor = np.empty(ROW, np.uint32), np.empty(ROW, np.float32)
+    steps = _steps(values.shape[2:])
+    for b in range(batch):
+        v, m, given = b % len(values), matrix[b % len(matrix)], points[b % len(points)]
+        for begin in range(first, last, ROW):
+            n = min(ROW, last - begin)
+            for c in range(3):
+                for x in range(n):
+                    place[c, x] = m[c, 3]
+                for d in range(ndim):
+                    for x in range(n):
+                        place[c, x] += m[c, d] * given[begin + x, d]
+            _find_cells(place[:, :n], values.shape[2:], nearest, zeros, cell[:n], within[:, :n], factor[:n])
+            for c in range(channels):
+                row = sampled[b, c, begin : begin + n]
+                _sample_row(values[v, c].reshape(-1), steps, cell[:n], within[:, :n], factor[:n], row)
 
 
 @compiled

@@ -14,6 +14,7 @@ from learnreg.grid import Grid
 from learnreg.interpolation import sample_displaced
 from learnreg.kernels import compiled
 from learnreg.regularization import bending_loss, diffusion_loss, folding_loss, log_jacobian_loss
+from learnreg.sampling import sample
 from learnreg.search import coupled_search, matching_costs
 from learnreg.separable import resize_matrix
 from learnreg.similarity import lncc_loss, mind_loss, mutual_information_loss, ncc_loss, ssim_loss
@@ -113,6 +114,30 @@ def test_an_image_through_a_spline(order):
         return learnreg.warp(learnreg.Image(image, grid), BSpline(coefficients, lattice, order), grid).data
 
     equal_to_reference(warped, numbers(1, 3, *lattice.shape, seed=1))
+
+
+@SHAPES
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize(("images", "points"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_sampling_at_points(shape, padding, mode, images, points):
+    """Some points lie outside, and one is unknown; plain PyTorch computes what has a gradient."""
+    ndim = len(shape)
+    affine = torch.eye(ndim + 1).repeat(images, 1, 1)
+    affine[:, :ndim] += 0.1 * numbers(images, ndim, ndim + 1, seed=2)
+    grid = Grid(shape, affine)
+    values = numbers(images, 3, *shape)
+    where = 1.2 * max(shape) * numbers(points, 7, 9, ndim, seed=1) - 1
+    where[0, 0, 0] = torch.nan
+    wanted = sample(values.requires_grad_(), grid, where, mode=mode, padding=padding).detach()
+    values = values.detach()
+    assert wanted.shape == (max(images, points), 3, 7, 9)
+    for count in (1, 3):
+        with threads(count):
+            for v, p in ((values, where), (strided(values), strided(where))):
+                found = sample(v, grid, p, mode=mode, padding=padding)
+                assert torch.allclose(found, wanted, rtol=1e-5, atol=2e-5, equal_nan=True)
+    assert float((wanted == 0).float().mean()) < 0.8
 
 
 @pytest.mark.parametrize("size", [(1, 9, 8), (9, 1, 8), (9, 8, 1), (1, 1, 1)])
