@@ -1,7 +1,7 @@
 """Benchmarks against peers, in one run: ``python scripts/benchmark.py hippocampus DATA``.
 
-Others are ``brain``, ``training``, ``blocks``, ``ranks``, ``data``, ``pieces``, ``flow`` and ``iterations``; ``--help``
-has their options.
+Others are ``brain``, ``training``, ``blocks``, ``ranks``, ``data``, ``pieces``, ``shares``, ``flow`` and
+``iterations``; ``--help`` has their options.
 Peers are optional (``pip install -e '.[peers]'``); one that is not installed is left out with a note.
 """
 
@@ -458,6 +458,44 @@ def iterations(options: argparse.Namespace) -> None:
         print(f"| {kind} / {name} | {' | '.join(columns)} |", flush=True)
 
 
+def shares(options: argparse.Namespace) -> None:
+    """What share of a registration each kernel takes; what is left is PyTorch and Python."""
+    first, second = read_subjects(options.data)[:2]
+    case = between(first, second)
+    fixed, moving = (Image(image.data, image.grid, image.mask) for image in (case.fixed, case.moving))
+    seconds: dict[str, float] = {}
+    calls: dict[str, int] = {}
+    call = compiled.Compiled.__call__
+
+    def timed(kernel: compiled.Compiled, *arguments: object) -> object:
+        began = time.thread_time()
+        try:
+            return call(kernel, *arguments)
+        finally:
+            name = f"{kernel.loop.__module__.rpartition('.')[2]}: {kernel.loop.__name__.removesuffix('_loop')}"
+            seconds[name] = seconds.get(name, 0.0) + time.thread_time() - began
+            calls[name] = calls.get(name, 0) + 1
+
+    for name in options.method or ["brain"]:
+        method = load_method(name)
+        method(fixed, moving)  # the first call compiles
+        seconds.clear()
+        calls.clear()
+        began = time.process_time()
+        with patch.object(compiled.Compiled, "__call__", timed):
+            method(fixed, moving)
+        total = time.process_time() - began
+        print(
+            f"\n{name}, {case.name}: {total:.2f} CPU s on {options.threads} threads, {megabytes(fixed):.0f} MB an image"
+        )
+        print("| kernel | calls | CPU s | share % |\n|---|---|---|---|")
+        for key in sorted(seconds, key=lambda key: -seconds[key]):
+            if seconds[key] > 0.005 * total:
+                print(f"| {key} | {calls[key]} | {seconds[key]:.2f} | {100 * seconds[key] / total:.1f} |")
+        rest = total - sum(seconds.values())
+        print(f"| PyTorch and Python | | {rest:.2f} | {100 * rest / total:.1f} |", flush=True)
+
+
 def wave(points: torch.Tensor, amplitude: float, wavelength: float) -> torch.Tensor:
     """A smooth velocity in closed form."""
     x, y, z = (2 * math.pi / wavelength * points).unbind(-1)
@@ -491,6 +529,10 @@ def main() -> None:
     solver.add_argument("--repeats", type=int, default=3)
     solver.add_argument("--airlab", type=Path, help="a source checkout of AirLab, timed in the same run")
     solver.set_defaults(run=iterations)
+    parts = commands.add_parser("shares")
+    parts.add_argument("data", help="the folder brain or hippocampus of LEARNREG_DATA")
+    parts.add_argument("--method", action="append", default=[])
+    parts.set_defaults(run=shares)
     accuracy = commands.add_parser("flow")
     accuracy.add_argument("--size", type=int, default=64)
     accuracy.add_argument("--repeats", type=int, default=5)

@@ -189,10 +189,8 @@ class RotationSearch(Stage):
         starts = len(turned) if self.angles is None and fixed.ndim == 2 else self.starts
         promising = sorted(range(len(turned)), key=values.__getitem__)[:starts]
         followed = [self.follow(start, *coarse, initial) for start in (unturned, *(turned[k] for k in promising))]
-        values = totals(self.objective, followed, *coarse, initial)
-        lowest = values.index(min(values))
-        clear = values[lowest] < values[0] - self.margin * abs(values[0])
-        return StageResult(followed[lowest] if clear else unturned)
+        lowest = clearly_lowest(totals(self.objective, followed, *coarse, initial), self.margin)
+        return StageResult(followed[lowest] if lowest else unturned)
 
     def follow(self, start: Affine, fixed: Image, moving: Image, initial: Transform | None) -> Affine:
         """Run the rigid descent from a start.
@@ -219,15 +217,23 @@ def totals(
         return [float(score(candidate).total) for candidate in found]
 
 
+def clearly_lowest(values: Sequence[float], margin: float) -> int:
+    """Return the index of the lowest value if it is lower than the first by a share of that, otherwise 0."""
+    lowest = values.index(min(values))
+    return lowest if values[lowest] < values[0] - margin * abs(values[0]) else 0
+
+
 class Moments(Stage):
     """Stage that aligns the centroids and the principal axes of the intensities.
 
     The direction of a principal axis is ambiguous, so every rotation that aligns the axes is scored by the objective at
-    a coarse resolution. The one with the lowest objective is returned, or the translation alone if that is lower.
+    a coarse resolution. The one with the lowest objective is returned if it is clearly lower than that of the
+    translation alone; otherwise the translation.
 
     Args:
         objective: Objective to rank the rotations.
         factor: Spacing of the coarse resolution, as a multiple of the finest voxel spacing.
+        margin: Share by which a rotation must lower the objective.
 
     Example:
         >>> grid = learnreg.Grid.regular((16, 16))
@@ -241,9 +247,9 @@ class Moments(Stage):
 
     is_start = True
 
-    def __init__(self, objective: Objective, *, factor: float = 4.0) -> None:
+    def __init__(self, objective: Objective, *, factor: float = 4.0, margin: float = 0.0) -> None:
         super().__init__()
-        self.objective, self.factor = objective, float(factor)
+        self.objective, self.factor, self.margin = objective, float(factor), float(margin)
 
     def forward(
         self,
@@ -273,8 +279,7 @@ class Moments(Stage):
                 candidates.append(about(turn, center))
         turned = [candidate.then(shift) for candidate in candidates]
         coarse = (coarse_enough(fixed, self.factor), coarse_enough(moving, self.factor))
-        values = totals(self.objective, turned, *coarse, initial)
-        return StageResult(turned[values.index(min(values))])
+        return StageResult(turned[clearly_lowest(totals(self.objective, turned, *coarse, initial), self.margin)])
 
 
 def principal_axes(image: Image) -> Tensor:

@@ -242,6 +242,26 @@ class TestBeginning:
         assert self.error(alone, truth, ndim) > 5
         assert self.error(found, truth, ndim) < 1.5
 
+    def test_what_is_cut_off_does_not_turn_an_image(self):
+        """The principal axes of half a body are others; with a margin they turn what gains clearly only."""
+        (fixed, moving), _ = self.bodies((0.0, 0.0, 0.0))
+        half = moving.grid.shape[-1] // 2
+        cut = Image(
+            moving.data[..., half:].contiguous(), moving.grid.cropped((0, 0, half), (*moving.grid.shape[:2], half))
+        )
+        (_, turned), truth = self.bodies((40.0, -30.0, 100.0))
+        careful, plain = (Moments(Objective(NCC()), factor=2, margin=m) for m in (0.3, 0.0))
+        alone = CenterOfMass()(fixed, cut).transform
+        assert torch.equal(careful(fixed, cut).transform.matrix, alone.matrix)
+        assert not torch.allclose(plain(fixed, cut).transform.matrix, alone.matrix, atol=0.1)
+        assert self.error(careful(fixed, turned).transform, truth) < 1.5
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("preset", ["fast", "brain", "bspline", "syn-like"])
+    def test_presets_without_a_search_find_a_turned_image(self, preset):
+        (fixed, moving), truth = self.bodies((40.0, -30.0, 100.0))
+        assert self.error(learnreg.load_method(preset)(fixed, moving).transform, truth) < 1.0
+
     def test_rotation_search(self):
         (fixed, moving), truth = self.bodies((30.0, 0.0, -60.0))
         stages = [CenterOfMass(), RotationSearch(Objective(NCC()), (-60, -30, 0, 30, 60), factor=2)]
