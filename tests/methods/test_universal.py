@@ -109,7 +109,7 @@ def test_its_descriptors_are_a_similarity(ndim):
 
 
 def test_descriptors_of_another_network_are_refused():
-    with pytest.raises(InputError, match="hippocampus holds a 3-D Pyramid"):
+    with pytest.raises(InputError, match="hippocampus holds a 3-D Oriented"):
         DescriptorMaps("hippocampus")
     with pytest.raises(InputError, match="holds a 3-D"):
         DescriptorMaps("hippocampus", ndim=2)
