@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
+from scipy.ndimage import median_filter
 from tqdm.auto import tqdm
 
 import learnreg
@@ -176,16 +177,33 @@ def template_case(data: Path, contrast: str, seed: int) -> Case:
     flow = Velocity(4.0 * smooth_noise(Draws([seed], "cpu"), coarse, 3, torch.tensor([3.0])), coarse)
     seen = moved(warp(other, flow, other.grid), (8.0, -6.0, 5.0), (6.0, -5.0, 4.0))
     turn = Affine((seen.grid.affine.double() @ other.grid.affine.double().inverse()).to(seen.grid.affine))
-    truth = chain(turn, flow.inverse())
+    return Case(f"T1 with {contrast}, mm", fixed, seen, distance(points, chain(turn, flow.inverse())), "multimodal")
+
+
+def distance(points: torch.Tensor, truth: Transform) -> Callable[[Transform], float]:
+    """Return the mean distance of a transform from the truth at points, mm."""
 
     def error(transform: Transform) -> float:
         return float((transform(points) - truth(points)).norm(dim=-1).mean())
 
-    return Case(f"T1 with {contrast}, mm", fixed, seen, error, "multimodal")
+    return error
+
+
+def lung_cases(data: Path) -> Iterator[Case]:
+    """Yield a CT of the chest and itself under large known flows; the error inside of the lungs is in mm."""
+    folder = data / "lung" / "elastix"
+    image = learnreg.read_image(folder / "3DCT_lung.mha")
+    fixed = image.with_data(image.data - image.data.min())  # air is 0, as what lies outside
+    inside = learnreg.read_image(folder / "3DCT_lung_baseline_mask.mha").data[0, 0] > 0
+    points, coarse = fixed.grid.points[0][inside][None, ::50], fixed.grid.resized((24, 24, 24))
+    for seed in (1, 2):
+        flow = Velocity(15.0 * smooth_noise(Draws([seed], "cpu"), coarse, 3, torch.tensor([5.0])), coarse)
+        moving = warp(fixed, flow, fixed.grid)
+        yield Case("CT of the lungs, mm", fixed, moving, distance(points, flow.inverse()), "lung")
 
 
 def plane_cases(data: Path) -> Iterator[Case]:
-    """Yield X-rays of hands and stained sections; the error of the landmarks is in pixels."""
+    """Yield X-rays of hands, stained sections, whose errors at landmarks are in pixels, and CT with PET."""
     hands, sections = data / "2d" / "fair", data / "2d" / "histology"
     fixed, moving = (flat(hands / name, 1) for name in ("hands-R.jpg", "hands-T.jpg"))
     rows = torch.from_numpy(np.loadtxt(hands / "hands_landmarks.csv", delimiter=",", skiprows=1)).float()
@@ -195,6 +213,15 @@ def plane_cases(data: Path) -> Iterator[Case]:
     fixed, moving = (flat(sections / f"{name}.jpg", 4) for name in names)
     tables = [np.loadtxt(sections / f"{name}.csv", delimiter=",", skiprows=1)[:78, 1:] for name in names]
     yield marked("stains, px", fixed, moving, *((torch.from_numpy(t).float() + 0.5) / 4 - 0.5 for t in tables))
+    fixed, moving = (outlined(flat(hands / f"PET-CT-{name}.jpg", 1)) for name in ("CT", "PET"))
+    yield labelled("CT with PET, Dice of the body", fixed, moving, "multimodal")
+
+
+def outlined(image: Image, threshold: float = 20.0) -> Image:
+    """Label the body in a sagittal slice: all between the first and the last bright pixel of each row."""
+    bright = torch.from_numpy(median_filter(image.data[0, 0].numpy(), 5)) > threshold
+    body = (bright.int().cummax(1).values * bright.int().flip(1).cummax(1).values.flip(1)).long()
+    return replace(image, labels=body[None, None])
 
 
 def flat(file: Path, factor: int) -> Image:
@@ -221,6 +248,7 @@ GROUPS = {
     "contrasts": contrast_cases,
     "hippocampus": hippocampus_cases,
     "hearts": heart_cases,
+    "lungs": lung_cases,
     "planes": plane_cases,
 }
 
