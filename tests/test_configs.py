@@ -443,7 +443,8 @@ def test_a_method_file_starts_from_a_preset(tmp_path):
         "defaults:\n  - /method/brain@_here_\n  - _self_\nstages:\n  deformation: {iterations: [1, 2, 3, 4]}\n  center: null\n"
     )
     mine, brain = load_method(str(file)), load_method("brain")
-    assert list(mine.stages) == ["affine", "deformation"]
+    assert list(brain.stages) == ["center", "rotation", "affine", "deformation"]
+    assert list(mine.stages) == ["rotation", "affine", "deformation"]
     assert mine.stages["deformation"].limits == (1, 2, 3, 4)
     assert mine.stages["deformation"].factors == brain.stages["deformation"].factors
     file.write_text("defaults: [nothing]\n")

@@ -95,7 +95,7 @@ def load_checkpoint(path: PathLike, *, trust: Sequence[str] = ()) -> Checkpoint:
 
     Example:
         >>> type(load_checkpoint("hippocampus").network).__name__
-        'Pyramid'
+        'Oriented'
     """
     file = find(path)
     stored, weights = _read(file)
