@@ -160,7 +160,9 @@ def test_flips_and_turns_of_both_images_change_no_answer_of_an_oriented_network(
         turn = Affine.about(orientation.matrix[None], torch.zeros(1, 3), grid.center)
         start = None if initial is None else chain(turn.inverse(), initial, turn)
         back = chain(turn, method(*images, initial=start).transform, turn.inverse())
-        assert (back.displacement(grid) - found.transform.displacement(grid)).abs().max() < 2e-3
+        apart = (back.displacement(grid) - found.transform.displacement(grid)).abs()
+        assert apart.mean() < 1e-4
+        assert apart.max() < (1e-3 if "refine" not in further else 0.1)  # steps of Adam amplify rounding in single voxels
         turned_back += method.prepare(*images).turn is not None
     assert turned_back > 7
 
