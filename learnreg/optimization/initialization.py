@@ -72,10 +72,14 @@ class CenterOfMass(Stage):
         *,
         on_step: StepCallback | None = None,
     ) -> StageResult:
-        target, source = center_of_mass(fixed), center_of_mass(moving)
-        if initial is not None:
-            source = initial.inverse()(source.unsqueeze(1)).squeeze(1)
-        return StageResult(Affine.translation(source - target))
+        return StageResult(shift_between(center_of_mass(fixed), center_of_mass(moving), initial))
+
+
+def shift_between(target: Tensor, source: Tensor, initial: Transform | None) -> Affine:
+    """Return the translation that maps points to others, ``(B, D)``, mm, if ``initial`` follows it."""
+    if initial is not None:
+        source = initial.inverse()(source.unsqueeze(1)).squeeze(1)
+    return Affine.translation(source - target)
 
 
 class LandmarkStart(Stage):
@@ -260,14 +264,14 @@ class Moments(Stage):
         on_step: StepCallback | None = None,
     ) -> StageResult:
         check_pair(fixed, moving)
-        shift = CenterOfMass()(fixed, moving, initial).transform
-        assert isinstance(shift, Affine)  # noqa: S101 - CenterOfMass returns a translation
+        (center, spread), (source, other) = mass_moments(fixed), mass_moments(moving)
+        shift = shift_between(center, source, initial)
         together = compose_found(shift, initial)
-        axes_fixed, axes_moving = principal_axes(fixed), principal_axes(moving)
+        axes_fixed, axes_moving = principal_axes(spread), principal_axes(other)
         if isinstance(together, Affine):
             linear = together.matrix[:, : fixed.ndim, : fixed.ndim]
             axes_moving = torch.linalg.solve(linear, axes_moving)
-        center = center_of_mass(fixed)[:1]
+        center = center[:1]
         candidates = [Affine.identity(fixed.ndim, dtype=center.dtype).to(center.device)]
         for signs in product((1.0, -1.0), repeat=fixed.ndim):
             linear = axes_moving @ torch.diag(axes_fixed.new_tensor(signs)) @ axes_fixed.mT
@@ -282,17 +286,16 @@ class Moments(Stage):
         return StageResult(turned[clearly_lowest(totals(self.objective, turned, *coarse, initial), self.margin)])
 
 
-def principal_axes(image: Image) -> Tensor:
+def principal_axes(covariance: Tensor) -> Tensor:
     """Return the principal axes of the intensities.
 
     Args:
-        image: Only the first image of a batch is used.
+        covariance: See :func:`mass_moments`; only that of the first image is used.
 
     Returns:
         ``(1, D, D)``, unit vectors as columns, by increasing variance along them.
     """
-    covariance = mass_moments(image)[1][:1]
-    return torch.linalg.eigh(covariance.double()).eigenvectors.to(covariance.dtype)
+    return torch.linalg.eigh(covariance[:1].double()).eigenvectors.to(covariance.dtype)
 
 
 def rotation(angles: Sequence[float], ndim: int) -> Tensor:
