@@ -115,6 +115,8 @@ def name_points(axes: Axes, points: dict[str, Point]) -> None:
                 taken.append(box)
                 break
             text.remove()
+        else:  # a name on top of another is better than none
+            axes.annotate(name, point, (6, -9), textcoords="offset points", fontsize=8)
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ def _itk_image(values: torch.Tensor, grid: Grid) -> Any:
 
 
 class AirLab:
-    """AirLab's own solver, from a source checkout, as it is on no package index.
+    """AirLab's own solver. No package index has it, so it is imported from a checkout of its source.
 
     Steps, weights and B-splines are those of learnreg in AirLab's units, where an image extends from -1 to 1.
 

@@ -85,7 +85,7 @@ TAYLOR = tuple(np.float32(1 / math.factorial(k)) for k in range(2, 7))
 
 
 @compiled
-def exponential(x: Any) -> Any:
+def exp_of_negative(x: Any) -> Any:
     """Return ``e^x`` for ``x`` of at most 0, to 5e-6 of its value above -10; a loop of it uses vector instructions."""
     y = max(x, LEAST) * SHARE
     c2, c3, c4, c5, c6 = TAYLOR
@@ -104,11 +104,8 @@ def choices_loop(
     A block of points is copied to arrays of its own, so that the loops over it become vector instructions.
     """
     count = len(offsets)
-    scores, here, mean = (
-        np.empty((count, BLOCK), np.float32),
-        np.empty((3, BLOCK), np.float32),
-        np.empty((3, BLOCK), np.float32),
-    )
+    scores = np.empty((count, BLOCK), np.float32)
+    here, mean = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
     least, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     for begin in range(first, after, BLOCK):
         size = min(BLOCK, after - begin)
@@ -127,7 +124,7 @@ def choices_loop(
             row = scores[k]
             a, b, c = offsets[k, 0], offsets[k, 1], offsets[k, 2]
             for p in range(size):
-                weight = exponential((least[p] - row[p]) * sharpness)
+                weight = exp_of_negative((least[p] - row[p]) * sharpness)
                 total[p] += weight
                 mean[0, p] += a * weight
                 mean[1, p] += b * weight
